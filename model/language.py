@@ -1,0 +1,119 @@
+"""The frozen causal language model: answer loss (Eq. 8) and beam search over [projected queries, prompt].
+
+Layout of a training sequence, per sample: [Q query embeddings][start, prompt][answer, end][padding]; the loss counts
+the answer and its end token only. In generation the prompt is padded on its left, between queries and prompt, and the
+padding is masked (FACTS.md C.5).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from model.config import LanguageConfig
+from model.frozen import FrozenModule
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that begin a prompt and end an answer.
+
+    InstructBLIP-Vicuna uses `</s>` (2) for both, whatever its published configuration says (FACTS.md C.3), so they are
+    passed explicitly wherever they matter.
+    """
+
+    start_id: int
+    end_id: int
+
+
+@dataclass(frozen=True)
+class AnswerTokens:
+    """Prompt and answer for training: ids [B, S] int64, padded on the right, and masks [B, S] bool.
+
+    Attributes:
+        ids: start token, prompt, answer, end token.
+        mask: True on real tokens.
+        answer_mask: True on the answer and its end token, the tokens that are predicted.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    answer_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Beams of one batch, best first.
+
+    Attributes:
+        ids: [B, K, S'] int64 new tokens, padded with the end token.
+        log_probability: [B, K] float32, each beam's summed log-probability over length ** length_penalty.
+    """
+
+    ids: Tensor
+    log_probability: Tensor
+
+
+class FrozenLanguageModel(FrozenModule):
+    """A causal language model that is never trained, asked through input embeddings.
+
+    Args:
+        model: any causal language model of transformers, weights loaded.
+        special: start and end token.
+    """
+
+    def __init__(self, model: PreTrainedModel, special: SpecialTokens) -> None:
+        super().__init__()
+        self.model = model
+        self.special = special
+        self.freeze()
+
+    @property
+    def width(self) -> int:
+        """Width of an input embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+    def _embed(self, queries: Tensor, ids: Tensor) -> Tensor:
+        words: Tensor = self.model.get_input_embeddings()(ids)
+        return torch.cat([queries.to(words.dtype), words], dim=1)
+
+    def answer_loss(self, queries: Tensor, tokens: AnswerTokens) -> Tensor:
+        """Eq. 8: cross entropy of the answer tokens given queries [B, Q, W] and prompt, mean over tokens; scalar."""
+        num_queries = queries.shape[1]
+        mask = torch.cat([tokens.mask.new_ones(queries.shape[:2]), tokens.mask], dim=1)
+        logits = self.model(
+            inputs_embeds=self._embed(queries, tokens.ids), attention_mask=mask.long(), use_cache=False
+        ).logits
+        # The token at text position i is predicted at sequence position Q + i - 1.
+        predicted = logits[:, num_queries - 1 : -1]
+        return F.cross_entropy(predicted[tokens.answer_mask].float(), tokens.ids[tokens.answer_mask])
+
+    @torch.no_grad()
+    def generate(self, queries: Tensor, prompt: Tensor, prompt_mask: Tensor, config: LanguageConfig) -> Answers:
+        """Beam search; queries [B, Q, W], prompt [B, L'] int64 padded on the left, prompt_mask [B, L'] bool."""
+        mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)
+        found = self.model.generate(
+            inputs_embeds=self._embed(queries, prompt),
+            attention_mask=mask.long(),
+            num_beams=config.num_beams,
+            num_return_sequences=config.num_beams,
+            do_sample=False,
+            max_new_tokens=config.max_new_tokens,
+            min_new_tokens=config.min_new_tokens,
+            length_penalty=config.length_penalty,
+            repetition_penalty=config.repetition_penalty,
+            bos_token_id=self.special.start_id,
+            eos_token_id=self.special.end_id,
+            pad_token_id=self.special.end_id,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        shape = (queries.shape[0], config.num_beams, -1)
+        return Answers(found.sequences.view(shape), found.sequences_scores.view(shape[:2]).float())
+
+
+def build_projection(query_width: int, language_width: int) -> nn.Linear:
+    """Return the trained map from Q-Former outputs to input embeddings of the language model."""
+    return nn.Linear(query_width, language_width)

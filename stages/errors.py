@@ -1,0 +1,37 @@
+"""The one exception for mistakes that a user can mend; everything else that escapes a command is a bug of ours."""
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Bad input, shown as one line without a traceback; the command exits with `exit_code`.
+
+    Args:
+        what: what is wrong, in one clause.
+        where: the file (and line), key or option concerned.
+        received: the offending value.
+        allowed: what would have been accepted.
+        hint: the next step, as an imperative.
+        exit_code: the process's exit status, non-zero.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        received: object = None,
+        allowed: str | None = None,
+        hint: str | None = None,
+        exit_code: int = 2,
+    ) -> None:
+        parts = [what if where is None else f"{where}: {what}"]
+        if received is not None:
+            parts.append(f"got {received!r}")
+        if allowed is not None:
+            parts.append(f"allowed: {allowed}")
+        line = "; ".join(parts)
+        if hint is not None:
+            line = f"{line}. {hint[0].upper()}{hint[1:]}"
+        super().__init__(" ".join(line.split()))
+        self.exit_code = exit_code
