@@ -45,11 +45,13 @@ class AlignmentReport:
     """What one batch's distillation looked like; all detached.
 
     Attributes:
+        levels: the aligned levels u, in order.
         cosine: [U] mean cosine between each projected level and y*.
         weight: [U] mean weight of each level.
         saturated: share of weights above 0.99.
     """
 
+    levels: tuple[int, ...]
     cosine: Tensor
     weight: Tensor
     saturated: Tensor
@@ -75,6 +77,7 @@ class Alignment(nn.Module):
         if max(config.levels) > num_levels:
             raise ValueError(f"alignment.levels {config.levels}: this Q-Former has levels 1...{num_levels}")
         self.config = config
+        self.target_width = target_width
         self.heads = nn.ModuleList(_mlp(hidden_width, target_width, target_width) for _ in config.levels)
         self.gate = _mlp(target_width, config.gate_width, 1) if config.weighting == "adaptive" else None
 
@@ -86,6 +89,7 @@ class Alignment(nn.Module):
         losses = alignment_loss(projected, target)  # [B, T, U]
         weights = self._weights(projected, target)
         report = AlignmentReport(
+            levels=self.config.levels,
             cosine=-losses.detach().mean(dim=(0, 1)),
             weight=weights.detach().mean(dim=(0, 1)),
             saturated=(weights.detach() > SATURATED).float().mean(),

@@ -52,7 +52,7 @@ class TeacherConfig(Settings):
 class QFormerConfig(Settings):
     """The trained Q-Former with its memory bank (MA-LMM; FACTS.md C.5)."""
 
-    source: str | None = "Salesforce/instructblip-vicuna-7b"
+    source: str = "Salesforce/instructblip-vicuna-7b"
     """Hub id or folder whose Q-Former, query tokens and language projection training starts from."""
     memory_slots: PositiveInt = 20
     """M, slots of every memory bank."""

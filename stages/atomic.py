@@ -1,7 +1,7 @@
 """Files that are either absent, old, or whole: write beside, flush to disk, rename."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +15,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     removes the temporary file; after a kill it stays, named `.<target>.<random>.tmp`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
+    # Created with the permissions that any new file gets, so that others of a cluster can read what is shared.
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         sync_file(temporary)

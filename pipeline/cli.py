@@ -1,0 +1,220 @@
+"""The command line: commands gather their options; work and heavy imports are in `pipeline.commands`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="pipeline",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Diff-LMM: teach a video LMM's Q-Former with a frozen diffusion transformer. "
+    "Stage 1: extract. Stage 2: train, evaluate, predict.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
+app.add_typer(config_app, name="config")
+
+_SETTINGS = "Settings"
+Preset = Annotated[
+    str | None,
+    typer.Option(help="tiny, diff-lmm-7b or ma-lmm-7b; default diff-lmm-7b.", rich_help_panel=_SETTINGS),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with settings.", rich_help_panel=_SETTINGS)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, e.g. train.lr=3e-4. May be repeated.", rich_help_panel=_SETTINGS),
+]
+Dataset = Annotated[str | None, typer.Option(help="lvu, msvd_qa, synthetic, or the path of your own card (.yaml).")]
+TaskName = Annotated[str | None, typer.Option("--task", help="One task of the data set; default all.")]
+Videos = Annotated[str | None, typer.Option(help="Folder of the videos; default data/<dataset>/videos.")]
+Annotations = Annotated[
+    str | None, typer.Option(help="Folder of the annotation files; default data/<dataset>/annotations.")
+]
+CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory of the feature cache.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+RunFolder = Annotated[Path, typer.Option("--run", help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")]
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the stages do.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("diff-lmm"))
+        raise typer.Exit
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from pipeline.console import set_up_logging
+
+    set_up_logging(verbose=verbose)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where videos, cache and run go.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """The whole path on the bundled synthetic videos, on the CPU: generate, extract, train, evaluate, report."""
+    from pipeline.commands.demo import run
+
+    run(folder, overrides or [], as_json=json)
+
+
+@app.command()
+def extract(
+    dataset: Dataset = None,
+    task: TaskName = None,
+    videos: Videos = None,
+    annotations: Annotations = None,
+    cache: CacheRoot = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, e.g. ray://head:10001; default this machine.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")] = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Stage 1: decode the videos once and write features and teacher targets into the cache.
+
+    Run it again to go on where it stopped. Exit code 3 when any video failed.
+    """
+    from pipeline.commands.extract import run
+
+    options = _data_options(dataset, task, videos, annotations, cache)
+    failed = run(_resolve(preset, config, options, overrides), address=address, retry_failed=retry_failed, as_json=json)
+    if failed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def train(
+    dataset: Dataset = None,
+    task: TaskName = None,
+    videos: Videos = None,
+    annotations: Annotations = None,
+    cache: CacheRoot = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default <dataset>-<task>-<preset>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Stage 2: train Q-Former, projections and gate from the cache."""
+    from pipeline.commands.train import run
+
+    options = {**_data_options(dataset, task, videos, annotations, cache), "run.name": name}
+    run(_resolve(preset, config, options, overrides), resume=resume, as_json=json)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Answer a split by beam search and score it by exact match; writes predictions and metrics into the run."""
+    from pipeline.commands.evaluate import run as work
+
+    work(run, split=split, overrides=overrides or [], as_json=json)
+
+
+@app.command()
+def predict(
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    question: Annotated[str, typer.Option(help='For example "what is the relationship of the movie?".')],
+    run: RunFolder,
+    start: Annotated[float, typer.Option(help="Where the window begins, in seconds.")] = 0.0,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Answer one question about one video file, without a cache."""
+    from pipeline.commands.predict import run as work
+
+    work(video, question, run, start_s=start, overrides=overrides or [], as_json=json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    output: Annotated[Path | None, typer.Option(help="HTML file; default report.html in the first run.")] = None,
+) -> None:
+    """One self-contained HTML page about one or more runs."""
+    from pipeline.commands.report import run
+
+    run(runs, output)
+
+
+@app.command()
+def doctor(
+    dataset: Dataset = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """What is installed, which devices, weights and data are found, and what to do about what is missing."""
+    from pipeline.commands.doctor import run
+
+    run(_resolve(preset, config, {"data.dataset": dataset}, overrides), as_json=json)
+
+
+@config_app.command("show")
+def config_show(
+    dataset: Dataset = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show what every key means, too.")] = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """The resolved configuration, with the source of every value that is not a default."""
+    from pipeline.commands.config import run
+
+    run(_resolve(preset, config, {"data.dataset": dataset}, overrides), explain=everything, as_json=json)
+
+
+def _data_options(
+    dataset: str | None, task: str | None, videos: str | None, annotations: str | None, cache: str | None
+) -> dict[str, str | None]:
+    return {
+        "data.dataset": dataset,
+        "data.task": task,
+        "data.videos": videos,
+        "data.annotations": annotations,
+        "cache.root": cache,
+    }
+
+
+def _resolve(preset, config, options, overrides):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  # typed in pipeline.config, imported late
+    from pipeline.config import resolve
+
+    return resolve(preset=preset, config_file=config, options=options, overrides=overrides or [])
+
+
+def main() -> None:
+    """Entry point: user errors become one line on stderr, everything else keeps its traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what is committed stays, run the same command again to go on\n")
+        sys.exit(130)
+    except Exception as error:
+        from stages.errors import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)

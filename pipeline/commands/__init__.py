@@ -1,0 +1,1 @@
+"""The work behind each command; imported only when the command runs."""

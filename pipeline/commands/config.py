@@ -1,0 +1,42 @@
+"""`pipeline config show`."""
+
+import typing
+
+from pydantic import BaseModel
+
+from pipeline.config import PipelineConfig, Resolved, valid_keys
+from pipeline.console import emit_json
+
+
+def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:
+    """Print every key with its value, and where the value came from unless it is a default."""
+    tree = resolved.config.model_dump(mode="json")
+    if as_json:
+        emit_json({"config": tree, "sources": resolved.sources})
+        return
+    keys = list(valid_keys())
+    width = max(len(key) for key in keys)
+    for key in keys:
+        source = f"   # {resolved.sources[key]}" if key in resolved.sources else ""
+        line = f"{key:<{width}} = {_value_at(tree, key)}{source}"
+        print(line)  # noqa: T201  # this is the command's output
+        if explain:
+            print(f"{'':<{width}}   {_meaning_of(key)}")  # noqa: T201
+
+
+def _value_at(tree: dict[str, typing.Any], key: str) -> typing.Any:
+    value: typing.Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return "null" if value is None else value
+
+
+def _meaning_of(key: str) -> str:
+    branch: type[BaseModel] = PipelineConfig
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        kind = branch.model_fields[parent].annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, BaseModel)
+        branch = kind
+    return " ".join((branch.model_fields[leaf].description or "").split())

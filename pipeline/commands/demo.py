@@ -1,0 +1,80 @@
+"""`pipeline demo`: generate the synthetic videos, then the same commands as for any data set, one after the other."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.commands import evaluate, extract, report, train
+from pipeline.config import Resolved, resolve
+from pipeline.console import emit_json, progress_bar, say
+from stages.errors import UserError
+from stages.evaluate import TaskScore
+from stages.synthetic import DEFAULT_VIDEOS_PER_SPLIT, generate
+
+_SEED = 0
+
+
+def run(folder: Path, overrides: list[str], *, as_json: bool) -> None:
+    """Run every stage, say what each took, end with the table of accuracies and the path of the run."""
+    seconds: dict[str, float] = {}
+    resolved = _resolve(folder, overrides)
+    with _timed(seconds, "generate"):
+        _generate(folder / "data")
+    with _timed(seconds, "extract"):
+        if extract.run(resolved, address=None, retry_failed=False, as_json=False):
+            raise UserError("a synthetic video failed extraction", where=folder, exit_code=3)
+    with _timed(seconds, "train"):
+        path = _train(resolved, folder)
+    with _timed(seconds, "evaluate"):
+        scores = evaluate.run(path, split="test", overrides=[], as_json=False)
+    with _timed(seconds, "report"):
+        page = report.run([path], None)
+    _finish(path, page, scores, seconds, as_json=as_json)
+
+
+def _resolve(folder: Path, overrides: list[str]) -> Resolved:
+    options = {
+        "data.dataset": "synthetic",
+        "data.videos": str(folder / "data" / "videos"),
+        "data.annotations": str(folder / "data" / "annotations"),
+        "cache.root": str(folder / "cache"),
+        "run.folder": str(folder),
+        "run.name": "run",
+    }
+    return resolve(preset="tiny", options=options, overrides=overrides)
+
+
+def _generate(folder: Path) -> None:
+    total = sum(DEFAULT_VIDEOS_PER_SPLIT.values())
+    with progress_bar("generate", total, "videos") as bar:
+        generate(
+            folder,
+            seed=_SEED,
+            videos_per_split=DEFAULT_VIDEOS_PER_SPLIT,
+            on_video=lambda _done, _total: bar.advance(),
+        )
+
+
+def _train(resolved: Resolved, folder: Path) -> Path:
+    """Train, or go on with the training of an earlier, interrupted demo in the same folder."""
+    started_before = (folder / "run" / "config.yaml").is_file()
+    return train.run(resolved, resume=started_before, as_json=False)
+
+
+def _finish(path: Path, page: Path, scores: dict[str, TaskScore], seconds: dict[str, float], *, as_json: bool) -> None:
+    beaten = [task for task, one in scores.items() if one.ci95[0] > one.floor]
+    spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
+    say(f"{sum(seconds.values()):.0f} s in all: {spent}")
+    say(f"{len(beaten)} of {len(scores)} tasks beat their floor beyond the 95% interval: {', '.join(beaten)}")
+    say(f"run:    {path}")
+    say(f"report: {page}")
+    if as_json:
+        emit_json({"run": str(path), "report": str(page), "seconds": seconds, "beaten": beaten})
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started

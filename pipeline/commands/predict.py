@@ -1,0 +1,114 @@
+"""`pipeline predict`: one video file, one question, no cache; frames stream through the memory."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.vision import VisionEncoder
+from pipeline import locations
+from pipeline.config import PipelineConfig, resolve_run
+from pipeline.console import emit_json, say
+from pipeline.run_folder import RunFolder
+from pipeline.stage2 import LoadedModel, load_trained
+from stages.card_schema import FrameRule
+from stages.decode.child import DecodeChild
+from stages.decode.frames import DecodeError, FrameRequest
+from stages.decode.video_file import list_packets
+from stages.device import autocast, move
+from stages.errors import UserError
+from stages.networks import load_encoder
+from stages.text import TEXT_PROCESSORS
+
+_GIB = 2**30
+
+
+def run(video: Path, question: str, path: Path, *, start_s: float, overrides: list[str], as_json: bool) -> str:
+    """Answer the question and print the answer, the other beams and the seconds it took."""
+    folder = RunFolder.open(path)
+    config = resolve_run(path / "config.yaml", overrides)
+    card = locations.card_of(config)
+    loading = time.perf_counter()
+    encoder = load_encoder(config.encoder)
+    loaded = load_trained(folder, config, visual_width=encoder.vision_model.config.hidden_size)
+    encoder.to(loaded.compute.device, loaded.compute.dtype)
+    started = time.perf_counter()
+    times_s = _frame_times(video, card.frame_rule, start_s, config)
+    frames = _decode(video, times_s, encoder.size_px, config)
+    answers, scores = _answer(loaded, encoder, frames, TEXT_PROCESSORS[card.text](question), config)
+    seconds = time.perf_counter() - started
+    result = {
+        "video": str(video),
+        "question": question,
+        "answer": answers[0],
+        "answers": answers,
+        "log_probability": scores,
+        "from_s": float(times_s[0]),
+        "to_s": float(times_s[-1]),
+        "frames": len(times_s),
+        "seconds": round(seconds, 3),
+        "loading_seconds": round(started - loading, 3),
+    }
+    if as_json:
+        emit_json(result)
+        return answers[0]
+    say(answers[0])
+    spent = f"{seconds:.2f} s, and {started - loading:.2f} s to load"
+    say(f"{len(times_s)} frames from {times_s[0]:g} s to {times_s[-1]:g} s; {spent}")
+    for answer, score in zip(answers[1:], scores[1:], strict=True):
+        say(f"  also {answer!r} ({score - scores[0]:+.2f} in log-probability)")
+    return answers[0]
+
+
+def _frame_times(video: Path, rule: FrameRule, start_s: float, config: PipelineConfig) -> np.ndarray:
+    """Times of the window that begins at `start_s`, by the rule that the run's data set samples frames by."""
+    length_s = _length_s(video)
+    if not 0 <= start_s < length_s:
+        raise UserError(
+            "the window begins outside the video", where="--start", received=start_s, allowed=f"0 to {length_s:.2f}"
+        )
+    indexed = max(1, int(length_s * rule.index_fps))
+    first, last = rule.spans(start_s, length_s, indexed)[0]
+    index = np.rint(np.linspace(first * rule.index_fps, last * rule.index_fps, rule.num_frames))
+    if rule.num_frames > config.qformer.max_frames:
+        raise UserError(f"the window has {rule.num_frames} frames; qformer.max_frames is {config.qformer.max_frames}")
+    return index / rule.index_fps
+
+
+def _length_s(video: Path) -> float:
+    try:
+        packets = list_packets(video)
+    except DecodeError as error:
+        raise UserError(f"cannot be decoded ({error.kind}): {error.reason}", where=video) from error
+    if packets.ticks is None:
+        raise UserError("cannot be decoded: its frames carry no timestamps", where=video)
+    return float((packets.end_ticks - packets.ticks[packets.is_shown].min()) * packets.time_base)
+
+
+def _decode(video: Path, times_s: np.ndarray, size_px: int, config: PipelineConfig) -> np.ndarray:
+    """Frames [T, S, S, 3] uint8 of the window, decoded in a child that can be ended."""
+    extract = config.extract
+    request = FrameRequest(video, times_s, ((size_px, size_px),), extract.decoder, extract.tolerance_s)
+    with DecodeChild(memory_bytes=int(extract.memory_gb * _GIB)) as child:
+        try:
+            return child.decode(request, extract.deadline_s).views[0]
+        except DecodeError as error:
+            raise UserError(f"cannot be decoded ({error.kind}): {error.reason}", where=video) from error
+
+
+def _answer(
+    loaded: LoadedModel, encoder: VisionEncoder, frames: np.ndarray, prompt: str, config: PipelineConfig
+) -> tuple[list[str], list[float]]:
+    """Stream the frames through encoder and memory, one batch at a time, then ask the language model."""
+    model, compute = loaded.model.eval(), loaded.compute
+    question = move(loaded.tokenizers.question([prompt]), compute.device)
+    memory, queries = None, None
+    with autocast(compute.device, compute.dtype):
+        for start in range(0, len(frames), config.extract.batch_size):
+            pictures = torch.from_numpy(frames[start : start + config.extract.batch_size]).to(compute.device)
+            queries, memory = model.watch(encoder(pictures)[None], question, memory)
+        assert queries is not None
+        ids, mask = loaded.tokenizers.prompts([prompt])
+        found = model.language.generate(queries, ids.to(compute.device), mask.to(compute.device), config.language)
+    return loaded.tokenizers.decode(found.ids)[0], found.log_probability[0].tolist()

@@ -1,0 +1,218 @@
+"""The configuration tree of a run: defaults, preset, card, file and command line in this order, later ones winning.
+
+Defaults live in the settings classes of `model.config` and `stages.config` alone. Every value that is not a default
+remembers where it came from (`Resolved.sources`).
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from model.config import ModelConfig
+from stages.cards import load_card
+from stages.config import CacheConfig, DataConfig, EvaluateConfig, ExtractConfig, RunConfig, TrainConfig
+from stages.errors import UserError
+
+
+class PipelineConfig(ModelConfig):
+    """Everything that a command may be told; the branches of the networks are inherited."""
+
+    preset: str = "diff-lmm-7b"
+    """Name of the preset that the run started from."""
+    data: DataConfig = DataConfig()
+    cache: CacheConfig = CacheConfig()
+    extract: ExtractConfig = ExtractConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A complete configuration and, for each dotted key that is not a default, the layer that set it."""
+
+    config: PipelineConfig
+    sources: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values from one place, as dotted keys."""
+
+    source: str
+    values: dict[str, Any]
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that are shipped."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("pipeline.presets").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def valid_keys(branch: type[BaseModel] = PipelineConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the tree that holds a value."""
+    for name, field in branch.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from valid_keys(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def resolve(
+    *,
+    preset: str | None = None,
+    config_file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> Resolved:
+    """Put the layers together and check the result.
+
+    Args:
+        preset: name of a shipped preset; None means the one the file names, else the default.
+        config_file: YAML in the tree's form, for example a run's `config.yaml`.
+        options: dotted keys set by a command's own options; None values are left out.
+        overrides: `key=value` strings from `--set`; the value is read as YAML.
+
+    Raises:
+        UserError: an unknown preset, key or value; the nearest valid key is named.
+    """
+    from_file = [] if config_file is None else [Layer(str(config_file), _flatten(_read_yaml(config_file)))]
+    chosen = {key: value for key, value in (options or {}).items() if value is not None}
+    command = [Layer("command line", chosen), *(_parse_override(text) for text in overrides)]
+    if preset is None:
+        preset = _last("preset", from_file) or PipelineConfig.model_fields["preset"].default
+    base = [Layer(f"preset {preset}", {"preset": preset, **_flatten(_read_preset(preset))})]
+    later = [*from_file, *command]
+    card = load_card(_last("data.dataset", [*base, *later]) or DataConfig().dataset)
+    return _validate([*base, Layer(f"card {card.name}", _flatten(card.settings)), *later])
+
+
+def dump_yaml(config: PipelineConfig) -> str:
+    """Return the tree as YAML, as `config_file` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def resolve_run(path: Path, overrides: Sequence[str]) -> PipelineConfig:
+    """Read a run's resolved configuration and apply `--set` overrides to it."""
+    return _validate([Layer(str(path), _flatten(_read_yaml(path))), *map(_parse_override, overrides)]).config
+
+
+def load_yaml(path: Path) -> PipelineConfig:
+    """Read a run's resolved configuration back; UserError if it is not one."""
+    return resolve_run(path, ())
+
+
+def _validate(layers: Sequence[Layer]) -> Resolved:
+    known = list(valid_keys())
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            if key not in known:
+                raise _unknown_key(key, layer.source, known)
+            values[key], sources[key] = value, layer.source
+    try:
+        config = PipelineConfig.model_validate(_nest(values))
+    except ValidationError as error:
+        raise _bad_value(error, sources) from error
+    default = _flatten(PipelineConfig().model_dump(mode="json"))
+    actual = _flatten(config.model_dump(mode="json"))
+    return Resolved(config, {key: sources[key] for key in actual if actual[key] != default[key]})
+
+
+def _unknown_key(key: str, source: str, known: Sequence[str]) -> UserError:
+    leaf = key.rpartition(".")[2]
+    near = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.endswith(f".{leaf}")][:1]
+    hint = f"did you mean {near[0]}?" if near else "`pipeline config show --all` lists every key"
+    return UserError("unknown configuration key", where=source, received=key, hint=hint)
+
+
+def _bad_value(error: ValidationError, sources: Mapping[str, str]) -> UserError:
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    key = next(
+        (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sources), ".".join(parts)
+    )
+    reason = first["msg"].removeprefix("Value error, ")
+    where = sources.get(key, "configuration")
+    return UserError(f"{key}: {reason}", where=where, received=first["input"])
+
+
+def _parse_override(text: str) -> Layer:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(
+            "not of the form key=value", where="--set", received=text, hint="write for example train.lr=3e-4"
+        )
+    try:
+        return Layer(f"--set {text}", {key.strip(): yaml.safe_load(value)})
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of {key} is not valid YAML", where="--set", received=value) from error
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1)
+        raise UserError(
+            "unknown preset",
+            received=name,
+            allowed=", ".join(preset_names()),
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
+    return _parse_yaml(
+        resources.files("pipeline.presets").joinpath(f"{name}.yaml").read_text("utf-8"), f"preset {name}"
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("configuration cannot be read", where=path, received=str(error)) from error
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}", where=where) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError("the configuration must be a mapping", where=where, received=type(content).__name__)
+    return content
+
+
+def _last(key: str, layers: Sequence[Layer]) -> Any:
+    return next((layer.values[key] for layer in reversed(layers) if key in layer.values), None)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return tree

@@ -1,0 +1,90 @@
+"""Progress bars, tables and lines on the terminal: people read stderr, machines read stdout."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+# Everything for people goes to stderr, so that `--json` leaves stdout to the machine.
+PEOPLE = Console(stderr=True, highlight=False)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.1f} {task.fields['unit']}/s", style="cyan")
+
+
+class Bar:
+    """One progress bar; `advance` also says what stands behind it."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, steps: int = 1, note: str | None = None) -> None:
+        """Move on by `steps` and replace the note."""
+        self._progress.advance(self._task, steps)
+        if note is not None:
+            self._progress.update(self._task, note=note)
+
+
+@contextmanager
+def progress_bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+    """Show a bar with rate and time left while the block runs; on no terminal, one line at the end."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=PEOPLE,
+    ) as progress:
+        yield Bar(progress, progress.add_task(title, total=total, completed=done, unit=unit, note=""))
+
+
+def say(line: str) -> None:
+    """Print one line for people."""
+    PEOPLE.print(line, markup=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table for people; all columns but the first are right-aligned."""
+    shown = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    PEOPLE.print(shown)
+
+
+def emit_json(content: Any) -> None:
+    """Print one JSON object for machines."""
+    sys.stdout.write(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def set_up_logging(*, verbose: bool) -> None:
+    """Send the project's warnings (all of its log with `verbose`) to stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if verbose:
+        for name in ("pipeline", "stages", "model"):
+            logging.getLogger(name).setLevel(logging.INFO)

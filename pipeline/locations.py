@@ -1,0 +1,77 @@
+"""Where a run's inputs and outputs are, given its configuration: the one place that knows the default folders."""
+
+from pathlib import Path
+
+from pipeline.config import PipelineConfig
+from stages.card_schema import Card
+from stages.cards import build_manifest, load_card
+from stages.errors import UserError
+from stages.ids import check_id
+from stages.manifest import Manifest
+from stages.records import nearest_hint
+
+
+def card_of(config: PipelineConfig) -> Card:
+    """The data set's card."""
+    return load_card(config.data.dataset)
+
+
+def videos_folder(config: PipelineConfig) -> Path:
+    """Folder of the videos."""
+    return Path(config.data.videos or Path("data") / card_of(config).name / "videos")
+
+
+def annotations_folder(config: PipelineConfig) -> Path:
+    """Folder of the annotation files."""
+    return Path(config.data.annotations or Path("data") / card_of(config).name / "annotations")
+
+
+def cache_root(config: PipelineConfig) -> Path:
+    """Directory of the feature cache; by default named after data set and networks, so that presets share it."""
+    if config.cache.root is not None:
+        return Path(config.cache.root)
+    networks = (Path(source.rpartition(":")[2]).name for source in (config.encoder.source, config.teacher.source))
+    return Path("caches") / "-".join((card_of(config).name, *networks))
+
+
+def run_folder(config: PipelineConfig) -> Path:
+    """Folder of the run."""
+    name = config.run.name or f"{card_of(config).name}-{config.data.task}-{config.preset}"
+    return Path(config.run.folder) / check_id(name, kind="run name", where="run.name")
+
+
+def extract_command(config: PipelineConfig) -> str:
+    """The command that fills the run's cache, to be shown when frames are missing."""
+    parts = ["pipeline extract", f"--dataset {config.data.dataset}", f"--preset {config.preset}"]
+    if config.data.task != "all":
+        parts.append(f"--task {config.data.task}")
+    if config.cache.root is not None:
+        parts.append(f"--cache {config.cache.root}")
+    return " ".join(parts)
+
+
+def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with_videos: bool = False) -> Manifest:
+    """The samples of the configured task in the given splits (None: all).
+
+    Args:
+        config: data set and task.
+        splits: which splits.
+        with_videos: whether the videos' folder is needed and looked at.
+
+    Raises:
+        UserError: annotations or videos are missing or broken, the task or a split is unknown.
+    """
+    card = card_of(config)
+    tasks = None if config.data.task == "all" else [config.data.task]
+    unknown = [task for task in tasks or () if task not in card.tasks]
+    if unknown:
+        raise UserError(
+            f"data set {card.name!r} has no task {unknown[0]!r}",
+            where="--task",
+            allowed=", ".join([*card.tasks, "all"]),
+            hint=nearest_hint(unknown[0], card.tasks),
+        )
+    manifest = build_manifest(
+        card, annotations=annotations_folder(config), videos=videos_folder(config) if with_videos else None
+    )
+    return manifest.select(tasks=tasks, splits=splits)

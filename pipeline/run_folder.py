@@ -1,0 +1,93 @@
+"""A run's folder: `config.yaml`, `run.json` (cache fingerprint, versions), checkpoints, metrics, predictions."""
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PipelineConfig, dump_yaml, load_yaml
+from stages.atomic import atomic_write_text
+from stages.errors import UserError
+
+CONFIG, STAMP = "config.yaml", "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: PipelineConfig, stamp: dict[str, Any]) -> "RunFolder":
+        """Make the folder and write configuration and stamp.
+
+        Raises:
+            UserError: a run of that name is there already.
+        """
+        if (path / CONFIG).exists():
+            raise UserError(
+                "a run of this name is there already",
+                where=path,
+                hint="add --resume to go on with it, or give another --name",
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path / STAMP, json.dumps({**stamp, **_versions()}, indent=2, sort_keys=True) + "\n")
+        atomic_write_text(path / CONFIG, dump_yaml(config))
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open an existing run; UserError if the folder is none."""
+        if not (path / CONFIG).is_file():
+            raise UserError(f"not a run: there is no {CONFIG}", where=path, hint="train one first: pipeline train")
+        return cls(path)
+
+    def config(self) -> PipelineConfig:
+        """The configuration the run was trained with."""
+        return load_yaml(self.path / CONFIG)
+
+    def stamp(self) -> dict[str, Any]:
+        """Cache fingerprint, counts and versions."""
+        return self.read_json(STAMP)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """One of the run's JSON files; UserError if it is absent or broken."""
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError("file is missing", where=self.path / name) from error
+        except ValueError as error:
+            raise UserError(f"not valid JSON: {error}", where=self.path / name) from error
+        return content
+
+
+def _versions() -> dict[str, Any]:
+    packages = ("diff-lmm", "torch", "transformers", "zarr", "numpy")
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in packages},
+        "git": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """The source's commit, with a + if it was changed since; None outside a checkout."""
+    source = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],  # noqa: S607
+            cwd=source,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

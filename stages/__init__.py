@@ -1,0 +1,1 @@
+"""What runs: manifests, decoding, extraction, the feature cache, datasets, training, evaluation."""

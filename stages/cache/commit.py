@@ -1,0 +1,175 @@
+"""Commit records: one small JSON file per video that says which group holds it; what no record names does not exist.
+
+<root>/commits/<video>.json      the record, replaced in one step, always written last
+<root>/videos/<video>.<revision> the group it names; 8 hexadecimal digits, new for every write
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stages.cache.errors import DamagedCacheError
+from stages.ids import check_id
+
+COMMITS = "commits"
+VIDEOS = "videos"
+_SUFFIX = ".json"
+_GROUP = re.compile(r"(.+)\.[0-9a-f]{8}")
+_READERS = 8
+_BATCH = 50
+
+
+class ArrayRecord(BaseModel):
+    """One stored array: rows along axis 0, `chunk_rows` of them in each file, a CRC-32C of each file's rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int, ...] = Field(min_length=1)
+    dtype: Literal["float16", "float32", "float64"]
+    chunk_rows: int = Field(gt=0)
+    crc32c: tuple[str, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all rows, without the padding of the last file."""
+        return self.shape[0] * self.row_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all files; each is padded to a full chunk."""
+        return len(self.crc32c) * self.chunk_rows * self.row_bytes
+
+
+class CommitRecord(BaseModel):
+    """What is committed for one video; valid only if `checksum` fits the rest.
+
+    `times_s` are the T frame times in seconds, strictly increasing. `checksum` covers the video's id, times, arrays
+    (through their CRCs) and fingerprint, not the revision or the moment, so equal contents have equal checksums.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    format_version: Literal[1]
+    video: str
+    group: str
+    fingerprint: str
+    arrays: dict[str, ArrayRecord]
+    checksum: str
+    committed: AwareDatetime
+    times_s: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        named = _GROUP.fullmatch(self.group)
+        if named is None or named[1] != self.video:
+            raise ValueError(f"group {self.group!r} does not belong to video {self.video!r}")
+        if self.checksum != content_checksum(self.video, self.fingerprint, self.times_array, self.arrays):
+            raise ValueError("the checksum does not fit the record's content")
+        return self
+
+    @cached_property
+    def times_array(self) -> np.ndarray:
+        """The frame times as `[T]` float64."""
+        return np.array(self.times_s, dtype=np.float64)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays, without padding."""
+        return sum(array.num_bytes for array in self.arrays.values())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all chunk files."""
+        return sum(array.stored_bytes for array in self.arrays.values())
+
+
+def content_checksum(video: str, fingerprint: str, times_s: np.ndarray, arrays: Mapping[str, ArrayRecord]) -> str:
+    """Return the SHA-256 (hexadecimal) of a video's committed content."""
+    parts = [f"{n} {a.shape} {a.dtype} {a.chunk_rows} {' '.join(a.crc32c)}" for n, a in sorted(arrays.items())]
+    text = "\n".join([video, fingerprint, *parts])
+    return hashlib.sha256(text.encode() + times_s.astype("<f8").tobytes()).hexdigest()
+
+
+def record_path(root: Path, video: str) -> Path:
+    """Return where the commit record of `video` lies; UserError when the id is unsafe as a file name."""
+    folder = root / COMMITS
+    return folder / (check_id(video, kind="video id", where=str(folder)) + _SUFFIX)
+
+
+def committed_ids(root: Path) -> list[str]:
+    """Return the sorted ids of the videos that have a commit record, by one directory listing."""
+    return sorted(name.removesuffix(_SUFFIX) for name in names_in(root / COMMITS) if name.endswith(_SUFFIX))
+
+
+def load_record(root: Path, video: str) -> CommitRecord | None:
+    """Return the commit record of `video`, None when there is none.
+
+    Raises:
+        DamagedCacheError: the file is no valid record of this video.
+    """
+    path = record_path(root, video)
+    content = _content(path)
+    return None if content is None else _parse(content, path, video)
+
+
+def load_records(root: Path, videos: Sequence[str]) -> Iterator[tuple[str, CommitRecord | DamagedCacheError | None]]:
+    """Yield (video, what `load_record` returns or raises) for many videos; about 0.1 s per 1,000.
+
+    The files are fetched by threads, because on a network file system each one costs a round trip.
+    """
+
+    def fetch(start: int) -> list[bytes | None]:
+        return [_content(record_path(root, video)) for video in videos[start : start + _BATCH]]
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        starts = range(0, len(videos), _BATCH)
+        for start, contents in zip(starts, pool.map(fetch, starts), strict=True):
+            for video, content in zip(videos[start : start + _BATCH], contents, strict=True):
+                try:
+                    yield video, None if content is None else _parse(content, record_path(root, video), video)
+                except DamagedCacheError as error:
+                    yield video, error
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in `folder` that do not start with a dot; none when the folder does not exist yet."""
+    try:
+        return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _parse(content: bytes, path: Path, video: str) -> CommitRecord:
+    try:
+        record = CommitRecord.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _damaged(path, f"broken commit record: {place} {first['msg']}") from None
+    if record.video != video:
+        raise _damaged(path, f"this commit record belongs to video {record.video!r}")
+    return record
+
+
+def _damaged(path: Path, what: str) -> DamagedCacheError:
+    return DamagedCacheError(what, where=path, hint="run the same `pipeline extract` again: it writes the video anew")

@@ -1,0 +1,299 @@
+"""The feature cache as its users see it: write a video, read frames by time, ask what is there."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.cache import maintenance
+from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_record, load_records
+from stages.cache.errors import CacheWriteError, DamagedCacheError, MissingFramesError, storage_errors
+from stages.cache.fingerprint import FILE_NAME, Fingerprint, load_fingerprint, save_fingerprint
+from stages.cache.ledger import Ledger
+from stages.cache.storage import STORAGE_FIELD, refuse_unstorable, storage_type
+from stages.cache.writing import commit_video
+from stages.cache.zarr_store import read_rows
+from stages.errors import UserError
+
+_OPEN_VIDEOS = 256
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class CachedFrames:
+    """Frames of one video, T in the order they were asked for; what was not asked for is None.
+
+    `features [T, P, C]` in the storage type's own dtype, `targets [T, D]` float32, `times_s [T]` float64: the cached
+    times, which may differ from the asked ones by the tolerance.
+    """
+
+    times_s: np.ndarray
+    features: np.ndarray | None
+    targets: np.ndarray | None
+
+
+class FeatureCache:
+    """One directory that holds the features of many videos, all made under one fingerprint.
+
+    Cheap to copy to other processes (pickled as a path): each opens what it reads by itself.
+    """
+
+    def __init__(self, root: Path, fingerprint: Fingerprint, *, extract_command: str | None = None) -> None:
+        self.root = Path(root)
+        self.fingerprint = fingerprint
+        self.storage = storage_type(fingerprint.fields.get(STORAGE_FIELD))
+        self.extract_command = extract_command or f"pipeline extract --dataset <name> --cache {self.root}"
+        self._forget_opened()
+
+    @classmethod
+    def create_or_open(
+        cls, root: Path | str, fingerprint: Fingerprint, *, extract_command: str | None = None
+    ) -> "FeatureCache":
+        """Open the cache at `root`, or make one there when the directory is absent or empty.
+
+        Args:
+            extract_command: the command that fills this cache, quoted to the user when frames are missing.
+
+        Raises:
+            UserError: another fingerprint (naming the field), a directory that holds something else, or a disk that
+                cannot be written.
+        """
+        root = Path(root)
+        storage_type(fingerprint.fields.get(STORAGE_FIELD))
+        if not (root / FILE_NAME).exists():
+            _refuse_foreign_directory(root)
+            with storage_errors(root, needed_bytes=4096):
+                root.mkdir(parents=True, exist_ok=True)
+                save_fingerprint(root, fingerprint)
+        # Read back even what was just written: another process may have created the cache at the same moment.
+        cache = cls.open(root, extract_command=extract_command)
+        cache.fingerprint.require_match(fingerprint, root)
+        return cache
+
+    @classmethod
+    def open(cls, root: Path | str, *, extract_command: str | None = None) -> "FeatureCache":
+        """Open an existing cache, whatever its fingerprint; UserError when there is none or its file is broken."""
+        root = Path(root)
+        return cls(root, load_fingerprint(root), extract_command=extract_command)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger of this cache."""
+        return Ledger(self.root)
+
+    def video_ids(self) -> list[str]:
+        """Return the sorted ids of all committed videos."""
+        return committed_ids(self.root)
+
+    def commits(self) -> Iterator[CommitRecord]:
+        """Yield the commit record of each video, sorted by id; DamagedCacheError at the first broken one."""
+        for _, record in load_records(self.root, self.video_ids()):
+            if isinstance(record, DamagedCacheError):
+                raise record
+            if record is not None:
+                yield record
+
+    def cached_times_s(self, video_id: str) -> np.ndarray:
+        """Return the cached frame times `[T]` float64 of a video in seconds; none when it is not committed."""
+        record = load_record(self.root, video_id)
+        return np.empty(0) if record is None else record.times_array
+
+    def write_video(
+        self, video_id: str, *, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray, merge: bool = False
+    ) -> CommitRecord:
+        """Commit a video's frames as a new revision that replaces the old one, in one step.
+
+        Args:
+            times_s: `[T]` seconds, strictly increasing.
+            features: `[T, P, C]` float16 or float32, converted to the storage type.
+            targets: `[T, D]` float32.
+            merge: keep the frames of the old revision whose times are not written now (more frames were planned).
+
+        Raises:
+            CacheWriteError: NaN, infinity, overflow, wrong shape or type, naming video, array and frame time.
+            UserError: an unsafe id, or a full, read-only or forbidden disk.
+        """
+        times_s = np.asarray(times_s, dtype=np.float64)
+        _check_shapes(video_id, times_s, features, targets)
+        refuse_unstorable(targets, largest=_LARGEST_FLOAT32, name="targets", video=video_id, times_s=times_s)
+        if merge:
+            times_s, features, targets = self._with_old_frames(video_id, times_s, features, targets)
+        arrays = {"times_s": times_s, **self.storage.encode(features, video=video_id, times_s=times_s)}
+        return commit_video(self.root, video_id, self.fingerprint.digest, {**arrays, "targets": targets})
+
+    def read(
+        self,
+        video_id: str,
+        times_s: np.ndarray,
+        *,
+        tolerance_s: float = 0.0,
+        features: bool = True,
+        targets: bool = True,
+    ) -> CachedFrames:
+        """Read the frames nearest to `times_s` (any order, repeats allowed).
+
+        Args:
+            tolerance_s: how far a cached time may lie from the asked one; 0 asks for equality.
+            features: whether to read the features.
+            targets: whether to read the targets.
+
+        Raises:
+            MissingFramesError: the video or a frame is not cached; says which command adds it.
+            DamagedCacheError: files of the video are gone or cut short.
+        """
+        asked_s = np.asarray(times_s, dtype=np.float64)
+        record = self._opened(video_id)
+        while True:
+            try:
+                return self._read(record, asked_s, tolerance_s, features, targets)
+            except (DamagedCacheError, MissingFramesError):
+                # The video may have a new revision since its record was opened; the old group is then gone.
+                self._forget(video_id)
+                fresh = self._opened(video_id)
+                if fresh.group == record.group:
+                    raise
+                record = fresh
+
+    def verify(self, video_id: str) -> maintenance.CheckResult:
+        """See `maintenance.verify`."""
+        return maintenance.verify(self.root, self.fingerprint.digest, video_id)
+
+    def verify_all(self) -> Iterator[maintenance.CheckResult]:
+        """See `maintenance.verify_all`."""
+        return maintenance.verify_all(self.root, self.fingerprint.digest)
+
+    def sweep(self, stale_after_s: float = maintenance.STALE_AFTER_S) -> maintenance.SweepReport:
+        """See `maintenance.sweep`."""
+        return maintenance.sweep(self.root, stale_after_s)
+
+    def info(self) -> maintenance.CacheInfo:
+        """See `maintenance.info`."""
+        return maintenance.info(self.root)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_records", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget_opened()
+
+    def _read(
+        self, record: CommitRecord, asked_s: np.ndarray, tolerance_s: float, features: bool, targets: bool
+    ) -> CachedFrames:
+        rows = self._resolve(record, asked_s, tolerance_s)
+        group = self.root / VIDEOS / record.group
+        stored = {}
+        for name, array in record.arrays.items():
+            if name == "times_s" or not (targets if name == "targets" else features):
+                continue
+            whole = name in self.storage.per_video
+            stored[name] = read_rows(group, name, array, np.arange(array.shape[0]) if whole else rows)
+        return CachedFrames(
+            times_s=record.times_array[rows],
+            features=self.storage.decode(stored) if features else None,
+            targets=stored.get("targets"),
+        )
+
+    def _resolve(self, record: CommitRecord, asked_s: np.ndarray, tolerance_s: float) -> np.ndarray:
+        """Return the row of the cached time nearest to each asked one, `[T]` int64."""
+        cached_s = record.times_array
+        right = np.minimum(np.searchsorted(cached_s, asked_s), len(cached_s) - 1)
+        left = np.maximum(right - 1, 0)
+        rows = np.where(np.abs(cached_s[left] - asked_s) <= np.abs(cached_s[right] - asked_s), left, right)
+        missing = ~(np.abs(cached_s[rows] - asked_s) <= tolerance_s)
+        if missing.any():
+            first = int(np.argmax(missing))
+            raise MissingFramesError(
+                f"video {record.video!r} has no cached frame within {tolerance_s:g} s of {asked_s[first]:.6f} s "
+                f"(the nearest is at {cached_s[rows[first]]:.6f} s; {missing.sum()} of {len(asked_s)} frames missing)",
+                where=self.root,
+                hint=f"run `{self.extract_command}` for the data set and task that ask for it",
+            )
+        return rows
+
+    def _opened(self, video_id: str) -> CommitRecord:
+        with self._lock:
+            record = self._records.pop(video_id, None)
+        if record is None:
+            record = load_record(self.root, video_id)
+            if record is None:
+                raise MissingFramesError(
+                    f"video {video_id!r} is not in this cache",
+                    where=self.root,
+                    hint=f"run `{self.extract_command}` for the data set and task that ask for it",
+                )
+            if record.fingerprint != self.fingerprint.digest:
+                raise DamagedCacheError(
+                    f"video {video_id!r} was committed with another fingerprint than this cache has",
+                    where=self.root,
+                    hint="run `pipeline cache verify`, then the same extraction again",
+                )
+        with self._lock:
+            self._records[video_id] = record
+            while len(self._records) > _OPEN_VIDEOS:
+                self._records.popitem(last=False)
+        return record
+
+    def _forget(self, video_id: str) -> None:
+        with self._lock:
+            self._records.pop(video_id, None)
+
+    def _forget_opened(self) -> None:
+        self._records: OrderedDict[str, CommitRecord] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _with_old_frames(
+        self, video_id: str, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        kept_s = np.setdiff1d(self.cached_times_s(video_id), times_s)
+        if not kept_s.size:
+            return times_s, features, targets
+        old = self.read(video_id, kept_s)
+        assert old.features is not None
+        assert old.targets is not None
+        if old.features.shape[1:] != features.shape[1:] or old.targets.shape[1:] != targets.shape[1:]:
+            raise CacheWriteError(
+                f"video {video_id!r}: new frames have features {features.shape[1:]} and targets {targets.shape[1:]}, "
+                f"the cached ones {old.features.shape[1:]} and {old.targets.shape[1:]}"
+            )
+        merged_s = np.concatenate([kept_s, times_s])
+        order = np.argsort(merged_s)
+        return (
+            merged_s[order],
+            np.concatenate([old.features, features])[order],
+            np.concatenate([old.targets, targets])[order],
+        )
+
+
+def _check_shapes(video: str, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray) -> None:
+    if times_s.ndim != 1 or not times_s.size or not np.isfinite(times_s).all() or not (np.diff(times_s) > 0).all():
+        raise CacheWriteError(f"video {video!r}: times_s must be [T] finite, strictly increasing seconds, T at least 1")
+    for name, array, ndim, dtypes in (
+        ("features", features, 3, ("float16", "float32")),
+        ("targets", targets, 2, ("float32",)),
+    ):
+        if array.dtype not in [np.dtype(dtype) for dtype in dtypes]:
+            raise CacheWriteError(f"video {video!r}: {name} are {array.dtype}; allowed: {', '.join(dtypes)}")
+        if array.ndim != ndim or len(array) != len(times_s) or 0 in array.shape:
+            letters = "[T, P, C]" if ndim == 3 else "[T, D]"
+            raise CacheWriteError(
+                f"video {video!r}: {name} have shape {array.shape} instead of {letters} with T = {len(times_s)}"
+            )
+
+
+def _refuse_foreign_directory(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise UserError("the cache must be a directory, this is a file", where=root, hint="give another --cache")
+    # A cache that another process is just creating shows only the temporary file of its fingerprint.
+    foreign = [p.name for p in root.iterdir() if not p.name.startswith(f".{FILE_NAME}.")] if root.exists() else []
+    if foreign and not (root / FILE_NAME).exists():
+        raise UserError(
+            f"this directory is not a feature cache (no {FILE_NAME}) and not empty",
+            where=root,
+            received=min(foreign),
+            hint="give an empty or new --cache directory",
+        )

@@ -1,0 +1,235 @@
+"""The ledger: which planned videos are done, failed or pending; append-only JSON Lines, one file per extraction run.
+
+    <root>/ledger/<writer>.jsonl   {"video", "state": "done"|"failed", "reason", "attempts", "checksum", "time"}
+
+Events carry no frame times: `status` reads the commit records, which are the truth about what is cached, instead of
+trusting a copy of them. That is affordable: see `Ledger.status`. A record removed or replaced by hand is thus seen.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_records, names_in
+from stages.cache.errors import DamagedCacheError, storage_errors
+from stages.cache.fingerprint import load_fingerprint
+from stages.errors import UserError
+from stages.ids import check_id
+
+LEDGER = "ledger"
+
+
+class LedgerEvent(BaseModel):
+    """One line: what became of one video in one run. `attempts` counts from 1; `checksum` is the commit record's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    video: str
+    state: Literal["done", "failed"]
+    reason: str | None = None
+    attempts: int = Field(ge=1)
+    checksum: str | None = None
+    time: AwareDatetime
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.state == "done") != (self.checksum is not None) or (self.state == "failed") != bool(self.reason):
+            raise ValueError("a done event has a checksum and no reason, a failed event a reason and no checksum")
+        return self
+
+
+@dataclass(frozen=True)
+class FailedVideo:
+    """Why a video has no features, in one line, and after how many attempts."""
+
+    reason: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class LedgerLog:
+    """All events: the latest per video, and the files whose last line was cut off by a kill."""
+
+    latest: dict[str, LedgerEvent]
+    torn: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class LedgerStatus:
+    """Exactly one state per planned video: `done`, `failed` or `pending`.
+
+    `unlisted` are the done ones whose event a kill swallowed; `damaged` the pending ones whose commit cannot be used,
+    with the reason; `torn` the ledger files that end in half a line.
+    """
+
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, FailedVideo] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
+    unlisted: set[str] = field(default_factory=set)
+    damaged: dict[str, str] = field(default_factory=dict)
+    torn: tuple[Path, ...] = ()
+
+
+class LedgerWriter:
+    """Appends one run's events to a file of its own, which appears with the first event.
+
+    Lines are not synced to disk one by one: a power cut costs at most events, and the commit records restore those.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        self._last = datetime.min.replace(tzinfo=UTC)
+
+    def done(self, video: str, *, checksum: str, attempts: int) -> None:
+        """Append that `video` is committed with `checksum`."""
+        self._append(video=video, state="done", checksum=checksum, attempts=attempts)
+
+    def failed(self, video: str, *, reason: str, attempts: int) -> None:
+        """Append that `video` was given up for `reason`, which is put on one line."""
+        self._append(video=video, state="failed", reason=" ".join(reason.split()), attempts=attempts)
+
+    def close(self) -> None:
+        """Sync and close the file; further events would start another."""
+        if self._descriptor is not None:
+            os.fsync(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _append(self, **event: object) -> None:
+        # Within one writer a clock that is set back must not reverse the order of events.
+        self._last = max(self._last, datetime.now(UTC))
+        line = LedgerEvent.model_validate({**event, "time": self._last}).model_dump_json().encode() + b"\n"
+        with storage_errors(self.path, len(line)):
+            if self._descriptor is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+            before = os.fstat(self._descriptor).st_size
+            try:
+                written = os.write(self._descriptor, line)
+                while written < len(line):  # a disk that fills up takes half a line first
+                    written += os.write(self._descriptor, line[written:])
+            except OSError:
+                os.ftruncate(self._descriptor, before)
+                raise
+
+
+class Ledger:
+    """The ledger of the cache at `root`; reading it changes nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def writer(self, name: str | None = None) -> LedgerWriter:
+        """Return a writer for one extraction run; without a `name` (unique, safe) one is made from the time."""
+        name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        path = self.root / LEDGER / f"{check_id(name, kind='ledger name')}.jsonl"
+        if path.exists():
+            raise UserError("this ledger file belongs to an earlier run", where=path, hint="use another name")
+        return LedgerWriter(path)
+
+    def read(self) -> LedgerLog:
+        """Read every event.
+
+        Raises:
+            UserError: a broken line, with file and line; half a last line is reported in `torn` instead.
+        """
+        events: list[LedgerEvent] = []
+        torn = []
+        for name in sorted(names_in(self.root / LEDGER)):
+            path = self.root / LEDGER / name
+            lines = path.read_bytes().split(b"\n")
+            last = lines.pop()
+            events += [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
+            if last:
+                torn.append(path)
+        events.sort(key=lambda event: event.time)  # stable, so equal times keep the order of their file
+        return LedgerLog(latest={event.video: event for event in events}, torn=tuple(torn))
+
+    def status(self, planned: Mapping[str, np.ndarray], *, adopt: LedgerWriter | None = None) -> LedgerStatus:
+        """Give each planned video its state.
+
+        done: its commit record is valid, carries this cache's fingerprint, names a group that is there, covers the
+        planned times exactly, and has the checksum of the latest event; or is newer than that event, because a kill
+        fell between record and event (`unlisted`). failed: the latest event says so and no newer record disproves it.
+        pending: all others. One listing of groups, the ledger and the planned videos' records are read, no Zarr;
+        for 10,000 videos of 150 frames about 1.1 s on two cores (1.8 s from a cold disk cache).
+
+        Args:
+            planned: video id to frame times [T] float64 in seconds.
+            adopt: writer to which an event is appended for each unlisted video.
+
+        Raises:
+            UserError: a broken ledger line or fingerprint file.
+        """
+        log = self.read()
+        status = LedgerStatus(torn=log.torn)
+        records = self._usable_records(planned, status.damaged)
+        for video, times_s in planned.items():
+            record, event = records.get(video), log.latest.get(video)
+            complete = record is not None and covers(record.times_array, times_s)
+            newer = record is not None and (event is None or record.committed >= event.time)
+            listed = record is not None and event is not None and event.checksum == record.checksum
+            if complete and (listed or newer):
+                status.done.add(video)
+                if not listed:
+                    status.unlisted.add(video)
+            elif event is not None and event.state == "failed" and not newer:
+                status.failed[video] = FailedVideo(reason=event.reason or "", attempts=event.attempts)
+            else:
+                status.pending.add(video)
+        assert len(status.done) + len(status.failed) + len(status.pending) == len(planned)
+        if adopt is not None:
+            for video in sorted(status.unlisted):
+                adopt.done(video, checksum=records[video].checksum, attempts=1)
+        return status
+
+    def _usable_records(self, planned: Iterable[str], damaged: dict[str, str]) -> dict[str, CommitRecord]:
+        """Return the planned videos' valid records; the reasons why others are not go into `damaged`."""
+        digest = load_fingerprint(self.root).digest
+        groups = set(names_in(self.root / VIDEOS))
+
+        committed = set(committed_ids(self.root))
+        usable = {}
+        for video, record in load_records(self.root, [video for video in planned if video in committed]):
+            if isinstance(record, DamagedCacheError):
+                damaged[video] = str(record)
+            elif record is not None and record.fingerprint != digest:
+                damaged[video] = "committed with another fingerprint"
+            elif record is not None and record.group not in groups:
+                damaged[video] = f"its group {record.group} is gone"
+            elif record is not None:
+                usable[video] = record
+        return usable
+
+
+def covers(cached_s: np.ndarray, planned_s: np.ndarray) -> bool:
+    """Whether every planned time is among the cached ones, exactly; both in seconds, the cached ones increasing."""
+    at = np.minimum(np.searchsorted(cached_s, planned_s), len(cached_s) - 1)
+    return bool((cached_s[at] == planned_s).all())
+
+
+def _parse(line: bytes, path: Path, number: int) -> LedgerEvent:
+    try:
+        return LedgerEvent.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"broken ledger line: {key} {first['msg']}",
+            where=f"{path}:{number}",
+            hint="remove this line; its video is taken from its commit record, or extracted again",
+        ) from None

@@ -1,0 +1,215 @@
+"""Decoding in a separate program that can be ended: a file that hangs, crashes or fills memory costs one error."""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+
+from stages.decode.frames import DecodedVideo, DecodeError, FrameRequest
+from stages.decode.wire import request_message, to_line, view_offsets
+from stages.errors import UserError
+
+# Address space that decoding one video may take beyond what the libraries have mapped. Room for 8K pictures with all
+# their reference frames; a 4K H.264 video takes under 0.5 GiB.
+MEMORY_BYTES = 4 * 2**30
+
+# Importing torch takes a second or two, and far longer from a cold network disk.
+_START_LIMIT_S = 180.0
+
+_READ_BYTES = 65_536
+_STDERR_TAIL_CHARS = 300
+
+
+class DecodeChild:
+    """A persistent child program that decodes one video at a time, within a time limit and a memory limit.
+
+    The child starts on the first `decode`, or earlier in the background by `start`. After a timeout, a crash or a
+    memory failure the next `decode` starts a new one. It uses one thread and no GPU, and ends with its parent.
+    Not for use by several threads at once.
+
+    Args:
+        memory_bytes: address space for one video, on top of the libraries' own (enforced on Linux).
+    """
+
+    def __init__(self, *, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._memory_bytes = memory_bytes
+        self._buffer = _open_buffer()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
+        self._stderr_tail = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The running child's process id, None where no child runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the child without waiting for it; does nothing while one runs."""
+        if self.pid is not None:
+            return
+        self._stop()
+        # Linux ties a child's life to the thread that started it. Only the main thread surely lives long enough;
+        # elsewhere the child notices the end of its parent by the closed pipe.
+        parent_pid = os.getpid() if threading.current_thread() is threading.main_thread() else 0
+        buffer_fd = self._buffer.fileno()
+        self._process = subprocess.Popen(  # noqa: S603 - our own program and numbers
+            [
+                *(sys.executable, "-P", "-m", "stages.decode.child_main"),
+                *(str(number) for number in (buffer_fd, self._memory_bytes, parent_pid)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=(buffer_fd,),
+            env=_child_environment(),
+        )
+        self._is_ready, self._stderr_tail = False, ""
+
+    def decode(self, request: FrameRequest, deadline_s: float) -> DecodedVideo:
+        """Decode one request into fresh arrays; `deadline_s` counts from when the child is ready to begin.
+
+        Raises `DecodeError` with the reason, and `UserError` where the request's decoder is not installed.
+        """
+        self.start()
+        if not self._is_ready:
+            self._await_start()
+        self._buffer.truncate(view_offsets(request)[-1])
+        self._buffer.seek(0)
+        self._buffer.write(np.ascontiguousarray(request.times_s).data.cast("B"))
+        try:
+            self._check(self._ask(request_message(request, deadline_s), deadline_s))
+            return self._copy_out(request)
+        finally:
+            self._buffer.truncate(0)  # hands the memory back
+
+    def close(self) -> None:
+        """End the child and release the buffer; the object cannot be used again."""
+        self._stop()
+        self._buffer.close()
+
+    def _await_start(self) -> None:
+        try:
+            self._receive(_START_LIMIT_S, "starting")
+        except DecodeError:
+            self._stop()
+            raise
+        self._is_ready = True
+
+    def _ask(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        assert self._process is not None
+        try:
+            _open(self._process.stdin).write(to_line(message))
+            return self._receive(limit_s, "decoding")
+        except BrokenPipeError:
+            raise self._crash("before it began") from None
+        except BaseException:
+            self._stop()  # also on Ctrl-C: what it would still answer must not meet the next request
+            raise
+
+    def _receive(self, limit_s: float, doing: str) -> dict[str, Any]:
+        """Wait for one line, keeping the end of what the child prints."""
+        assert self._process is not None
+        stdout, stderr = self._process.stdout, self._process.stderr
+        line, until = b"", time.monotonic() + limit_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(_open(stdout), selectors.EVENT_READ, stdout)
+            selector.register(_open(stderr), selectors.EVENT_READ, stderr)
+            while not line.endswith(b"\n"):
+                ready = selector.select(max(0.0, until - time.monotonic()))
+                if not ready or time.monotonic() > until:
+                    raise DecodeError("timeout", f"{doing} took longer than {limit_s:g} s; the child was ended")
+                for key, _ in ready:
+                    chunk = os.read(key.fd, _READ_BYTES)
+                    if key.data is stderr:
+                        self._keep_tail(chunk)
+                        if not chunk:
+                            selector.unregister(key.fileobj)
+                    elif not chunk:
+                        raise self._crash(f"while {doing}")
+                    else:
+                        line += chunk
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _check(self, answer: dict[str, Any]) -> None:
+        kind = answer["error"]
+        if kind is None:
+            return
+        if kind == "user":
+            raise UserError(answer["reason"])
+        if kind == "memory":
+            self._stop()  # what failed to find memory may have left the libraries in any state
+        raise DecodeError(kind, answer["reason"])
+
+    def _copy_out(self, request: FrameRequest) -> DecodedVideo:
+        video = DecodedVideo.empty_for(request)
+        self._buffer.seek(0)
+        for array in (video.shown_s, *video.views):
+            rest = array.data.cast("B")
+            while len(rest) > 0:
+                count = self._buffer.readinto(rest)
+                assert count, "the child cut the buffer short"
+                rest = rest[count:]
+        return video
+
+    def _crash(self, when: str) -> DecodeError:
+        """Reap a child that is gone and say how it ended."""
+        assert self._process is not None
+        self._process.kill()  # it may have closed its pipe and live on
+        status = self._process.wait()
+        while chunk := os.read(_open(self._process.stderr).fileno(), _READ_BYTES):
+            self._keep_tail(chunk)
+        how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
+        said = f"; it last said: {self._stderr_tail}" if self._stderr_tail.strip() else ""
+        self._stop()
+        return DecodeError("crash", f"the decode child {how} {when}{said}")
+
+    def _keep_tail(self, chunk: bytes) -> None:
+        self._stderr_tail = (self._stderr_tail + chunk.decode("utf-8", "replace"))[-_STDERR_TAIL_CHARS:]
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            _open(pipe).close()
+        self._process = None
+
+
+def _open(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe
+
+
+def _open_buffer() -> Any:
+    """Memory that both programs hold open and that has no name, so that no crash can leave it behind."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("decoded-frames"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _child_environment() -> dict[str, str]:
+    """This program's environment, in which the child finds this package, no GPU, and no reason to start threads."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

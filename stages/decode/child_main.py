@@ -1,0 +1,111 @@
+"""The decode child: `python -m stages.decode.child_main BUFFER_FD MEMORY_BYTES PARENT_PID`.
+
+Started by `DecodeChild`; answers requests on standard input until that closes, which happens when the parent ends.
+"""
+
+import ctypes
+import json
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from stages.decode.frames import DecodeError, FrameRequest
+from stages.decode.wire import read_request, to_line, view_offsets, write_rows
+from stages.errors import UserError
+
+_PR_SET_PDEATHSIG = 1
+
+# How long after its deadline a child whose parent is gone may go on before the kernel ends it.
+_ORPHAN_GRACE_S = 5.0
+
+
+def main() -> None:
+    """Serve requests for ever; the reading thread ends the process."""
+    buffer_fd, memory_bytes, parent_pid = (int(argument) for argument in sys.argv[1:4])
+    answers = _claim_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    if parent_pid:
+        _die_with(parent_pid)
+    requests = _read_requests()
+
+    import torch
+
+    from stages.decode import pyav_reader, reader  # noqa: F401 - before the limit, which counts from here on
+
+    torch.set_num_threads(1)
+    _limit_resources(memory_bytes)
+    answers.write(to_line({"ready": True}))
+    while True:
+        message = requests.get()
+        # The default action of SIGALRM ends the process even inside a loop of a decoder's.
+        signal.setitimer(signal.ITIMER_REAL, message["deadline_s"] + _ORPHAN_GRACE_S)
+        answer = _answer(read_request(message, buffer_fd), buffer_fd)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        answers.write(to_line(answer))
+
+
+def _answer(request: FrameRequest, buffer_fd: int) -> dict[str, Any]:
+    from stages.decode.reader import decode_into
+
+    offsets = view_offsets(request)
+
+    def store(rows: slice, shown_s: float, pictures: list[np.ndarray]) -> None:
+        write_rows(buffer_fd, 0, rows, np.array([shown_s], dtype=np.float64))
+        for offset, picture in zip(offsets, pictures, strict=False):
+            write_rows(buffer_fd, offset, rows, picture)
+
+    try:
+        decode_into(request, store)
+    except DecodeError as error:
+        return {"error": error.kind, "reason": error.reason}
+    except UserError as error:
+        return {"error": "user", "reason": str(error)}
+    return {"error": None}
+
+
+def _claim_stdout() -> BinaryIO:
+    """Keep the answer pipe to ourselves: whatever libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    return answers
+
+
+def _die_with(parent_pid: int) -> None:
+    """Have the kernel end this process with its parent, also in a decoder that never returns (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":
+    """Read requests in a thread, so that the end of the parent is noticed during a decode too."""
+    requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin.buffer:
+            requests.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return requests
+
+
+def _limit_resources(memory_bytes: int) -> None:
+    """Allow `memory_bytes` of address space on top of what the libraries have mapped (Linux), and no core dumps."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes, mapped + memory_bytes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Frames by timestamp with PyAV: decode what is needed, and prove that nothing is missing.
+
+Native RGB is what FFmpeg's converter gives for the frame's own colour space and range, turned by the file's display
+matrix. The pixel aspect ratio is not applied, and interlaced frames are not deinterlaced.
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from stages.decode.frames import DecodeError, FrameRequest
+from stages.decode.timeline import Timeline
+from stages.decode.video_file import PacketList, ffmpeg_messages, frame_ticks, list_packets, open_video
+
+# Receives rows of the request that one frame fills, its timestamp, and the frame [h, w, 3] uint8 RGB.
+FrameSink = Callable[[slice, float, np.ndarray], None]
+
+
+def read_with_pyav(request: FrameRequest, sink: FrameSink) -> None:
+    """Send every frame asked for to `sink`, in time order; the pixels equal those of decoding the whole file.
+
+    The first attempts skip pictures that nothing wanted depends on. Where one misses a wanted frame, or FFmpeg
+    reports anything at all, the file is decoded again in full, and what fails then is the file's fault; frames sent
+    twice are right the second time. Raises `DecodeError`.
+    """
+    with ffmpeg_messages() as messages:
+        packets = list_packets(request.path)
+        if not (_has_simple_order(packets) and _read_wanted_only(request, packets, sink, messages)):
+            _read_in_full(request, sink)
+
+
+def _has_simple_order(packets: PacketList) -> bool:
+    """Whether packets name their frames: all have a distinct timestamp and the earliest comes first."""
+    ticks = packets.ticks
+    if ticks is None or not packets.is_key[0] or not packets.is_shown.any():
+        return False
+    return bool(ticks[0] == ticks.min() and len(np.unique(ticks)) == len(ticks))
+
+
+def _read_wanted_only(request: FrameRequest, packets: PacketList, sink: FrameSink, messages: list[Any]) -> bool:
+    """Decode only what the wanted frames need; return whether every one of them came out undisturbed."""
+    assert packets.ticks is not None
+    shown = np.sort(packets.ticks[packets.is_shown])
+    timeline = Timeline(shown, packets.time_base, packets.last_duration_ticks)
+    rows = rows_by_frame(timeline.choose(request))
+    wanted = {int(shown[index]): (span, float(timeline.shown_s[index])) for index, span in rows}
+    runs = _runs(packets, frozenset(wanted))
+    attempts = [runs]
+    if len(runs) > 1:
+        # Key frames of an open GOP can disturb a fresh start; going through from the first packet needs none.
+        attempts.append([(0, runs[-1][1])])
+    for attempt in attempts:
+        messages.clear()
+        frames = _decode_runs(request.path, packets, attempt, frozenset(wanted))
+        if _send_wanted(frames, wanted, sink) and not messages:
+            return True
+    return False
+
+
+def _send_wanted(frames: Iterator[Any], wanted: dict[int, tuple[slice, float]], sink: FrameSink) -> bool:
+    """Send the frames whose timestamp is wanted; return whether each came once, whole, and in order."""
+    to_rgb = RgbConverter()
+    found: list[int] = []
+    try:
+        for frame in frames:
+            if frame.pts in wanted and not frame.is_corrupt:
+                sink(*wanted[frame.pts], to_rgb.convert(frame))
+                found.append(frame.pts)
+    except av.error.MemoryError:
+        raise
+    except av.error.FFmpegError:
+        return False
+    return found == sorted(wanted)
+
+
+def rows_by_frame(indices: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Group an ascending index per row into (index, its rows)."""
+    distinct, starts = np.unique(indices, return_index=True)
+    ends = [*starts[1:], len(indices)]
+    for index, start, end in zip(distinct, starts, ends, strict=True):
+        yield int(index), slice(int(start), int(end))
+
+
+def _decode_runs(path: Path, packets: PacketList, runs: list[tuple[int, int]], wanted: frozenset[int]) -> Iterator[Any]:
+    """Decode runs of packets (first and last position), leaving out pictures that nothing else refers to."""
+    assert packets.ticks is not None
+    remaining = iter(runs)
+    first, last = next(remaining)
+    with open_video(path) as (container, stream):
+        decoder = stream.codec_context
+        decoder.open(strict=False)  # some decoders read `skip_frame` only here, and must not start by skipping
+        for position, packet in enumerate(container.demux(stream)):
+            if position < first:
+                continue
+            # Pictures shown before the run's key frame refer to what was left out, and nothing later refers to them.
+            if packet.pts >= packets.ticks[first]:
+                decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                yield from decoder.decode(packet)
+            if position == last:
+                yield from decoder.decode(None)
+                decoder.flush_buffers()
+                first, last = next(remaining, (-1, -1))
+                if last < 0:
+                    return
+
+
+def _runs(packets: PacketList, wanted: frozenset[int]) -> list[tuple[int, int]]:
+    """The packets to decode, as (first, last) positions: from a key frame shown no later, to each wanted frame.
+
+    Starting afresh at a key frame is what seeking does, without trusting the container's own index.
+    """
+    assert packets.ticks is not None
+    ticks, keys = packets.ticks, np.flatnonzero(packets.is_key)
+    needed: list[tuple[int, int]] = []
+    for position in np.flatnonzero(np.isin(ticks, list(wanted))):
+        usable = keys[(keys <= position) & (ticks[keys] <= ticks[position])]
+        needed.append((int(usable[-1]), int(position)))
+    runs: list[tuple[int, int]] = []
+    for first, last in sorted(needed):
+        if runs and first <= runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], last))
+        else:
+            runs.append((first, last))
+    return runs
+
+
+def _read_in_full(request: FrameRequest, sink: FrameSink) -> None:
+    """Decode the whole file twice: once for the timestamps of the frames shown, once for the wanted pictures."""
+    timeline = _timeline_of_decoded(request.path)
+    wanted = dict(rows_by_frame(timeline.choose(request)))
+    last, to_rgb = max(wanted), RgbConverter()
+    for index, frame in enumerate(_decode_all(request.path)):
+        if index in wanted:
+            sink(wanted[index], float(timeline.shown_s[index]), to_rgb.convert(frame))
+        if index == last:
+            return
+
+
+def _decode_all(path: Path) -> Iterator[Any]:
+    """Yield every frame shown. Damaged ones before the first whole one are not; a later one raises `DecodeError`."""
+    with open_video(path) as (container, stream):
+        started = False
+        for frame in container.decode(stream):
+            if frame.is_corrupt and started:
+                raise DecodeError("unreadable", f"damaged: a picture at {frame.time or 0.0:.3f} s is incomplete")
+            started = not frame.is_corrupt
+            if started:
+                yield frame
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    pts: int | None
+    dts: int | None
+    duration_ticks: int
+    time_base: Fraction
+
+
+def _timeline_of_decoded(path: Path) -> Timeline:
+    """Take the shown frames' own timestamps or, where a container stores none, those of decoding order.
+
+    Formats without presentation times (AVI) show one frame per decoding step, so the step at which a frame comes out
+    is its time; frames that come out at the very end follow at the last frame's pace.
+    """
+    with open_video(path) as (_, stream):
+        one_frame = frame_ticks(stream, None)
+    stamps = [_Stamp(f.pts, f.dts, f.duration or one_frame, f.time_base) for f in _decode_all(path)]
+    if not stamps:
+        raise DecodeError("unreadable", "no frame could be decoded")
+    presentation = [stamp.pts for stamp in stamps]
+    for ticks in (presentation, _extended([stamp.dts for stamp in stamps], stamps[-1].duration_ticks)):
+        if None not in ticks and (np.diff(np.array(ticks, dtype=np.int64)) > 0).all():
+            return Timeline(np.array(ticks, dtype=np.int64), stamps[0].time_base, stamps[-1].duration_ticks)
+    raise DecodeError("unreadable", "the frames carry no usable timestamps (writing the file anew as mp4 gives them)")
+
+
+def _extended(ticks: list[int | None], step: int) -> list[int | None]:
+    """Fill the gap at the end of a list of timestamps, `step` apart."""
+    filled: list[int | None] = []
+    for tick in ticks:
+        previous = filled[-1] if filled else None
+        filled.append(previous + step if tick is None and previous is not None else tick)
+    return filled
+
+
+class RgbConverter:
+    """Turns PyAV frames into upright [h, w, 3] uint8 RGB; one per video, so that the converter is set up once."""
+
+    def __init__(self) -> None:
+        self._reformatter = av.video.reformatter.VideoReformatter()
+
+    def convert(self, frame: Any) -> np.ndarray:
+        """Convert one frame, of whatever size and format."""
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.ascontiguousarray(_upright(rgb, frame))
+
+
+def _upright(rgb: np.ndarray, frame: Any) -> np.ndarray:
+    """Apply the display matrix: quarter turns and mirrorings, as FFmpeg's own program does."""
+    a, b, c, d = _display_matrix(frame)
+    if b == c == 0:
+        return rgb[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1]
+    if a == d == 0:
+        return rgb.transpose(1, 0, 2)[:: 1 if b > 0 else -1, :: 1 if c > 0 else -1]
+    raise DecodeError("refused", f"the display matrix turns the picture by {frame.rotation} degrees, not quarter turns")
+
+
+def is_mirrored(frame: Any) -> bool:
+    """Whether the frame's display matrix mirrors it (a turn alone does not)."""
+    a, b, c, d = _display_matrix(frame)
+    return a * d - b * c < 0
+
+
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """The numbers of x' = a x + c y, y' = b x + d y (scaled by 2**16), the identity where a file has none."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
+    return a, b, c, d

@@ -1,0 +1,49 @@
+"""Decoding one request in this process: the reader that was asked for, then one resize per view."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from stages.decode.frames import DecodedVideo, DecodeError, FrameRequest
+from stages.decode.resize import resize_rgb
+
+# Receives rows of the request that one frame fills, its timestamp, and one [height, width, 3] uint8 picture per view.
+ViewStore = Callable[[slice, float, list[np.ndarray]], None]
+
+
+def decode_into(request: FrameRequest, store: ViewStore) -> None:
+    """Send the views of every frame asked for to `store`; a row may be sent twice, the last one counts.
+
+    Only one native frame is held at a time. Raises `DecodeError`, and `UserError` where decord is not installed.
+    """
+
+    def resize_and_store(rows: slice, shown_s: float, rgb: np.ndarray) -> None:
+        store(rows, shown_s, [resize_rgb(rgb, size_px) for size_px in request.sizes_px])
+
+    try:
+        if request.decoder == "pyav":
+            from stages.decode.pyav_reader import read_with_pyav
+
+            read_with_pyav(request, resize_and_store)
+        else:
+            from stages.decode.decord_reader import read_with_decord
+
+            read_with_decord(request, resize_and_store)
+    except (MemoryError, RuntimeError) as error:
+        # torch says that it found no memory by a RuntimeError.
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise DecodeError("memory", f"the memory limit was reached ({error or 'allocation failed'})") from error
+
+
+def decode(request: FrameRequest) -> DecodedVideo:
+    """Decode in this process, where a damaged file may hang or crash it; `DecodeChild` is the safe way."""
+    video = DecodedVideo.empty_for(request)
+
+    def store(rows: slice, shown_s: float, pictures: list[np.ndarray]) -> None:
+        video.shown_s[rows] = shown_s
+        for view, picture in zip(video.views, pictures, strict=True):
+            view[rows] = picture
+
+    decode_into(request, store)
+    return video

@@ -1,0 +1,226 @@
+"""Opening a local video file safely with PyAV, and listing its packets without decoding any."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from stages.decode.frames import DecodeError
+
+# Only self-contained files are opened: a playlist, session description or picture sequence could name any other file
+# or address. Sound formats are listed so that a sound file fails for its true reason.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,nut,rm,mxf,dv,wtv,"
+    "h264,hevc,mpegvideo,m4v,obu,wav,mp3,flac,aac,aiff,ac3,amr,caf,au,w64"
+)
+_OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+
+# Above these a header is taken for damaged (or hostile) and no frame is allocated.
+_MAX_SIDE_PX = 16_384
+_MAX_PICTURE_PX = 150_000_000
+
+# A video may lack this much of its declared duration before it counts as cut short. Containers round, and encoders
+# drop a frame or two at the end; a time beyond the real end still fails as "out_of_range".
+_SHORTFALL_S = 1.0
+_SHORTFALL_FRACTION = 0.05
+
+
+@dataclass(frozen=True)
+class PacketList:
+    """The video packets of a file in decoding order (`K` of them).
+
+    Args:
+        ticks: [K] int64 presentation timestamps in units of `time_base`; None where the file leaves one out.
+        is_key: [K] bool, decoding can start here.
+        is_shown: [K] bool, false where an edit list hides the frame.
+        last_duration_ticks: how long the last frame shown stays.
+    """
+
+    ticks: np.ndarray | None
+    is_key: np.ndarray
+    is_shown: np.ndarray
+    last_duration_ticks: int
+    time_base: Fraction
+
+
+@contextmanager
+def ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
+    """Collect FFmpeg's error messages while the block runs, and turn its exceptions into `DecodeError`."""
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as messages:
+            try:
+                yield messages
+            except av.error.FFmpegError as error:
+                raise _translate(error, messages) from error
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skip)
+
+
+def _translate(error: Any, messages: list[tuple[int, str, str]]) -> DecodeError:
+    said = messages[-1][2].strip() if messages else ""
+    if isinstance(error, MemoryError):
+        return DecodeError("memory", f"the memory limit was reached ({said or 'allocation failed'})")
+    if isinstance(error, PermissionError):
+        return DecodeError("refused", "no permission to read the file")
+    if "not on whitelist" in said:
+        return DecodeError("refused", "not a self-contained video file (playlists and picture files are not followed)")
+    return DecodeError("unreadable", f"{error.strerror}{f' ({said})' if said else ''}")
+
+
+def check_regular_file(path: Path) -> None:
+    """Raise `DecodeError` unless `path` leads to a regular file with content; a FIFO or device would block."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DecodeError("missing", f"no such file: {path}") from None
+    except (OSError, ValueError) as error:
+        raise DecodeError("missing", f"{error}: {path}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DecodeError("refused", f"not a regular file ({stat.filemode(status.st_mode)}): {path}")
+    if status.st_size == 0:
+        raise DecodeError("unreadable", "the file is empty (0 bytes)")
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open a local file and yield its PyAV container and first video stream, set to one decode thread.
+
+    Cover pictures of sound files do not count as video. Use inside `ffmpeg_messages`. Raises `DecodeError`.
+    """
+    check_regular_file(path)
+    # The prefix keeps a name such as "http:x.mp4" from being taken for an address.
+    name = f"file:{os.path.abspath(path)}"  # noqa: PTH100 - Path.absolute would keep ".." in what FFmpeg reports
+    with av.open(name, container_options=_OPEN_OPTIONS, metadata_errors="replace") as container:
+        # Made-up timestamps are wrong for reordered frames (seen with H.264 in AVI): better none.
+        container.flags &= ~av.container.core.Flags.gen_pts.value
+        stream = _video_stream(container)
+        _check_size(stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _video_stream(container: Any) -> Any:
+    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        has_sound = len(container.streams.audio) > 0
+        raise DecodeError("unreadable", f"no video stream{' (audio only)' if has_sound else ''}")
+    if streams[0].codec_context is None:
+        raise DecodeError("unreadable", "no decoder for this video codec")
+    return streams[0]
+
+
+def _check_size(width_px: int, height_px: int) -> None:
+    if width_px <= 0 or height_px <= 0:
+        raise DecodeError("unreadable", "the file does not say how large its pictures are")
+    if max(width_px, height_px) > _MAX_SIDE_PX or width_px * height_px > _MAX_PICTURE_PX:
+        raise DecodeError(
+            "refused",
+            f"pictures of {width_px} x {height_px} pixels; at most {_MAX_SIDE_PX} a side and "
+            f"{_MAX_PICTURE_PX // 1_000_000} million in all are decoded",
+        )
+
+
+def list_packets(path: Path) -> PacketList:
+    """Read all packets of the file's video stream without decoding; a damaged or cut file raises `DecodeError`."""
+    with open_video(path) as (container, stream):
+        packets: list[_Packet] = []
+        spans: dict[int, _Span] = {}
+        for packet in container.demux():
+            if packet.size == 0 and packet.dts is None and packet.pts is None:
+                continue  # PyAV's end marker
+            spans.setdefault(packet.stream_index, _Span()).add(packet)
+            if packet.stream_index == stream.index:
+                packets.append(_Packet.of(packet))
+        if not packets:
+            raise DecodeError("unreadable", "the video stream holds no frames")
+        _check_complete(container, stream, spans)
+        damaged = sum(packet.is_corrupt for packet in packets)
+        if damaged:
+            raise DecodeError("unreadable", f"damaged: {damaged} of {len(packets)} video packets are corrupt")
+        return _to_list(packets, stream)
+
+
+class _Packet(NamedTuple):
+    ticks: int | None
+    duration_ticks: int | None
+    is_key: bool
+    is_shown: bool
+    is_corrupt: bool
+
+    @classmethod
+    def of(cls, packet: Any) -> "_Packet":
+        return cls(packet.pts, packet.duration, packet.is_keyframe, not packet.is_discard, packet.is_corrupt)
+
+
+def _to_list(packets: list[_Packet], stream: Any) -> PacketList:
+    last = max(packets, key=lambda packet: (packet.is_shown, packet.ticks or 0))
+    ticks = [packet.ticks for packet in packets]
+    return PacketList(
+        ticks=None if None in ticks else np.array(ticks, dtype=np.int64),
+        is_key=np.array([packet.is_key for packet in packets], dtype=bool),
+        is_shown=np.array([packet.is_shown for packet in packets], dtype=bool),
+        last_duration_ticks=frame_ticks(stream, last.duration_ticks),
+        time_base=stream.time_base,
+    )
+
+
+class _Span:
+    """What one stream's packets cover, in seconds."""
+
+    def __init__(self) -> None:
+        self.first_s = float("inf")
+        self.end_s = float("-inf")
+
+    def add(self, packet: Any) -> None:
+        ticks = packet.dts if packet.pts is None else packet.pts
+        if ticks is not None and packet.time_base:
+            self.first_s = min(self.first_s, float(ticks * packet.time_base))
+            self.end_s = max(self.end_s, float((ticks + (packet.duration or 0)) * packet.time_base))
+
+
+def frame_ticks(stream: Any, duration_ticks: int | None) -> int:
+    """How long a frame lasts: its own duration where the file gives one, else one period of the average rate."""
+    if duration_ticks:
+        return int(duration_ticks)
+    return round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 0
+
+
+def _check_complete(container: Any, stream: Any, spans: dict[int, _Span]) -> None:
+    """Compare what the packets cover with what the header promises; a file cut short gives no error otherwise."""
+    declared_s = _own_duration_s(stream)
+    covered = [spans[stream.index]]
+    if declared_s is None and container.duration:
+        # Only the whole file's duration is known. Sound may outlast the pictures, so every stream counts.
+        declared_s = container.duration / av.time_base
+        covered = list(spans.values())
+    covered_s = max(span.end_s for span in covered) - min(span.first_s for span in covered)
+    if declared_s is None or not np.isfinite(covered_s):
+        return
+    if declared_s - covered_s > max(_SHORTFALL_S, _SHORTFALL_FRACTION * declared_s):
+        raise DecodeError(
+            "unreadable", f"truncated: the file holds {covered_s:.2f} s of the {declared_s:.2f} s its header promises"
+        )
+
+
+def _own_duration_s(stream: Any) -> float | None:
+    """The stream's declared duration; Matroska gives it as a tag "hh:mm:ss.fraction"."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    parts = stream.metadata.get("DURATION", "").split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in parts)
+    except ValueError:
+        return None
+    return hours * 3600 + minutes * 60 + seconds

@@ -1,0 +1,36 @@
+"""Where and in which precision things run."""
+
+from contextlib import AbstractContextManager
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+
+Value = TypeVar("Value")
+
+
+def pick_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+    """Arithmetic for a precision setting; auto is bfloat16 on a GPU that has it, else float32."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Mixed precision for the block, or none when the arithmetic is float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def move(value: Value, device: torch.device) -> Value:
+    """Move every tensor of a (nested) dataclass to a device."""
+    moved: Any = value
+    if isinstance(value, torch.Tensor):
+        moved = value.to(device, non_blocking=True)
+    elif is_dataclass(value) and not isinstance(value, type):
+        moved = type(value)(**{field.name: move(getattr(value, field.name), device) for field in fields(value)})
+    return cast("Value", moved)

@@ -1,0 +1,148 @@
+"""Records read from JSON and YAML; whatever is wrong with one becomes a single line that names its place."""
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from stages.errors import UserError
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+_LONGEST_VALUE = 120
+
+
+def nearest_hint(name: str, allowed: Iterable[str]) -> str | None:
+    """Return "did you mean 'x'?" for the allowed name nearest to a misspelt one, or None when none is near."""
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    return f"did you mean {close[0]!r}?" if close else None
+
+
+def parse_record(model: type[RecordT], data: object, where: str) -> RecordT:
+    """Validate `data` as a `model`.
+
+    Raises:
+        UserError: one line with `where`, the key, the value received and, for a misspelt key, the nearest valid one.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _as_user_error(error, model, where) from None
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file's text (a byte order mark is dropped); UserError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError("file not found", where=path) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text (byte {error.start})", where=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=path) from None
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON file's content; UserError with line and column when it is broken or repeats a key."""
+    return _decode_json(read_text(path), path, first_line=1)
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield ("file:line", content) for each non-blank line; UserError naming the line when one is broken."""
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON strings may contain.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _decode_json(line, path, first_line=number)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return a YAML file's content (safe loader); UserError with line and column when it is broken."""
+    try:
+        return yaml.safe_load(read_text(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UserError(f"broken YAML: {error.problem}", where=place) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"broken YAML: {error}", where=path) from None
+
+
+class _RepeatedKeyError(ValueError):
+    pass
+
+
+def _decode_json(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object_without_repeats)
+    except json.JSONDecodeError as error:
+        place = f"{path}:{first_line + error.lineno - 1}:{error.colno}"
+        raise UserError(f"broken JSON: {error.msg}", where=place) from None
+    except _RepeatedKeyError as error:
+        raise UserError(f"key {error} appears twice in one object", where=f"{path}:{first_line}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"broken JSON: {error}", where=f"{path}:{first_line}") from None
+
+
+def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _RepeatedKeyError(repr(key))
+            seen.add(key)
+    return content
+
+
+def _as_user_error(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
+    # A misspelt key is reported as "unknown" and as "missing"; the first says more.
+    errors = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
+    first = errors[0]
+    location = first["loc"]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_at(model, location[:-1])
+        return UserError(
+            f"unknown key {key!r}",
+            where=where,
+            allowed=", ".join(allowed),
+            hint=nearest_hint(str(location[-1]), allowed),
+        )
+    if first["type"] == "missing":
+        return UserError(f"missing key {key!r}", where=where)
+    if first["type"] == "model_type":
+        message = "must be an object of keys and values"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+    what = f"{key}: {message}" if key else message
+    # An error of the record as a whole would print the whole record.
+    received = None if isinstance(first["input"], dict) else _shortened(first["input"])
+    return UserError(what, where=where, received=received)
+
+
+def _shortened(value: object) -> object:
+    text = str(value)
+    return value if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that the (nested) model at `location` knows, sorted as declared."""
+    here: Any = model
+    for part in location:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = _without_none(here.model_fields[str(part)].annotation)
+        else:  # dict[K, V] and tuple[V, ...]: the value type is what the next key is looked up in
+            arguments = typing.get_args(here)
+            here = arguments[1] if typing.get_origin(here) is dict else arguments[0]
+    return list(here.model_fields)
+
+
+def _without_none(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation

@@ -1,0 +1,36 @@
+"""How prompts, questions and answers are cleaned before a tokenizer sees them (the BLIP processors' rules)."""
+
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+MAX_WORDS = 50
+_PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
+_SPACES = re.compile(r"\s{2,}")
+
+
+def clean_caption(text: str) -> str:
+    """Lower-case, turn `.!"()*#:;~` into spaces, collapse and strip spaces, keep 50 words (LAVIS `blip_caption`)."""
+    spaced = _SPACES.sub(" ", _PUNCTUATION.sub(" ", text.lower()))
+    return _first_words(spaced.rstrip("\n").strip(" "))
+
+
+def clean_question(text: str) -> str:
+    """Lower-case, delete `.!"()*#:;~`, strip trailing spaces, keep 50 words (LAVIS `blip_question`)."""
+    return _first_words(_PUNCTUATION.sub("", text.lower()).rstrip(" "))
+
+
+def verbatim(text: str) -> str:
+    """Return the text as it is."""
+    return text
+
+
+def _first_words(text: str) -> str:
+    words = text.split(" ")
+    return text if len(words) <= MAX_WORDS else " ".join(words[:MAX_WORDS])
+
+
+TEXT_PROCESSORS: Mapping[str, Callable[[str], str]] = MappingProxyType(
+    {"caption": clean_caption, "question": clean_question, "verbatim": verbatim}
+)
+"""By the name that a card's `text` key uses."""

@@ -1,0 +1,174 @@
+"""Tiny frozen networks in the layouts of the published checkpoints, made on the spot from a seed.
+
+They let the whole path run on any machine without a download: the same classes and the same loading code as the
+published weights, with random weights instead of trained ones. `bundled:tiny-instructblip` holds a vision tower, a
+Q-Former, a LLaMA language model and both tokenizers; `bundled:tiny-dit` a DiT pipeline.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from stages.errors import UserError
+
+# Part of the folder's name: raise it whenever what is written changes.
+_VERSION = 1
+_SEED = 20250801
+_IMAGE_PX = 64
+_VISION_WIDTH = 96
+
+
+def bundled_folder(name: str) -> Path:
+    """Return the folder of a bundled network, writing it first if this machine does not have it yet.
+
+    Raises:
+        UserError: no network of that name is bundled.
+    """
+    writers: dict[str, Callable[[Path], None]] = {
+        "tiny-instructblip": _write_instructblip,
+        "tiny-dit": _write_dit_pipeline,
+    }
+    if name not in writers:
+        raise UserError("unknown bundled network", received=name, allowed=", ".join(sorted(writers)))
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diff-lmm" / "networks"
+    folder = root / f"{name}-v{_VERSION}"
+    if not folder.is_dir():
+        _write_once(folder, writers[name])
+    return folder
+
+
+def _write_once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a temporary folder and rename it, so that several processes may come here at once."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(temporary)
+        temporary.rename(folder)
+    except OSError:
+        # Another process was first if the folder stands now; otherwise the disk is at fault.
+        if not folder.is_dir():
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_instructblip(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaConfig
+
+    _write_tokenizer(folder, bert_style=False)
+    vocabulary = _write_tokenizer(folder / "qformer_tokenizer", bert_style=True)
+    config = InstructBlipConfig(
+        vision_config={
+            "hidden_size": _VISION_WIDTH,
+            "intermediate_size": 192,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": _IMAGE_PX,
+            "patch_size": 8,
+            "initializer_range": 0.1,
+        },
+        qformer_config={
+            "vocab_size": vocabulary,
+            "hidden_size": 64,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 4,
+            "intermediate_size": 128,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "max_position_embeddings": 64,
+        },
+        text_config=LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            initializer_range=0.1,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        ).to_dict(),
+        num_query_tokens=8,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model = InstructBlipForConditionalGeneration(config)
+        model.query_tokens.data.normal_(std=0.5)
+    # Saved by name, not with save_pretrained: the names are those of the published file whatever transformers does.
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str), encoding="utf-8")
+
+
+def _write_dit_pipeline(folder: Path) -> None:
+    import torch
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED + 1)
+        transformer = DiTTransformer2DModel(
+            num_attention_heads=4, attention_head_dim=24, num_layers=10, sample_size=_IMAGE_PX // 8, norm_eps=1e-6
+        )
+        # adaLN-zero starts as the identity: without this the blocks would do nothing (FACTS.md D.4).
+        for block in transformer.transformer_blocks:
+            torch.nn.init.normal_(block.norm1.linear.weight, std=0.05)
+            torch.nn.init.normal_(block.norm1.linear.bias, std=0.5)
+        vae = AutoencoderKL(
+            block_out_channels=(16, 16, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=8,
+            latent_channels=4,
+            sample_size=_IMAGE_PX,
+        )
+    transformer.save_pretrained(folder / "transformer")
+    vae.save_pretrained(folder / "vae")
+
+
+def _write_tokenizer(folder: Path, *, bert_style: bool) -> int:
+    """Write a byte-level BPE tokenizer of the questions' and answers' words; returns its vocabulary size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]"] if bert_style else ["<unk>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    if bert_style:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+        )
+        names = {
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "bos_token": "[DEC]",
+        }
+    else:
+        names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+def _corpus() -> list[str]:
+    """Every prompt and label of the bundled synthetic card, several times, so that each word becomes one token."""
+    from stages.cards import load_card
+
+    card = load_card("synthetic")
+    lines = [task.prompt for task in card.tasks.values()]
+    lines += [label for task in card.tasks.values() for label in task.labels or ()]
+    return lines * 10

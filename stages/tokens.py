@@ -1,0 +1,126 @@
+"""Text to token ids and back, for the Q-Former and for the language model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.language import AnswerTokens, SpecialTokens
+from model.qformer import TextTokens
+from stages.errors import UserError
+from stages.weights import Repository
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# InstructBLIP-Vicuna begins prompts and ends answers with this token (FACTS.md C.3).
+_END_TOKEN = "</s>"  # noqa: S105
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """Both tokenizers, and the ids that frame a prompt.
+
+    Args:
+        qformer: of the Q-Former; cuts long questions at their beginning.
+        language: of the language model.
+        special: start and end ids of the language model.
+        max_question: longest question in Q-Former tokens.
+        max_prompt: longest prompt in tokens of the language model.
+    """
+
+    qformer: "PreTrainedTokenizerBase"
+    language: "PreTrainedTokenizerBase"
+    special: SpecialTokens
+    max_question: int
+    max_prompt: int
+
+    @classmethod
+    def load(cls, config: ModelConfig) -> "Tokenizers":
+        """Read both tokenizers from the checkpoints named in the configuration.
+
+        Raises:
+            UserError: the language model's tokenizer knows no end of text.
+        """
+        qformer = _load_tokenizer(config.qformer.source, subfolder="qformer_tokenizer")
+        qformer.truncation_side = "left"
+        language = _load_tokenizer(config.language.source)
+        special = _special_tokens(language, config.language.source)
+        return cls(qformer, language, special, config.qformer.max_text_tokens, config.language.max_prompt_tokens)
+
+    def question(self, prompts: Sequence[str]) -> TextTokens:
+        """Prompts -> Q-Former tokens, padded on the right."""
+        encoded = self.qformer(list(prompts), truncation=True, max_length=self.max_question)["input_ids"]
+        ids, mask = _pad_right(encoded, fill=self.qformer.pad_token_id)
+        return TextTokens(ids, mask)
+
+    def training(self, prompts: Sequence[str], answers: Sequence[str]) -> AnswerTokens:
+        """Prompts and answers -> [start, prompt, answer, end], padded on the right."""
+        rows, num_answer = [], []
+        for prompt, answer in zip(self._prompt_ids(prompts), self._plain_ids(answers), strict=True):
+            rows.append([*prompt, *answer, self.special.end_id])
+            num_answer.append(len(answer) + 1)
+        ids, mask = _pad_right(rows, fill=self.special.end_id)
+        lengths = mask.sum(1, keepdim=True)
+        position = torch.arange(ids.shape[1])[None]
+        answer_mask = mask & (position >= lengths - torch.tensor(num_answer)[:, None])
+        return AnswerTokens(ids, mask, answer_mask)
+
+    def prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> ids and mask [B, L'] for generation, padded on the left."""
+        rows = [row[::-1] for row in self._prompt_ids(prompts)]
+        ids, mask = _pad_right(rows, fill=self.special.end_id)
+        return ids.flip(1), mask.flip(1)
+
+    def decode(self, ids: Tensor) -> list[list[str]]:
+        """Generated ids [B, K, S] -> texts, special tokens and surrounding spaces removed."""
+        return [
+            [text.strip() for text in self.language.batch_decode(beams, skip_special_tokens=True)]
+            for beams in ids.cpu()
+        ]
+
+    def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.language(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [[self.special.start_id, *ids[: self.max_prompt - 1]] for ids in self._plain_ids(prompts)]
+
+
+def _load_tokenizer(source: str, subfolder: str = "") -> Any:
+    from transformers import AutoTokenizer
+
+    repository = Repository(source)
+    try:
+        if repository.folder is not None:
+            return AutoTokenizer.from_pretrained(repository.folder / subfolder)
+        return AutoTokenizer.from_pretrained(source, subfolder=subfolder)
+    except (OSError, ValueError) as error:
+        where = f"{source}/{subfolder}" if subfolder else source
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no tokenizer: {reason}", where=where, hint="check that the download is complete") from error
+
+
+def _special_tokens(tokenizer: Any, source: str) -> SpecialTokens:
+    vocabulary = tokenizer.get_vocab()
+    if _END_TOKEN in vocabulary:
+        return SpecialTokens(start_id=vocabulary[_END_TOKEN], end_id=vocabulary[_END_TOKEN])
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError("the tokenizer has no end-of-text token", where=source, hint="choose another language.source")
+    start = tokenizer.bos_token_id
+    return SpecialTokens(start_id=end if start is None else start, end_id=end)
+
+
+def _pad_right(rows: Sequence[Sequence[int]], *, fill: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> ids [B, L] int64 and mask [B, L] bool."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), fill)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    return ids, mask

@@ -1,0 +1,185 @@
+"""Published checkpoints by hub id or local folder: configuration files, and tensors read one by one by name.
+
+Only the shards that hold a wanted tensor are opened (or downloaded), and only the wanted tensors are read from them.
+safetensors files are preferred; `.bin` and `.pt` files are read with `weights_only=True`, never as pickles.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.errors import UserError
+
+BUNDLED_PREFIX = "bundled:"
+# In the order of preference; the names that transformers and diffusers give their files.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+)
+
+
+class Repository:
+    """One model repository: a local folder, or a hub id whose files are fetched when asked for.
+
+    Args:
+        source: folder, hub id, or `bundled:NAME`.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.folder: Path | None = None
+        if source.startswith(BUNDLED_PREFIX):
+            from stages.tiny_networks import bundled_folder
+
+            self.folder = bundled_folder(source.removeprefix(BUNDLED_PREFIX))
+        elif Path(source).expanduser().is_dir():
+            self.folder = Path(source).expanduser()
+
+    def find(self, name: str) -> Path | None:
+        """Local path of file `name`, downloading it if need be; None if the repository has no such file.
+
+        Raises:
+            UserError: the hub cannot be reached and the file is not in its local cache.
+        """
+        if self.folder is not None:
+            path = self.folder / name
+            return path if path.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.source, name))
+        except LocalEntryNotFoundError as error:
+            raise self._unreachable() from error
+        except EntryNotFoundError:
+            return None
+        except (OSError, HFValidationError, ValueError) as error:
+            raise self._unreachable() from error
+
+    def _unreachable(self) -> UserError:
+        return UserError(
+            "no such local folder, and the model hub gave no answer",
+            where="checkpoint",
+            received=self.source,
+            allowed="a hub id, a local folder, or bundled:NAME",
+            hint="fetch it with `hf download` where there is a network, or set the source to its folder",
+        )
+
+    def require(self, name: str) -> Path:
+        """Local path of file `name`; UserError if the repository lacks it."""
+        path = self.find(name)
+        if path is None:
+            raise UserError(f"file {name} is missing", where=self.source, hint="check that the download is complete")
+        return path
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file of the repository."""
+        path = self.require(name)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"not valid JSON: {error}", where=path, hint="download the file again") from error
+        if not isinstance(content, dict):
+            raise UserError("not a JSON object", where=path, hint="download the file again")
+        return content
+
+    def tensors(self, subfolder: str = "") -> "CheckpointTensors":
+        """Every tensor of one component, by name, unread."""
+        prefix = f"{subfolder}/" if subfolder else ""
+        for name in _WEIGHT_FILES:
+            index = self.find(f"{prefix}{name}.index.json")
+            if index is not None:
+                shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                return CheckpointTensors(self, {tensor: prefix + shard for tensor, shard in shards.items()})
+            path = self.find(prefix + name)
+            if path is not None:
+                return CheckpointTensors(self, dict.fromkeys(_names_in(path), prefix + name))
+        raise UserError(
+            "no weights found",
+            where=f"{self.source}/{prefix}",
+            allowed=", ".join(_WEIGHT_FILES) + ", or their .index.json",
+            hint="check that the download is complete",
+        )
+
+
+class CheckpointTensors(Mapping[str, Tensor]):
+    """Tensors of one component by name; each is read from its shard when asked for.
+
+    Args:
+        repository: where the shards are.
+        shard_of: file name of the shard of each tensor.
+    """
+
+    def __init__(self, repository: Repository, shard_of: dict[str, str]) -> None:
+        self._repository = repository
+        self._shard_of = shard_of
+        self._opened: dict[str, Mapping[str, Tensor]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        shard = self._shard_of[name]
+        if shard not in self._opened:
+            self._opened[shard] = _open_shard(self._repository.require(shard))
+        return self._opened[shard][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def __len__(self) -> int:
+        return len(self._shard_of)
+
+    def digest(self, prefixes: Iterable[str]) -> str:
+        """SHA-256 over name, dtype, shape and bytes of every tensor whose name starts with one of `prefixes`."""
+        wanted = tuple(prefixes)
+        digest = hashlib.sha256()
+        for name in sorted(name for name in self if name.startswith(wanted)):
+            tensor = self[name].contiguous()
+            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+class _SafetensorsShard(Mapping[str, Tensor]):
+    """One safetensors file, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"not a safetensors file: {error}", where=path, hint="download the file again") from error
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.keys())
+
+    def __len__(self) -> int:
+        return len(self._file.keys())
+
+
+def _open_shard(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return _SafetensorsShard(path)
+    import pickle
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"not a weights-only checkpoint: {error}", where=path, hint="download the file again"
+        ) from error
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+def _names_in(path: Path) -> list[str]:
+    return list(_open_shard(path))

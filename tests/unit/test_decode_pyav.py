@@ -1,0 +1,296 @@
+"""The PyAV reader: the frame shown at a time, equal in every byte to plain sequential decoding, or a true reason."""
+
+import re
+import shutil
+import struct
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from stages.decode import DecodeError, FrameRequest
+from stages.decode.reader import decode
+from stages.errors import UserError
+from tests.video_files import RATE_FPS, read_plainly, write_video
+
+GOP_24 = {"g": "24", "bf": "3", **{"preset": "fast"}}
+X265 = "log-level=none:keyint=24:rc-lookahead=10"
+VFR_TICKS = [int(tick) for tick in np.cumsum([20, 40, 20, 100, 60, 20] * 16)]
+
+# name: file ending, encoder, arguments of write_video
+KINDS = {
+    "h264, B-frames, GOP 250": ("mp4", "libx264", {"options": {**GOP_24, "g": "250", "b-pyramid": "normal"}}),
+    "h264, B-frames, GOP 24": ("mp4", "libx264", {"options": GOP_24}),
+    "h264, open GOP": ("mkv", "libx264", {"options": {**GOP_24, "x264-params": "open-gop=1:keyint=24:bframes=3"}}),
+    "h264, intra refresh": ("mp4", "libx264", {"options": {"x264-params": "intra-refresh=1:keyint=24:bframes=0"}}),
+    "h264, 10 bits": ("mp4", "libx264", {"options": GOP_24, "pix_fmt": "yuv420p10le"}),
+    "h264, variable rate": ("mp4", "libx264", {"options": GOP_24, "ticks": VFR_TICKS, "time_base": Fraction(1, 600)}),
+    "h264, edit list": ("mp4", "libx264", {"options": GOP_24, "shift_ticks": -31}),
+    "h264, MPEG-TS": ("ts", "libx264", {"options": GOP_24}),
+    "h264, AVI (no presentation times)": ("avi", "libx264", {"options": GOP_24}),
+    "hevc, open GOP": ("mp4", "libx265", {"options": {"x265-params": X265}}),
+    "hevc, temporal layers": ("mkv", "libx265", {"options": {"x265-params": X265 + ":temporal-layers=3:bframes=8"}}),
+    "vp9": ("webm", "libvpx-vp9", {"options": {"deadline": "realtime", "cpu-used": "8", "g": "48"}}),
+    "vp9, odd size, hidden frames": (
+        "webm",
+        "libvpx-vp9",
+        {
+            "options": {"cpu-used": "5", "g": "48", "lag-in-frames": "16", "auto-alt-ref": "1"},
+            "height": 97,
+            "width": 129,
+        },
+    ),
+    "vp8, hidden frames": (
+        "webm",
+        "libvpx",
+        {"options": {"cpu-used": "5", "lag-in-frames": "16", "auto-alt-ref": "1"}},
+    ),
+    "mpeg4 AVI, B-frames": ("avi", "mpeg4", {"options": {"g": "24"}, "max_b_frames": 2}),
+    "mpeg2 program stream": ("mpg", "mpeg2video", {"options": {"g": "12", "b": "2000k"}, "max_b_frames": 2}),
+    "av1": ("mp4", "libsvtav1", {"options": {"preset": "12", "g": "48"}}),
+    "gif": ("gif", "gif", {"pix_fmt": "rgb8"}),
+    "motion jpeg": ("avi", "mjpeg", {"pix_fmt": "yuvj420p"}),
+}
+
+
+def ask(path, times_s, size_px=(8, 8), tolerance_s=0.1):
+    return decode(FrameRequest(path, np.array(times_s, dtype=np.float64), (size_px,), "pyav", tolerance_s))
+
+
+def failure(path, times_s=(0.0,), **kwargs):
+    with pytest.raises(DecodeError) as caught:
+        ask(path, times_s, **kwargs)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Make each kind of file once."""
+    folder, made = tmp_path_factory.mktemp("videos"), {}
+
+    def make(name):
+        if name not in made:
+            ending, codec, arguments = KINDS[name]
+            made[name] = write_video(folder / f"{len(made)}.{ending}", codec, **arguments)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_equal_those_of_sequential_decoding_at_the_times_shown(files, name):
+    path = files(name)
+    shown_s, frames = read_plainly(path)
+    end_s = shown_s[-1]
+    for times_s in (
+        np.arange(0.0, end_s, 1.0),  # sparse, on the grid
+        np.array([0.61, 0.61, 0.612, 0.62]) * end_s,  # from the middle, several on one frame
+        np.append(np.arange(0.011, end_s, 0.17), end_s),  # off the grid, up to the last frame
+        shown_s,  # every frame
+    ):
+        video = ask(path, times_s, size_px=frames[0].shape[:2])
+        expected = [int(np.flatnonzero(shown_s <= time + 0.0005)[-1]) for time in times_s]
+        np.testing.assert_allclose(video.shown_s, shown_s[expected], atol=1e-6)
+        for row, index in enumerate(expected):
+            assert np.array_equal(video.views[0][row], frames[index]), f"{times_s[row]} s is not frame {index}"
+
+
+def test_an_edit_list_hides_frames_and_moves_time_zero(files):
+    shown_s, frames = read_plainly(files("h264, edit list"))
+    whole_s, whole = read_plainly(files("h264, B-frames, GOP 24"))
+    hidden = len(whole) - len(frames)
+    assert hidden > 24
+    video = ask(files("h264, edit list"), [0.0], size_px=whole[0].shape[:2])
+    assert np.array_equal(video.views[0][0], whole[hidden])
+    assert shown_s[-1] == pytest.approx(whole_s[-1] - whole_s[hidden])
+
+
+def test_all_views_come_from_one_decoding_and_rows_follow_the_request(files):
+    path = files("h264, B-frames, GOP 24")
+    request = FrameRequest(path, np.array([0.5, 0.5, 2.0]), ((32, 32), (50, 20)), "pyav", 0.0)
+    video = decode(request)
+    assert [view.shape for view in video.views] == [(3, 32, 32, 3), (3, 50, 20, 3)]
+    assert np.array_equal(video.views[0][0], video.views[0][1])
+    assert not np.array_equal(video.views[0][1], video.views[0][2])
+    assert video.shown_s.tolist() == [0.5, 0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ((1, 0, 0, 1), lambda rgb: rgb),
+        ((0, -1, 1, 0), lambda rgb: np.rot90(rgb, 1)),
+        ((-1, 0, 0, -1), lambda rgb: np.rot90(rgb, 2)),
+        ((0, 1, -1, 0), lambda rgb: np.rot90(rgb, 3)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda rgb: rgb.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda rgb: np.rot90(rgb.transpose(1, 0, 2), 2)),
+    ],
+)
+def test_the_display_matrix_is_applied(files, tmp_path, matrix, expected):
+    path = turned_copy(files("h264, B-frames, GOP 24"), tmp_path / "turned.mp4", matrix)
+    want = expected(read_plainly(path)[1][0])
+    assert np.array_equal(ask(path, [0.0], size_px=want.shape[:2]).views[0][0], want)
+
+
+def turned_copy(source, target, matrix):
+    """Write a display matrix (a, b, c, d) into the track header of an mp4."""
+    data = bytearray(source.read_bytes())
+    offset = data.find(b"tkhd") + 4 + 4 + 20 + 16
+    a, b, c, d = (number << 16 for number in matrix)
+    struct.pack_into(">9i", data, offset, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
+    return target
+
+
+def test_a_picture_turned_by_an_odd_angle_is_refused(files, tmp_path):
+    path = turned_copy(files("h264, B-frames, GOP 24"), tmp_path / "turned.mp4", (1, 1, -1, 1))
+    error = failure(path)
+    assert error.kind == "refused"
+    assert "45 degrees" in error.reason
+
+
+def test_a_time_outside_the_video_says_what_was_asked_and_found(files):
+    path = files("h264, B-frames, GOP 24")
+    end_s = 96 / RATE_FPS
+    error = failure(path, [1.0, end_s + 0.3], tolerance_s=0.25)
+    assert error.kind == "out_of_range"
+    for part in (f"{end_s + 0.3:.3f}", f"{end_s - 1 / RATE_FPS:.3f}", str(path), "pyav"):
+        assert part in error.reason
+    assert failure(path, [-0.3, 1.0], tolerance_s=0.25).kind == "out_of_range"
+    near = ask(path, [-0.2, end_s + 0.2], tolerance_s=0.25)
+    assert near.shown_s == pytest.approx([0.0, end_s - 1 / RATE_FPS])
+
+
+def test_files_that_are_no_video_fail_for_their_true_reason(tmp_path, files):
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 50)
+    whole = files("h264, B-frames, GOP 24").read_bytes()
+    (tmp_path / "headless.mp4").write_bytes(whole[: whole.rfind(b"moov") - 4])
+    write_sound(tmp_path / "sound.wav")
+    expected = {
+        "absent.mp4": ("missing", "no such file"),
+        ".": ("refused", "not a regular file"),
+        "empty.mp4": ("unreadable", "0 bytes"),
+        "text.mp4": ("unreadable", "Invalid data"),
+        "headless.mp4": ("unreadable", "moov atom not found"),
+        "sound.wav": ("unreadable", "audio only"),
+    }
+    for name, (kind, words) in expected.items():
+        error = failure(tmp_path / name)
+        assert (error.kind, words in error.reason) == (kind, True), f"{name}: {error.kind}: {error.reason}"
+        assert "\n" not in error.reason
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), dtype=np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n"),
+        ("list.ffconcat", "ffconcat version 1.0\nfile '{target}'\n"),
+        ("call.sdp", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"),
+    ],
+)
+def test_a_file_that_names_other_files_or_addresses_is_refused(tmp_path, files, name, text):
+    shutil.copy(files("h264, MPEG-TS"), tmp_path / "inner.ts")
+    (tmp_path / name).write_text(text.format(target="inner.ts"))
+    assert failure(tmp_path / name).kind == "refused"
+
+
+def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, files):
+    odd = tmp_path / "http:" / "clip%03d?.mp4"
+    odd.parent.mkdir()
+    shutil.copy(files("h264, B-frames, GOP 24"), odd)
+    assert ask(odd, [1.0]).shown_s.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("ending", ["mkv", "flv", "mp4"])
+def test_a_file_cut_short_is_unreadable_though_its_beginning_decodes(tmp_path, ending):
+    path = tmp_path / f"whole.{ending}"
+    write_video(path, options=GOP_24)
+    if ending == "mp4":
+        path = with_index_in_front(path, tmp_path / "front.mp4")
+    assert ask(path, [3.0]).shown_s.tolist() == [3.0]
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    error = failure(path, [0.0])
+    assert error.kind == "unreadable"
+    assert re.search(r"truncated: .* 2\.\d\d s of the 4\.\d\d s", error.reason)
+
+
+def with_index_in_front(source, target):
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    return target
+
+
+def test_sound_that_outlasts_the_pictures_is_no_truncation(tmp_path):
+    path = tmp_path / "long_sound.mkv"
+    source = write_video(tmp_path / "silent.mp4", options=GOP_24)
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        sound = new.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 80_000), dtype=np.int16), format="s16", layout="mono")
+        frame.rate, frame.pts = 8000, 0
+        for packet in sound.encode(frame):
+            new.mux(packet)
+        for packet in old.demux(old.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.duration > 9 * av.time_base
+    assert ask(path, [3.0]).shown_s.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts", "avi"])
+@pytest.mark.parametrize("filler", ["zeros", "noise"])
+def test_a_damaged_file_never_gives_a_wrong_frame(tmp_path, ending, filler):
+    codec, options = ("mpeg4", {"g": "24"}) if ending == "avi" else ("libx264", GOP_24)
+    path = write_video(tmp_path / f"video.{ending}", codec, options=options)
+    shown_s, frames = read_plainly(path)
+    size_px = frames[0].shape[:2]
+    data = bytearray(path.read_bytes())
+    middle, length = len(data) // 2, 2000
+    data[middle : middle + length] = bytes(length) if filler == "zeros" else np.random.default_rng(0).bytes(length)
+    path.write_bytes(data)
+    assert failure(path, shown_s, size_px=size_px).kind in ("unreadable", "out_of_range")
+    for index in range(0, len(frames) // 3, 8):  # long before the damage
+        with suppress(DecodeError):
+            assert np.array_equal(ask(path, [shown_s[index]], size_px=size_px).views[0][0], frames[index])
+
+
+def test_a_stream_without_any_timestamps_is_unreadable(tmp_path):
+    error = failure(write_video(tmp_path / "bare.h264", options=GOP_24))
+    assert error.kind == "unreadable"
+    assert "timestamps" in error.reason
+
+
+def test_an_absurd_picture_size_is_refused_before_decoding(tmp_path, files):
+    data = bytearray(files("gif").read_bytes())
+    struct.pack_into("<H", data, 6, 17_000)
+    (tmp_path / "wide.gif").write_bytes(data)
+    error = failure(tmp_path / "wide.gif")
+    assert error.kind == "refused"
+    assert "17000 x 96" in error.reason
+
+
+def test_an_unknown_decoder_is_the_users_mistake():
+    with pytest.raises(UserError, match="pyav, decord"):
+        FrameRequest(Path("x.mp4"), np.zeros(1), ((8, 8),), "opencv", 0.0)
