@@ -85,7 +85,7 @@ class Alignment(nn.Module):
         """All of the Q-Former's levels, each [B, T, Q, H], and y* [B, T, D] -> L_kd and what it was made of."""
         pooled = (levels[level - 1].mean(dim=2) for level in self.config.levels)  # each [B, T, H]
         projected = torch.stack([head(h) for head, h in zip(self.heads, pooled, strict=True)], dim=2)  # [B, T, U, D]
-        target = targets[:, :, None].expand_as(projected)
+        target = targets.detach()[:, :, None].expand_as(projected)
         losses = alignment_loss(projected, target)  # [B, T, U]
         weights = self._weights(projected, target)
         report = AlignmentReport(

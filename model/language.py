@@ -6,6 +6,7 @@ padding is masked (FACTS.md C.5).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,10 @@ class FrozenLanguageModel(FrozenModule):
 
     @torch.no_grad()
     def generate(self, queries: Tensor, prompt: Tensor, prompt_mask: Tensor, config: LanguageConfig) -> Answers:
-        """Beam search; queries [B, Q, W], prompt [B, L'] int64 padded on the left, prompt_mask [B, L'] bool."""
+        """Beam search; queries [B, Q, W], prompt [B, L'] int64 padded on the left, prompt_mask [B, L'] bool.
+
+        One beam is the greedy search.
+        """
         mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)
         found = self.model.generate(
             inputs_embeds=self._embed(queries, prompt),
@@ -111,7 +115,16 @@ class FrozenLanguageModel(FrozenModule):
             output_scores=True,
         )
         shape = (queries.shape[0], config.num_beams, -1)
-        return Answers(found.sequences.view(shape), found.sequences_scores.view(shape[:2]).float())
+        scores = found.sequences_scores if config.num_beams > 1 else self._greedy_scores(found, config.length_penalty)
+        return Answers(found.sequences.view(shape), scores.view(shape[:2]).float())
+
+    def _greedy_scores(self, found: Any, length_penalty: float) -> Tensor:
+        """Score of single answers, which transformers computes for several beams only: [B]."""
+        log_probability = self.model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+        ended = (found.sequences == self.special.end_id).long()
+        real = ended.cumsum(1) - ended == 0  # the answer and its first end token
+        total: Tensor = torch.where(real, log_probability, 0.0).sum(1)
+        return total / real.sum(1) ** length_penalty
 
 
 def build_projection(query_width: int, language_width: int) -> nn.Linear:

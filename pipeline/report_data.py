@@ -17,10 +17,12 @@ from stages.errors import UserError
 from stages.manifest import Split
 from stages.records import parse_record, read_json_lines, read_text
 
-# The split that is reported stands first.
-_SPLIT_ORDER: tuple[Split, ...] = ("test", "val", "train")
+SPLIT_ORDER: tuple[Split, ...] = ("test", "val", "train")
+"""The split that results are reported on stands first."""
 # A confusion matrix of open answers shows so many of the most frequent ones.
 _SHOWN_ANSWERS = 12
+# So many of the videos left out are named at the top; the stamp further down has them all.
+_NAMED_VIDEOS = 10
 
 
 class _Row(BaseModel):
@@ -143,11 +145,13 @@ def read_runs(paths: Sequence[Path]) -> list[RunData]:
     Raises:
         UserError: a folder is no run, or one of its files is broken.
     """
-    distinct = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
-    names = [path.resolve().name for path in distinct]
+    distinct: dict[Path, Path] = {}
+    for path in paths:
+        distinct.setdefault(path.resolve(), path)
+    names = [resolved.name for resolved in distinct]
     return [
         _read_run(path, name if names.count(name) == 1 else str(path))
-        for path, name in zip(distinct, names, strict=True)
+        for path, name in zip(distinct.values(), names, strict=True)
     ]
 
 
@@ -189,10 +193,9 @@ def _read_evaluations(folder: RunFolder) -> dict[Split, Evaluation]:
     from pipeline.commands.evaluate import file_name
 
     found: dict[Split, Evaluation] = {}
-    for split in _SPLIT_ORDER:
+    for split in SPLIT_ORDER:
         metrics, predictions = (
-            folder.path / file_name(*parts)
-            for parts in (("metrics", split, "json"), ("predictions", split, "jsonl"))
+            folder.path / file_name(*parts) for parts in (("metrics", split, "json"), ("predictions", split, "jsonl"))
         )
         if not metrics.is_file():
             continue
@@ -243,7 +246,9 @@ def _confusion(card: Card | None, task: str, rows: Sequence[PredictionRow]) -> C
         if row.gold in column:
             counts[column[row.gold], column.get(row.answers[0], len(labels))] += 1
     other = "another answer" if known is None else "no label"
-    return Confusion(task, labels, other, tuple(map(tuple, counts.tolist())), len(golds) - len(set(golds) & set(labels)))
+    return Confusion(
+        task, labels, other, tuple(map(tuple, counts.tolist())), len(golds) - len(set(golds) & set(labels))
+    )
 
 
 def confident_mistakes(predictions: Sequence[PredictionRow], most: int) -> list[PredictionRow]:
@@ -257,19 +262,25 @@ def shortfalls(run: RunData) -> list[str]:
     lines = []
     missing = run.stamp.get("videos_missing") or []
     if missing:
-        named = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        named = ", ".join(missing[:_NAMED_VIDEOS]) + (", ..." if len(missing) > _NAMED_VIDEOS else "")
         lines.append(f"trained on a partial set: {len(missing)} videos failed extraction and are left out ({named})")
-    if run.card is None:
-        return lines
-    tasks = list(run.card.tasks) if run.config.data.task == "all" else [run.config.data.task]
+    tasks = [run.config.data.task] if run.config.data.task != "all" else list(run.card.tasks if run.card else ())
+    fewer = []
     for split, used in (run.stamp.get("samples") or {}).items():
-        published = [run.card.expected.get(task, {}).get(split) for task in tasks]
-        total = sum(expected.samples for expected in published if expected is not None)
-        if None not in published and used and used < total:
-            lines.append(f"{split}: {used} of the {total} published samples were used")
+        counts = [_published(run.card, task, split) for task in tasks]
+        if all(counts) and 0 < used < sum(counts):
+            fewer.append(f"{used} of {sum(counts)} {split} samples")
+    if fewer:
+        lines.append(f"trained with fewer samples than are published: {', '.join(fewer)}")
     for split, evaluation in run.evaluations.items():
-        for task, score in evaluation.scores.items():
-            expected = run.card.expected.get(task, {}).get(split)
-            if expected is not None and score.n < expected.samples:
-                lines.append(f"{split}: {score.n} of the {expected.samples} published samples of {task} were scored")
+        counted = [(task, score.n, _published(run.card, task, split)) for task, score in evaluation.scores.items()]
+        fewer = [f"{task} {scored} of {published}" for task, scored, published in counted if scored < published]
+        if fewer:
+            lines.append(f"scored on fewer {split} samples than are published: {', '.join(fewer)}")
     return lines
+
+
+def _published(card: Card | None, task: str, split: str) -> int:
+    """Samples that the card promises; 0 if it promises none."""
+    counts = {} if card is None else {str(name): entry for name, entry in card.expected.get(task, {}).items()}
+    return counts[split].samples if split in counts else 0

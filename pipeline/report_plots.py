@@ -29,13 +29,15 @@ _SETTINGS = {
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
     "svg.hashsalt": "diff-lmm",  # the same run gives the same page
     "text.parse_math": False,  # names come from data; a $ in one is a dollar sign
-    "font.size": 9,
+    "font.size": 10,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,
     "grid.color": _GRID,
+    "figure.facecolor": "none",  # the page shows through
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -141,7 +143,9 @@ def _inline(figure: Figure, name: str, description: str) -> str:
     drawn = drawn[drawn.index("<svg") :]
     figure.clear()
     # The page's style decides the size, up to the drawn one.
-    drawn = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 style="max-width: \2pt" role="img"', drawn)
+    drawn = re.sub(
+        r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r'\1 style="max-width: \2pt" role="img"', drawn
+    )
     drawn = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", drawn)
     drawn = re.sub(r"(font(?:-family)?: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1inherit", drawn)

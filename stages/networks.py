@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +14,7 @@ from stages.errors import UserError
 from stages.weights import CheckpointTensors, Repository
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import InstructBlipConfig, PreTrainedModel
 
     from model.diff_lmm import DiffLMM
     from model.language import SpecialTokens
@@ -27,6 +27,8 @@ _LOG = logging.getLogger(__name__)
 # What each frozen network reads from its checkpoint, by name: the digest in the cache's fingerprint covers just this.
 _ENCODER_PREFIXES = ("vision_model.",)
 _VAE_PREFIXES = ("encoder.", "quant_conv.")
+_INSTRUCTBLIP = "instructblip"
+_PROJECTION = "language_projection."
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class FrozenSource:
 def describe_encoder(config: EncoderConfig) -> FrozenSource:
     """Input size and weight digest of the visual encoder, without building it."""
     repository = Repository(config.source)
-    size = _vision_config(repository)["image_size"]
+    size = _instructblip_config(repository).vision_config.image_size
     return FrozenSource(int(size), repository.tensors().digest(_ENCODER_PREFIXES))
 
 
@@ -54,8 +56,9 @@ def load_encoder(config: EncoderConfig) -> "VisionEncoder":
     from model.vision import VisionEncoder
 
     repository = Repository(config.source)
+    described = _instructblip_config(repository).vision_config.to_dict()
     with _naming(config.source):
-        return VisionEncoder.from_tensors(_vision_config(repository), repository.tensors())
+        return VisionEncoder.from_tensors(described, repository.tensors())
 
 
 def describe_teacher(config: TeacherConfig) -> FrozenSource:
@@ -88,18 +91,15 @@ def load_teacher(config: TeacherConfig) -> "DiTTeacher":
 
 def load_language(config: LanguageConfig, dtype: torch.dtype) -> "PreTrainedModel":
     """Read the frozen causal language model out of an InstructBLIP checkpoint, or any of transformers' own."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     repository = Repository(config.source)
-    described = repository.json("config.json")
-    if described.get("model_type") != "instructblip":
+    if repository.json("config.json").get("model_type") != _INSTRUCTBLIP:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(repository.folder or config.source, dtype=dtype)
         return model
-    text = dict(described["text_config"])
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text), dtype=dtype)
-    with _naming(config.source):
+    with _naming(config.source), no_init_weights():
+        model = AutoModelForCausalLM.from_config(_instructblip_config(repository).text_config, dtype=dtype)
         load_named(model, repository.tensors(), prefix="language_model.")
     return model
 
@@ -139,45 +139,64 @@ def build_diff_lmm(
         )
     frozen = FrozenLanguageModel(language, special)
     model = DiffLMM(qformer, frozen, alignment, config.alignment.kd_weight)
-    if start["language_projection.weight"].shape == model.language_projection.weight.shape:
-        load_named(model.language_projection, start, prefix="language_projection.")
-    else:
+    stored = start.get(f"{_PROJECTION}weight")
+    if stored is not None and stored.shape != model.language_projection.weight.shape:
         _LOG.warning("language_projection starts at random: %s fits another language model", config.qformer.source)
+        return model
+    with _naming(config.qformer.source):
+        load_named(model.language_projection, start, prefix=_PROJECTION)
     return model
 
 
 def _start_qformer(config: QFormerConfig, visual_width: int) -> tuple["MemoryQFormer", CheckpointTensors]:
-    from transformers import InstructBlipQFormerConfig
-
     from model.qformer import MemoryQFormer
 
     repository = Repository(config.source)
-    described = repository.json("config.json")
-    shape = {**described["qformer_config"], "encoder_hidden_size": described["vision_config"]["hidden_size"]}
-    if shape["encoder_hidden_size"] != visual_width:
+    described = _instructblip_config(repository)
+    # transformers sets encoder_hidden_size to the vision tower's width, whatever the file says.
+    if described.qformer_config.encoder_hidden_size != visual_width:
         raise UserError(
-            f"the Q-Former takes features of width {shape['encoder_hidden_size']}, the cache holds {visual_width}",
+            f"the Q-Former takes features of width {described.qformer_config.encoder_hidden_size}, "
+            f"the cache holds {visual_width}",
             where=f"qformer.source {config.source}",
             hint="train from the checkpoint whose vision tower made the cache",
         )
-    qformer = MemoryQFormer(InstructBlipQFormerConfig(**shape), described["num_query_tokens"], config)
+    qformer = MemoryQFormer(described.qformer_config, described.num_query_tokens, config)
     tensors = repository.tensors()
     with _naming(config.source):
         load_named(qformer.qformer, tensors, prefix="qformer.")
-    qformer.query_tokens.data.copy_(tensors["query_tokens"])
+        _load_parameter(qformer.query_tokens, tensors, "query_tokens")
     return qformer, tensors
 
 
-def _vision_config(repository: Repository) -> dict[str, Any]:
+def _load_parameter(parameter: torch.nn.Parameter, tensors: CheckpointTensors, name: str) -> None:
+    """Fill one parameter that belongs to no module of its own; ValueError as `load_named`."""
+    if name not in tensors:
+        raise ValueError(f"checkpoint lacks {name}")
+    stored = tensors[name]
+    if stored.shape != parameter.shape:
+        raise ValueError(f"{name}: checkpoint {tuple(stored.shape)}, model {tuple(parameter.shape)}")
+    parameter.data.copy_(stored)
+
+
+def _instructblip_config(repository: Repository) -> "InstructBlipConfig":
+    """The repository's configuration, complete: published files leave out what equals transformers' defaults.
+
+    Raises:
+        UserError: the repository describes another kind of network.
+    """
+    from transformers import InstructBlipConfig
+
     described = repository.json("config.json")
-    if "vision_config" not in described:
+    if described.get("model_type") != _INSTRUCTBLIP:
         raise UserError(
-            "not an InstructBLIP checkpoint: config.json has no vision_config",
+            "not an InstructBLIP checkpoint",
             where=repository.source,
-            hint="set encoder.source to an InstructBLIP folder or hub id",
+            received=described.get("model_type"),
+            allowed=f"config.json with model_type {_INSTRUCTBLIP}",
+            hint="set the source to an InstructBLIP folder or hub id",
         )
-    vision: dict[str, Any] = described["vision_config"]
-    return vision
+    return InstructBlipConfig.from_dict(described)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Tiny frozen networks in the layouts of the published checkpoints, made on the spot from a seed.
 
 They let the whole path run on any machine without a download: the same classes and the same loading code as the
-published weights, with random weights instead of trained ones. `bundled:tiny-instructblip` holds a vision tower, a
-Q-Former, a LLaMA language model and both tokenizers; `bundled:tiny-dit` a DiT pipeline.
+published weights. Vision tower, Q-Former and DiT have random weights; the language model has learned, in seconds, to
+answer questions about a caption (`stages.tiny_language`). `bundled:tiny-instructblip` holds a vision tower, a Q-Former,
+a LLaMA language model and both tokenizers; `bundled:tiny-dit` a DiT pipeline.
 """
 
 import json
@@ -11,14 +12,18 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.errors import UserError
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import PreTrainedTokenizerBase
+
 # Part of the folder's name: raise it whenever what is written changes.
-_VERSION = 1
+_VERSION = 2
 _SEED = 20250801
-_IMAGE_PX = 64
-_VISION_WIDTH = 96
+_TEACHER_PX = 64
 
 
 def bundled_folder(name: str) -> Path:
@@ -60,36 +65,37 @@ def _write_instructblip(folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, LlamaConfig
 
-    _write_tokenizer(folder, bert_style=False)
-    vocabulary = _write_tokenizer(folder / "qformer_tokenizer", bert_style=True)
+    from stages.tiny_language import teach_to_answer
+
+    tokenizer = _write_tokenizer(folder, bert_style=False)
+    question_tokenizer = _write_tokenizer(folder / "qformer_tokenizer", bert_style=True)
     config = InstructBlipConfig(
         vision_config={
-            "hidden_size": _VISION_WIDTH,
+            "hidden_size": 96,
             "intermediate_size": 192,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "image_size": _IMAGE_PX,
-            "patch_size": 8,
+            "image_size": 112,
+            "patch_size": 14,
             "initializer_range": 0.1,
         },
         qformer_config={
-            "vocab_size": vocabulary,
+            "vocab_size": len(question_tokenizer),
             "hidden_size": 64,
-            "num_hidden_layers": 12,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
-            "intermediate_size": 128,
+            "intermediate_size": 256,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "max_position_embeddings": 64,
         },
         text_config=LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=128,
-            intermediate_size=256,
+            vocab_size=len(tokenizer),
+            hidden_size=96,
+            intermediate_size=192,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=256,
-            initializer_range=0.1,
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=0,
@@ -100,6 +106,7 @@ def _write_instructblip(folder: Path) -> None:
         torch.manual_seed(_SEED)
         model = InstructBlipForConditionalGeneration(config)
         model.query_tokens.data.normal_(std=0.5)
+        teach_to_answer(model.language_model, tokenizer, end_id=tokenizer.eos_token_id, seed=_SEED)
     # Saved by name, not with save_pretrained: the names are those of the published file whatever transformers does.
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str), encoding="utf-8")
@@ -112,7 +119,7 @@ def _write_dit_pipeline(folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED + 1)
         transformer = DiTTransformer2DModel(
-            num_attention_heads=4, attention_head_dim=24, num_layers=10, sample_size=_IMAGE_PX // 8, norm_eps=1e-6
+            num_attention_heads=4, attention_head_dim=24, num_layers=10, sample_size=_TEACHER_PX // 8, norm_eps=1e-6
         )
         # adaLN-zero starts as the identity: without this the blocks would do nothing (FACTS.md D.4).
         for block in transformer.transformer_blocks:
@@ -125,14 +132,31 @@ def _write_dit_pipeline(folder: Path) -> None:
             layers_per_block=1,
             norm_num_groups=8,
             latent_channels=4,
-            sample_size=_IMAGE_PX,
+            sample_size=_TEACHER_PX,
         )
+        _give_unit_latents(vae)
     transformer.save_pretrained(folder / "transformer")
     vae.save_pretrained(folder / "vae")
 
 
-def _write_tokenizer(folder: Path, *, bert_style: bool) -> int:
-    """Write a byte-level BPE tokenizer of the questions' and answers' words; returns its vocabulary size."""
+def _give_unit_latents(vae: "AutoencoderKL") -> None:
+    """Scale the VAE's last encoder layer so that scaled latents vary as those of the trained VAE do.
+
+    With the usual random start they hardly vary at all, and the teacher would say the same of every frame.
+    """
+    import torch
+
+    colours = torch.rand(64, 3, 4, 4).mul(2).sub(1)
+    pictures = torch.nn.functional.interpolate(colours, size=_TEACHER_PX)
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor
+        spread = latents.std(dim=0).mean()
+        vae.quant_conv.weight.div_(spread)
+        vae.quant_conv.bias.sub_(latents.mean() / vae.config.scaling_factor).div_(spread)
+
+
+def _write_tokenizer(folder: Path, *, bert_style: bool) -> "PreTrainedTokenizerBase":
+    """Write a byte-level BPE tokenizer of the questions' and answers' words."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -160,8 +184,9 @@ def _write_tokenizer(folder: Path, *, bert_style: bool) -> int:
         }
     else:
         names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    return tokenizer.get_vocab_size()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    wrapped.save_pretrained(folder)
+    return wrapped
 
 
 def _corpus() -> list[str]:

@@ -94,10 +94,11 @@ class Repository:
         """Every tensor of one component, by name, unread."""
         prefix = f"{subfolder}/" if subfolder else ""
         for name in _WEIGHT_FILES:
-            index = self.find(f"{prefix}{name}.index.json")
-            if index is not None:
-                shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                return CheckpointTensors(self, {tensor: prefix + shard for tensor, shard in shards.items()})
+            index = f"{prefix}{name}.index.json"
+            if self.find(index) is not None:
+                return CheckpointTensors(
+                    self, {tensor: prefix + shard for tensor, shard in self._shards(index).items()}
+                )
             path = self.find(prefix + name)
             if path is not None:
                 return CheckpointTensors(self, dict.fromkeys(_names_in(path), prefix + name))
@@ -107,6 +108,13 @@ class Repository:
             allowed=", ".join(_WEIGHT_FILES) + ", or their .index.json",
             hint="check that the download is complete",
         )
+
+    def _shards(self, index: str) -> dict[str, str]:
+        """Shard of each tensor, from an index file."""
+        shards = self.json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise UserError("the index has no weight_map", where=self.require(index), hint="download the file again")
+        return shards
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
@@ -126,7 +134,16 @@ class CheckpointTensors(Mapping[str, Tensor]):
         shard = self._shard_of[name]
         if shard not in self._opened:
             self._opened[shard] = _open_shard(self._repository.require(shard))
+        if name not in self._opened[shard]:
+            raise UserError(
+                f"the shard lacks {name}, which its index places there",
+                where=self._repository.require(shard),
+                hint="download the file again",
+            )
         return self._opened[shard][name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shard_of
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shard_of)
@@ -153,6 +170,7 @@ class _SafetensorsShard(Mapping[str, Tensor]):
 
         try:
             self._file = safe_open(path, framework="pt")
+            self._names = dict.fromkeys(self._file.keys())
         except (SafetensorError, OSError) as error:
             raise UserError(f"not a safetensors file: {error}", where=path, hint="download the file again") from error
 
@@ -160,11 +178,14 @@ class _SafetensorsShard(Mapping[str, Tensor]):
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.keys())
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._file.keys())
+        return len(self._names)
 
 
 def _open_shard(path: Path) -> Mapping[str, Tensor]:

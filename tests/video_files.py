@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 RATE_FPS = 24
-FLAT_OPTIONS = {"preset": "ultrafast"}
 
 
 def pictures(count: int, height: int, width: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -38,8 +37,14 @@ def write_video(
     ticks: list[int] | None = None,
     time_base: Fraction = Fraction(1, RATE_FPS),
     shift_ticks: int = 0,
+    mark_key_every: int | None = None,
+    from_key_frame: int = 0,
 ) -> Path:
-    """Encode `pictures`; `ticks` sets the frames' timestamps, `shift_ticks` moves the packets (in the file's ticks)."""
+    """Encode `pictures`.
+
+    `ticks` sets the frames' timestamps, `shift_ticks` moves the packets (in ticks of the encoder), `mark_key_every`
+    marks packets as key frames that are none, and packets before the key frame numbered `from_key_frame` are left out.
+    """
     try:
         av.Codec(codec, "w")
     except av.codec.codec.UnknownCodecError:
@@ -50,19 +55,19 @@ def write_video(
         stream.codec_context.time_base = time_base
         if max_b_frames is not None:
             stream.codec_context.max_b_frames = max_b_frames
+        packets = []
         for index, picture in enumerate(pictures(count, height, width)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
             frame.pts, frame.time_base = ticks[index] if ticks else index, time_base
-            _mux(container, stream.encode(frame), shift_ticks)
-        _mux(container, stream.encode(None), shift_ticks)
+            packets.extend(stream.encode(frame))
+        packets.extend(stream.encode(None))
+        starts = [index for index, packet in enumerate(packets) if packet.is_keyframe]
+        for index, packet in enumerate(packets[starts[from_key_frame] :]):
+            packet.pts += shift_ticks
+            packet.dts += shift_ticks
+            packet.is_keyframe |= mark_key_every is not None and index % mark_key_every == 0
+            container.mux(packet)
     return path
-
-
-def _mux(container, packets, shift_ticks: int) -> None:
-    for packet in packets:
-        packet.pts += shift_ticks
-        packet.dts += shift_ticks
-        container.mux(packet)
 
 
 def read_plainly(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -19,8 +19,8 @@ from stages.decode.frames import DecodedVideo, DecodeError, FrameRequest
 from stages.decode.wire import request_message, to_line, view_offsets
 from stages.errors import UserError
 
-# Address space that decoding one video may take beyond what the libraries have mapped. Room for 8K pictures with all
-# their reference frames; a 4K H.264 video takes under 0.5 GiB.
+# Address space that decoding one video may take beyond what the libraries have mapped. Pictures of 4096 x 4096 were
+# seen to need 128 to 256 MiB; 8K pictures of 10 bits with 16 reference frames would need about 2 GiB.
 MEMORY_BYTES = 4 * 2**30
 
 # Importing torch takes a second or two, and far longer from a cold network disk.

@@ -50,14 +50,14 @@ def _read_wanted_only(request: FrameRequest, packets: PacketList, sink: FrameSin
     timeline = Timeline(shown, packets.time_base, packets.last_duration_ticks)
     rows = rows_by_frame(timeline.choose(request))
     wanted = {int(shown[index]): (span, float(timeline.shown_s[index])) for index, span in rows}
-    runs = _runs(packets, frozenset(wanted))
+    runs = needed_runs(packets, frozenset(wanted))
     attempts = [runs]
     if len(runs) > 1:
         # Key frames of an open GOP can disturb a fresh start; going through from the first packet needs none.
         attempts.append([(0, runs[-1][1])])
     for attempt in attempts:
         messages.clear()
-        frames = _decode_runs(request.path, packets, attempt, frozenset(wanted))
+        frames = decode_runs(request.path, attempt, frozenset(wanted))
         if _send_wanted(frames, wanted, sink) and not messages:
             return True
     return False
@@ -87,9 +87,8 @@ def rows_by_frame(indices: np.ndarray) -> Iterator[tuple[int, slice]]:
         yield int(index), slice(int(start), int(end))
 
 
-def _decode_runs(path: Path, packets: PacketList, runs: list[tuple[int, int]], wanted: frozenset[int]) -> Iterator[Any]:
+def decode_runs(path: Path, runs: list[tuple[int, int]], wanted: frozenset[int]) -> Iterator[Any]:
     """Decode runs of packets (first and last position), leaving out pictures that nothing else refers to."""
-    assert packets.ticks is not None
     remaining = iter(runs)
     first, last = next(remaining)
     with open_video(path) as (container, stream):
@@ -98,10 +97,8 @@ def _decode_runs(path: Path, packets: PacketList, runs: list[tuple[int, int]], w
         for position, packet in enumerate(container.demux(stream)):
             if position < first:
                 continue
-            # Pictures shown before the run's key frame refer to what was left out, and nothing later refers to them.
-            if packet.pts >= packets.ticks[first]:
-                decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-                yield from decoder.decode(packet)
+            decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from decoder.decode(packet)
             if position == last:
                 yield from decoder.decode(None)
                 decoder.flush_buffers()
@@ -110,7 +107,7 @@ def _decode_runs(path: Path, packets: PacketList, runs: list[tuple[int, int]], w
                     return
 
 
-def _runs(packets: PacketList, wanted: frozenset[int]) -> list[tuple[int, int]]:
+def needed_runs(packets: PacketList, wanted: frozenset[int]) -> list[tuple[int, int]]:
     """The packets to decode, as (first, last) positions: from a key frame shown no later, to each wanted frame.
 
     Starting afresh at a key frame is what seeking does, without trusting the container's own index.

@@ -37,7 +37,10 @@ def decode_into(request: FrameRequest, store: ViewStore) -> None:
 
 
 def decode(request: FrameRequest) -> DecodedVideo:
-    """Decode in this process, where a damaged file may hang or crash it; `DecodeChild` is the safe way."""
+    """Decode in this process, where a damaged file may hang or crash it; `DecodeChild` is the safe way.
+
+    Not for several threads at once: how much FFmpeg reports is set for the whole process. Raises as `decode_into`.
+    """
     video = DecodedVideo.empty_for(request)
 
     def store(rows: slice, shown_s: float, pictures: list[np.ndarray]) -> None:

@@ -1,6 +1,5 @@
 """Opening a local video file safely with PyAV, and listing its packets without decoding any."""
 
-import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,8 @@ _MAX_PICTURE_PX = 150_000_000
 # drop a frame or two at the end; a time beyond the real end still fails as "out_of_range".
 _SHORTFALL_S = 1.0
 _SHORTFALL_FRACTION = 0.05
+
+_MESSAGES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
 
 
 def _translate(error: Any, messages: list[tuple[int, str, str]]) -> DecodeError:
-    said = messages[-1][2].strip() if messages else ""
-    if isinstance(error, MemoryError):
+    said = "; ".join(list(dict.fromkeys(text.strip() for _, _, text in messages))[-_MESSAGES_SHOWN:])
+    if isinstance(error, MemoryError) or "get_buffer() failed" in said:
         return DecodeError("memory", f"the memory limit was reached ({said or 'allocation failed'})")
     if isinstance(error, PermissionError):
         return DecodeError("refused", "no permission to read the file")
@@ -99,8 +100,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     Cover pictures of sound files do not count as video. Use inside `ffmpeg_messages`. Raises `DecodeError`.
     """
     check_regular_file(path)
-    # The prefix keeps a name such as "http:x.mp4" from being taken for an address.
-    name = f"file:{os.path.abspath(path)}"  # noqa: PTH100 - Path.absolute would keep ".." in what FFmpeg reports
+    name = f"file:{path.absolute()}"  # the prefix keeps a name such as "http:x.mp4" from being taken for an address
     with av.open(name, container_options=_OPEN_OPTIONS, metadata_errors="replace") as container:
         # Made-up timestamps are wrong for reordered frames (seen with H.264 in AVI): better none.
         container.flags &= ~av.container.core.Flags.gen_pts.value
@@ -205,7 +205,8 @@ def _check_complete(container: Any, stream: Any, spans: dict[int, _Span]) -> Non
         # Only the whole file's duration is known. Sound may outlast the pictures, so every stream counts.
         declared_s = container.duration / av.time_base
         covered = list(spans.values())
-    covered_s = max(span.end_s for span in covered) - min(span.first_s for span in covered)
+    # Matroska and FLV declare when the last frame ends, others how long the stream is: a late start counts as covered.
+    covered_s = max(span.end_s for span in covered) - min(0.0, *(span.first_s for span in covered))
     if declared_s is None or not np.isfinite(covered_s):
         return
     if declared_s - covered_s > max(_SHORTFALL_S, _SHORTFALL_FRACTION * declared_s):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from stages.decode import DecodeError, FrameRequest
+from stages.decode.pyav_reader import decode_runs, needed_runs
 from stages.decode.reader import decode
+from stages.decode.video_file import ffmpeg_messages, list_packets
 from stages.errors import UserError
 from tests.video_files import RATE_FPS, read_plainly, write_video
 
@@ -25,14 +27,23 @@ KINDS = {
     "h264, B-frames, GOP 250": ("mp4", "libx264", {"options": {**GOP_24, "g": "250", "b-pyramid": "normal"}}),
     "h264, B-frames, GOP 24": ("mp4", "libx264", {"options": GOP_24}),
     "h264, open GOP": ("mkv", "libx264", {"options": {**GOP_24, "x264-params": "open-gop=1:keyint=24:bframes=3"}}),
+    "mpeg2, cut at an open GOP": (
+        "ts",
+        "mpeg2video",
+        {"options": {"g": "12", "b": "2000k"}, "max_b_frames": 2, "from_key_frame": 1},
+    ),
     "h264, intra refresh": ("mp4", "libx264", {"options": {"x264-params": "intra-refresh=1:keyint=24:bframes=0"}}),
+    "mpeg2 in MPEG-TS": ("ts", "mpeg2video", {"options": {"g": "12", "b": "2000k"}, "max_b_frames": 2}),
     "h264, 10 bits": ("mp4", "libx264", {"options": GOP_24, "pix_fmt": "yuv420p10le"}),
     "h264, variable rate": ("mp4", "libx264", {"options": GOP_24, "ticks": VFR_TICKS, "time_base": Fraction(1, 600)}),
     "h264, edit list": ("mp4", "libx264", {"options": GOP_24, "shift_ticks": -31}),
     "h264, MPEG-TS": ("ts", "libx264", {"options": GOP_24}),
     "h264, AVI (no presentation times)": ("avi", "libx264", {"options": GOP_24}),
     "hevc, open GOP": ("mp4", "libx265", {"options": {"x265-params": X265}}),
+    "hevc, cut at an open GOP": ("ts", "libx265", {"options": {"x265-params": X265}, "from_key_frame": 1}),
     "hevc, temporal layers": ("mkv", "libx265", {"options": {"x265-params": X265 + ":temporal-layers=3:bframes=8"}}),
+    "hevc, false key frames": ("mp4", "libx265", {"options": {"x265-params": X265}, "mark_key_every": 10}),
+    "mpeg4, false key frames": ("mp4", "mpeg4", {"options": {"g": "48"}, "max_b_frames": 2, "mark_key_every": 10}),
     "vp9": ("webm", "libvpx-vp9", {"options": {"deadline": "realtime", "cpu-used": "8", "g": "48"}}),
     "vp9, odd size, hidden frames": (
         "webm",
@@ -87,7 +98,8 @@ def test_frames_equal_those_of_sequential_decoding_at_the_times_shown(files, nam
     end_s = shown_s[-1]
     for times_s in (
         np.arange(0.0, end_s, 1.0),  # sparse, on the grid
-        np.array([0.61, 0.61, 0.612, 0.62]) * end_s,  # from the middle, several on one frame
+        np.array([0.37]) * end_s,  # from the middle
+        np.array([0.61, 0.61, 0.612, 0.62]) * end_s,  # several on one frame
         np.append(np.arange(0.011, end_s, 0.17), end_s),  # off the grid, up to the last frame
         shown_s,  # every frame
     ):
@@ -98,6 +110,29 @@ def test_frames_equal_those_of_sequential_decoding_at_the_times_shown(files, nam
             assert np.array_equal(video.views[0][row], frames[index]), f"{times_s[row]} s is not frame {index}"
 
 
+@pytest.mark.parametrize(
+    ("name", "has_unneeded_pictures"),
+    [
+        ("h264, B-frames, GOP 24", True),
+        ("hevc, open GOP", True),
+        ("mpeg2 in MPEG-TS", True),
+        ("vp9", False),
+        ("av1", False),
+    ],
+)
+def test_few_pictures_are_decoded_for_few_wanted_frames(files, name, has_unneeded_pictures):
+    path = files(name)
+    with ffmpeg_messages():
+        packets = list_packets(path)
+        wanted = frozenset(int(tick) for tick in np.sort(packets.ticks)[[53, 75]])
+        runs = needed_runs(packets, wanted)
+        decoded = {frame.pts for frame in decode_runs(path, runs, wanted)}
+    in_runs = sum(last - first + 1 for first, last in runs)
+    assert wanted <= decoded
+    assert in_runs <= len(packets.ticks) // 2
+    assert len(decoded) < in_runs or not has_unneeded_pictures
+
+
 def test_an_edit_list_hides_frames_and_moves_time_zero(files):
     shown_s, frames = read_plainly(files("h264, edit list"))
     whole_s, whole = read_plainly(files("h264, B-frames, GOP 24"))
@@ -106,6 +141,16 @@ def test_an_edit_list_hides_frames_and_moves_time_zero(files):
     video = ask(files("h264, edit list"), [0.0], size_px=whole[0].shape[:2])
     assert np.array_equal(video.views[0][0], whole[hidden])
     assert shown_s[-1] == pytest.approx(whole_s[-1] - whole_s[hidden])
+
+
+def test_an_edit_list_that_stops_early_ends_the_video_there(files, tmp_path):
+    data = bytearray(files("h264, B-frames, GOP 24").read_bytes())
+    offset = data.find(b"elst") + 12
+    (duration,) = struct.unpack_from(">I", data, offset)
+    struct.pack_into(">I", data, offset, duration // 2)
+    (tmp_path / "half.mp4").write_bytes(data)
+    assert ask(tmp_path / "half.mp4", [1.9]).shown_s == pytest.approx([45 / RATE_FPS])
+    assert "ends at 2.000 s" in failure(tmp_path / "half.mp4", [2.2]).reason
 
 
 def test_all_views_come_from_one_decoding_and_rows_follow_the_request(files):
@@ -234,29 +279,38 @@ def with_index_in_front(source, target):
     with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(old.streams.video[0]):
-            if packet.dts is not None:
+            if packet.size:
                 packet.stream = stream
                 new.mux(packet)
     return target
 
 
-def test_sound_that_outlasts_the_pictures_is_no_truncation(tmp_path):
-    path = tmp_path / "long_sound.mkv"
+@pytest.mark.parametrize("ending", ["mkv", "flv"])  # the first declares each stream's duration, the second only one
+def test_sound_that_outlasts_the_pictures_is_no_truncation(tmp_path, ending):
+    path = tmp_path / f"long_sound.{ending}"
     source = write_video(tmp_path / "silent.mp4", options=GOP_24)
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        sound = new.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 80_000), dtype=np.int16), format="s16", layout="mono")
-        frame.rate, frame.pts = 8000, 0
-        for packet in sound.encode(frame):
+        sound = new.add_stream("aac", rate=44_100)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 441_000), dtype=np.float32), format="fltp", layout="mono")
+        silence.rate, silence.pts = 44_100, 0
+        packets = [packet for packet in old.demux(old.streams.video[0]) if packet.size]
+        for packet in packets:
+            packet.stream = stream
+        for packet in (*packets, *sound.encode(silence), *sound.encode(None)):
             new.mux(packet)
-        for packet in old.demux(old.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                new.mux(packet)
     with av.open(str(path)) as container:
         assert container.duration > 9 * av.time_base
-    assert ask(path, [3.0]).shown_s.tolist() == [3.0]
+    assert ask(path, [3.0]).shown_s == pytest.approx([3.0], abs=0.001)
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "ts"])
+def test_time_zero_is_the_first_frame_and_a_late_start_is_no_truncation(tmp_path, ending):
+    path = write_video(tmp_path / f"late.{ending}", options=GOP_24, shift_ticks=30 * RATE_FPS)
+    _, frames = read_plainly(path)
+    video = ask(path, [0.0, 1.0], size_px=frames[0].shape[:2])
+    assert np.array_equal(video.views[0], np.stack([frames[0], frames[RATE_FPS]]))
+    assert video.shown_s == pytest.approx([0.0, 1.0])
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts", "avi"])

@@ -1,0 +1,176 @@
+"""The doctor's checks of the machine: installed packages, devices, free disk, weights."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from pipeline import locations
+from pipeline.config import PipelineConfig
+from pipeline.findings import Finding
+
+_DISTRIBUTION = "diff-lmm"
+_GIB = 2**30
+_LOW_DISK_GIB = 5
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What one setting reads of its checkpoint.
+
+    Attributes:
+        files: beside the weights.
+        components: folders that hold weights.
+        prefixes: of the names of the tensors that are read; only their shards are needed.
+    """
+
+    files: tuple[str, ...]
+    components: tuple[str, ...] = ("",)
+    prefixes: tuple[str, ...] = ("",)
+
+
+_CHECKPOINTS = {
+    "encoder.source": _Needs(("config.json",), prefixes=("vision_model.",)),
+    "teacher.source": _Needs(("transformer/config.json", "vae/config.json"), ("transformer", "vae")),
+    "qformer.source": _Needs(
+        ("config.json", "qformer_tokenizer/tokenizer_config.json"),
+        prefixes=("qformer.", "query_tokens", "language_projection."),
+    ),
+    "language.source": _Needs(("config.json", "tokenizer_config.json"), prefixes=("language_model.",)),
+}
+
+
+def check_versions(_config: PipelineConfig) -> Iterator[Finding]:
+    """Compare every dependency that the installed project declares with what is installed; nothing is imported."""
+    from packaging.requirements import Requirement
+
+    yield Finding("versions", "python", "ok", platform.python_version())
+    try:
+        yield Finding("versions", _DISTRIBUTION, "ok", metadata.version(_DISTRIBUTION))
+    except metadata.PackageNotFoundError:
+        fix = "run `pip install -e .` in the project's folder"
+        yield Finding("versions", _DISTRIBUTION, "missing", "not installed, so its dependencies are unknown", fix)
+        return
+    for text in metadata.requires(_DISTRIBUTION) or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            wanted = f"{requirement.name}{requirement.specifier}"
+            fix = f"run `pip install '{wanted}'`"
+            try:
+                found = metadata.version(requirement.name)
+            except metadata.PackageNotFoundError:
+                yield Finding("versions", requirement.name, "missing", "not installed", fix)
+                continue
+            if requirement.specifier.contains(found, prereleases=True):
+                yield Finding("versions", requirement.name, "ok", found)
+            else:
+                yield Finding("versions", requirement.name, "problem", f"{found} does not fit {wanted}", fix)
+
+
+def check_devices(config: PipelineConfig) -> Iterator[Finding]:
+    """Count cores and memory, and name the GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("devices", "CPU", "ok", f"{cores} cores, {platform.machine()}")
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    yield Finding("devices", "memory", "ok", f"{memory_gib:.0f} GiB")
+
+    import torch
+
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        # The same question as stages.device.pick_dtype asks, of each device.
+        with torch.cuda.device(index):
+            bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16, so float32 is used"
+        yield Finding(
+            "devices", f"GPU {index}", "ok", f"{device.name}, {device.total_memory / _GIB:.0f} GiB, {bfloat16}"
+        )
+    if not torch.cuda.is_available():
+        yield _no_gpu(config, built_for_gpu=torch.version.cuda is not None or torch.version.hip is not None)
+
+
+def _no_gpu(config: PipelineConfig, *, built_for_gpu: bool) -> Finding:
+    from stages.weights import BUNDLED_PREFIX
+
+    detail = "none" if built_for_gpu else "none; the installed torch is built for the CPU only"
+    if config.language.source.startswith(BUNDLED_PREFIX):
+        return Finding("devices", "GPU", "ok", f"{detail}; the tiny networks run on the CPU")
+    what = "a machine with a GPU" if built_for_gpu else "a torch with GPU support (https://pytorch.org)"
+    fix = f"use {what} for preset {config.preset}, or try the whole path on the CPU with `pipeline demo`"
+    return Finding("devices", "GPU", "missing", detail, fix)
+
+
+def check_disk(config: PipelineConfig) -> Iterator[Finding]:
+    """Measure free space where the cache and the run will be written, or in the nearest folder that exists."""
+    for item, path, setting in (
+        ("cache", locations.cache_root(config), "cache.root"),
+        ("run", locations.run_folder(config), "run.folder"),
+    ):
+        there = next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.exists())
+        free_gib = shutil.disk_usage(there).free / _GIB
+        where = f"{free_gib:.1f} GiB free for {path}"
+        if not os.access(there, os.W_OK):
+            fix = f"get the right to write to {there}, or set {setting} to another folder"
+            yield Finding("disk", item, "problem", f"{there} cannot be written to", fix)
+        elif free_gib < _LOW_DISK_GIB:
+            yield Finding("disk", item, "problem", where, f"free some space, or set {setting} to a larger disk")
+        else:
+            yield Finding("disk", item, "ok", where)
+
+
+def check_weights(config: PipelineConfig) -> Iterator[Finding]:
+    """Look for every checkpoint in its folder or in the hub's cache on this machine; the hub is not asked."""
+    for setting, needs in _CHECKPOINTS.items():
+        source: str = getattr(config, setting.partition(".")[0]).source
+        yield _find_checkpoint(setting, source, needs)
+
+
+def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from stages.weights import Repository
+
+    local = Repository(source).folder
+    folder, fix = local, f"complete the folder {local}, or set {setting} to another"
+    if local is None:
+        try:
+            validate_repo_id(source)
+        except HFValidationError:
+            fix = f"set {setting} to a folder that exists or to a hub id of the form owner/name"
+            return Finding("weights", setting, "missing", f"{source}: no such folder, and not a hub id", fix)
+        folder, fix = _hub_snapshot(source, needs.files[0]), f"run `hf download {source}`"
+    if folder is None:
+        detail = f"{source}: neither a folder nor in the hub cache {constants.HF_HUB_CACHE}"
+        return Finding("weights", setting, "missing", detail, fix)
+    absent = [name for name in needs.files if not (folder / name).is_file()]
+    for component in needs.components:
+        absent += _absent_weights(folder / component, needs.prefixes)
+    if absent:
+        return Finding("weights", setting, "problem", f"{source}: incomplete in {folder}, without {absent[0]}", fix)
+    return Finding("weights", setting, "ok", source if str(folder) == source else f"{source} in {folder}")
+
+
+def _hub_snapshot(source: str, file: str) -> Path | None:
+    """Folder of a hub repository's files on this machine; None if `file` was never fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, file)
+    return Path(found).parents[file.count("/")] if isinstance(found, str) else None
+
+
+def _absent_weights(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
+    """Names of the weight files that hold wanted tensors and are not in the folder."""
+    # Where a repository offers both formats, safetensors are what is read.
+    indexes = sorted(folder.glob("*.index.json"), key=lambda path: ".safetensors." not in path.name)
+    if indexes:
+        shard_of: dict[str, str] = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+        wanted = {shard for name, shard in shard_of.items() if name.startswith(prefixes)}
+        # A language model of another family names its tensors otherwise, and is needed whole.
+        return sorted(shard for shard in wanted or set(shard_of.values()) if not (folder / shard).is_file())
+    there = any(path.is_file() for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+    return [] if there else [f"weights in {folder.name}/"]

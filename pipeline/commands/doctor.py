@@ -1,0 +1,72 @@
+"""`pipeline doctor`: what is installed, found and missing, and what to do about it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+from rich.text import Text
+
+from pipeline.check_data import check_cache, check_data
+from pipeline.check_machine import check_devices, check_disk, check_versions, check_weights
+from pipeline.config import PipelineConfig, Resolved
+from pipeline.console import PEOPLE, emit_json
+from pipeline.findings import Finding
+from stages.errors import UserError
+
+_SECTIONS: dict[str, Callable[[PipelineConfig], Iterator[Finding]]] = {
+    "versions": check_versions,
+    "devices": check_devices,
+    "disk": check_disk,
+    "weights": check_weights,
+    "data": check_data,
+    "cache": check_cache,
+}
+_STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
+
+
+def run(resolved: Resolved, *, as_json: bool) -> None:
+    """Look at everything that the configuration needs and print one line for each thing.
+
+    Always ends normally, whatever is found: a machine that only trains lacks decoders on purpose. Scripts read the
+    status of each line with `as_json`: a list of objects with section, item, status, detail and fix.
+    """
+    findings = [finding for section in _SECTIONS for finding in _examine(section, resolved.config)]
+    if as_json:
+        emit_json([asdict(finding) for finding in findings])
+    else:
+        _show(findings)
+
+
+def _examine(section: str, config: PipelineConfig) -> Iterator[Finding]:
+    try:
+        yield from _SECTIONS[section](config)
+    except UserError as error:
+        yield Finding(section, "check", "problem", str(error), "mend this, then run `pipeline doctor` again")
+    except Exception as error:  # noqa: BLE001  # whatever stops a check is what the doctor is asked about
+        fix = "if the lines above do not explain it, report it as a bug"
+        yield Finding(section, "check", "problem", f"{type(error).__name__}: {error}", fix)
+
+
+def _show(findings: list[Finding]) -> None:
+    explained: set[str] = set()
+    for section in _SECTIONS:
+        PEOPLE.print(Text(section, style="bold"))
+        mine = [finding for finding in findings if finding.section == section]
+        if section == "versions":
+            # Two dozen packages that are as they should be need one line.
+            fitting = ", ".join(f"{finding.item} {finding.detail}" for finding in mine if finding.status == "ok")
+            _show_line("ok", fitting)
+            mine = [finding for finding in mine if finding.status != "ok"]
+        for finding in mine:
+            _show_line(finding.status, f"{finding.item}: {finding.detail}")
+            if finding.fix is not None:
+                fix = "as above" if finding.fix in explained else finding.fix
+                explained.add(finding.fix)
+                PEOPLE.print(Text(f"           -> {fix}"), soft_wrap=True)
+    counts = Counter(finding.status for finding in findings if finding.status != "ok")
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    PEOPLE.print(Text(f"not in place: {summary}" if counts else "everything is in place"))
+
+
+def _show_line(status: str, text: str) -> None:
+    PEOPLE.print(Text.assemble((f"  {status:<9}", _STYLES[status]), text), soft_wrap=True)

@@ -1,0 +1,26 @@
+"""What a check of the doctor reports."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        section: versions, devices, disk, weights, data or cache.
+        item: what was looked at.
+        status: ok; missing if it is not there; problem if it is there and will not do.
+        detail: what was found.
+        fix: what to do, as an imperative or a command; None if the status is ok.
+    """
+
+    section: str
+    item: str
+    status: Literal["ok", "missing", "problem"]
+    detail: str
+    fix: str | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.status == "ok") == (self.fix is None), self

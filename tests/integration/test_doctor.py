@@ -1,0 +1,270 @@
+"""The doctor against real folders: what is there, what is missing, what to do, and that nothing stops it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.check_machine import check_versions
+from pipeline.commands import doctor
+from pipeline.config import resolve
+from stages.cache.feature_cache import FeatureCache
+from stages.cache.fingerprint import Fingerprint
+from stages.extraction import feature_fields
+
+VIDEOS = ["v1", "v2", "v3"]
+FRAME_TIMES_S = np.array([0.0, 1.0])
+
+
+def make_dataset(folder: Path, *, present=VIDEOS, expected_samples=3, download="Ask the author of the films.") -> Path:
+    """A card with one question about each video, and empty files in the place of the videos."""
+    card = {
+        "name": "films",
+        "title": "Three films",
+        "annotations": {"format": "jsonl", "file": "samples.jsonl"},
+        "tasks": {"scene": {"labels": ["office", "school"]}},
+        "frame_rule": {"kind": "uniform", "num_frames": 2, "index_fps": 1},
+        "expected": {"scene": {"train": {"videos": 3, "samples": expected_samples}}},
+        "download": download,
+    }
+    path = folder / "films.yaml"
+    path.write_text(yaml.safe_dump(card), encoding="utf-8")
+    lines = [
+        {"video": video, "duration_s": 2.0, "task": "scene", "question": "where?", "answer": "office", "split": "train"}
+        for video in VIDEOS
+    ]
+    (folder / "annotations").mkdir()
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (folder / "annotations" / "samples.jsonl").write_text(text, encoding="utf-8")
+    (folder / "videos").mkdir()
+    for video in present:
+        (folder / "videos" / f"{video}.mp4").touch()
+    return path
+
+
+def resolved(folder: Path, *overrides: str):
+    options = {
+        "data.dataset": str(folder / "films.yaml"),
+        "data.videos": str(folder / "videos"),
+        "data.annotations": str(folder / "annotations"),
+        "cache.root": str(folder / "cache"),
+        "run.folder": str(folder / "runs"),
+    }
+    return resolve(preset="tiny", options=options, overrides=overrides)
+
+
+def diagnose(settings, capsys) -> dict[str, dict]:
+    """Findings by "section/item"."""
+    doctor.run(settings, as_json=True)
+    findings = json.loads(capsys.readouterr().out)
+    assert all((finding["fix"] is None) == (finding["status"] == "ok") for finding in findings)
+    return {f"{finding['section']}/{finding['item']}": finding for finding in findings}
+
+
+def make_cache(settings, root: Path, videos=VIDEOS) -> FeatureCache:
+    fields = {**feature_fields(settings.config), "storage": "float16"}
+    cache = FeatureCache.create_or_open(root, Fingerprint(fields=fields))
+    for video in videos:
+        features, targets = np.zeros((2, 3, 4), np.float16), np.zeros((2, 5), np.float32)
+        cache.write_video(video, times_s=FRAME_TIMES_S, features=features, targets=targets)
+    return cache
+
+
+def test_a_complete_data_set_is_ok(tmp_path, capsys):
+    make_dataset(tmp_path)
+    found = diagnose(resolved(tmp_path), capsys)
+    assert found["data/annotations"]["status"] == "ok"
+    assert found["data/samples"]["detail"] == "3 train about 3 videos"
+    assert found["data/videos"]["detail"].startswith("3 of 3 are in ")
+    assert found["versions/torch"]["status"] == "ok"
+    assert found["devices/memory"]["status"] == "ok"
+    assert found["disk/cache"]["detail"].endswith(f"GiB free for {tmp_path / 'cache'}")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_missing_folders_are_answered_with_the_cards_advice(tmp_path, capsys):
+    make_dataset(tmp_path)
+    found = diagnose(resolved(tmp_path, "data.videos=nowhere", "data.annotations=neither"), capsys)
+    for item, name in (("annotations", "neither"), ("videos", "nowhere")):
+        assert found[f"data/{item}"]["status"] == "missing"
+        assert found[f"data/{item}"]["detail"] == f"no folder {name}"
+        assert "Ask the author of the films." in found[f"data/{item}"]["fix"]
+    assert "data.videos" in found["data/videos"]["fix"]
+    assert "data/samples" not in found
+
+
+def test_a_missing_annotation_file_is_named(tmp_path, capsys):
+    make_dataset(tmp_path)
+    (tmp_path / "annotations" / "samples.jsonl").unlink()
+    found = diagnose(resolved(tmp_path), capsys)
+    assert found["data/annotations"]["detail"] == f"no file {tmp_path / 'annotations' / 'samples.jsonl'}"
+
+
+def test_missing_videos_are_counted_and_named(tmp_path, capsys):
+    make_dataset(tmp_path, present=["v1", "v3"])
+    videos = diagnose(resolved(tmp_path), capsys)["data/videos"]
+    assert videos["status"] == "missing"
+    assert videos["detail"].startswith("2 of 3 are in ")
+    assert "v2" in videos["detail"].partition("missing")[2]
+    assert "v1" not in videos["detail"].partition("missing")[2]
+
+
+def test_counts_that_are_not_the_published_ones_are_a_problem(tmp_path, capsys):
+    make_dataset(tmp_path, expected_samples=4)
+    samples = diagnose(resolved(tmp_path), capsys)["data/samples"]
+    assert samples["status"] == "problem"
+    assert samples["detail"] == "scene train: 3 videos and 3 samples, published 3 and 4"
+
+
+def test_a_broken_annotation_file_becomes_a_line_and_the_other_checks_go_on(tmp_path, capsys):
+    make_dataset(tmp_path)
+    (tmp_path / "annotations" / "samples.jsonl").write_text("{broken\n", encoding="utf-8")
+    found = diagnose(resolved(tmp_path), capsys)
+    assert found["data/check"]["status"] == "problem"
+    assert "samples.jsonl:1" in found["data/check"]["detail"]
+    assert found["cache/cache"]["status"] == "missing"
+
+
+def test_without_a_cache_the_extract_command_is_given(tmp_path, capsys):
+    make_dataset(tmp_path)
+    cache = diagnose(resolved(tmp_path), capsys)["cache/cache"]
+    assert cache["status"] == "missing"
+    assert "`pipeline extract --dataset " in cache["fix"]
+
+
+def test_a_full_cache_leads_to_training(tmp_path, capsys):
+    make_dataset(tmp_path)
+    settings = resolved(tmp_path)
+    make_cache(settings, tmp_path / "cache")
+    found = diagnose(settings, capsys)
+    assert found["cache/fingerprint"]["status"] == "ok"
+    assert found["cache/videos"]["detail"] == "3 of 3 done, 0 failed, 0 pending"
+    assert found["cache/next"]["detail"].startswith("pipeline train --dataset ")
+
+
+def test_pending_and_failed_videos_lead_to_extraction(tmp_path, capsys):
+    make_dataset(tmp_path)
+    settings = resolved(tmp_path)
+    cache = make_cache(settings, tmp_path / "cache", ["v1"])
+    with cache.ledger.writer() as ledger:
+        ledger.failed("v2", reason="no such file", attempts=1)
+    pending = diagnose(settings, capsys)["cache/videos"]
+    assert (pending["status"], pending["detail"]) == ("missing", "1 of 3 done, 1 failed, 1 pending")
+    make_cache(settings, tmp_path / "cache", ["v3"])
+    failed = diagnose(settings, capsys)["cache/videos"]
+    assert failed["status"] == "problem"
+    assert "v2: no such file" in failed["detail"]
+    assert "--retry-failed" in failed["fix"]
+
+
+def test_a_cache_of_another_network_is_a_problem_that_names_the_field(tmp_path, capsys):
+    make_dataset(tmp_path)
+    make_cache(resolved(tmp_path, "teacher.block=3"), tmp_path / "cache")
+    fingerprint = diagnose(resolved(tmp_path), capsys)["cache/fingerprint"]
+    assert fingerprint["status"] == "problem"
+    assert "teacher.block" in fingerprint["detail"]
+
+
+def test_a_folder_of_weights_must_be_complete(tmp_path, capsys):
+    make_dataset(tmp_path)
+    teacher = tmp_path / "dit"
+    for component in ("transformer", "vae"):
+        (teacher / component).mkdir(parents=True)
+        (teacher / component / "config.json").write_text("{}")
+    index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (teacher / "transformer" / "x.safetensors.index.json").write_text(json.dumps(index))
+    (teacher / "transformer" / "part-1.safetensors").touch()
+    settings = resolved(tmp_path, f"teacher.source={teacher}")
+    incomplete = diagnose(settings, capsys)["weights/teacher.source"]
+    assert incomplete["status"] == "problem"
+    assert incomplete["detail"].endswith("without part-2.safetensors")
+    (teacher / "transformer" / "part-2.safetensors").touch()
+    assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without weights in vae/")
+    (teacher / "vae" / "model.safetensors").touch()
+    assert diagnose(settings, capsys)["weights/teacher.source"]["status"] == "ok"
+
+
+def test_a_source_that_cannot_be_a_hub_id_is_told_apart(tmp_path, capsys):
+    make_dataset(tmp_path)
+    weights = diagnose(resolved(tmp_path, "encoder.source=/no/such/folder"), capsys)["weights/encoder.source"]
+    assert "not a hub id" in weights["detail"]
+    assert "encoder.source" in weights["fix"]
+
+
+def test_hub_weights_are_looked_for_in_the_hub_cache_and_never_fetched(tmp_path):
+    make_dataset(tmp_path)
+    snapshot = tmp_path / "hub" / "models--somebody--blip" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("c0ffee")
+    (snapshot / "config.json").write_text("{}")
+    index = {"weight_map": {"vision_model.x": "1.safetensors", "language_model.y": "2.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    (snapshot / "1.safetensors").touch()
+    arguments = ["encoder.source=somebody/blip", "language.source=somebody/blip", "teacher.source=nobody/dit"]
+    # The hub's address leads nowhere, so a download would fail instead of passing unseen.
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    options = {"data.dataset": str(tmp_path / "films.yaml")}
+    code = f"""if True:
+        from pipeline.commands import doctor
+        from pipeline.config import resolve
+        doctor.run(resolve(preset="tiny", options={options!r}, overrides={arguments!r}), as_json=True)
+    """
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    weights = {finding["item"]: finding for finding in json.loads(done.stdout) if finding["section"] == "weights"}
+    assert weights["encoder.source"]["status"] == "ok", "the encoder needs the shard of the vision tower alone"
+    assert weights["language.source"]["detail"].endswith("without tokenizer_config.json")
+    assert weights["teacher.source"]["status"] == "missing"
+    assert weights["teacher.source"]["fix"] == "run `hf download nobody/dit`"
+
+
+def test_every_dependency_is_looked_up_and_nothing_heavy_is_imported():
+    code = """if True:
+        import sys
+        from pipeline.check_machine import check_versions
+        from pipeline.config import PipelineConfig
+        items = [finding.item for finding in check_versions(PipelineConfig())]
+        assert {"python", "diff-lmm", "torch", "diffusers", "ray", "zarr", "av", "numpy"} <= set(items), items
+        assert "pytest" not in items, "what only developers need is not asked for"
+        assert not {"torch", "ray", "av", "zarr", "transformers"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_package_that_is_gone_or_too_old_is_flagged(tmp_path, monkeypatch):
+    """A folder with other metadata, found first, stands for another installation."""
+    for name, version in (("zarr", "3.0.0"), ("diff_lmm", "0.1.0")):
+        folder = tmp_path / f"{name}-{version}.dist-info"
+        folder.mkdir()
+        requires = "Requires-Dist: zarr>=3.1\nRequires-Dist: no-such-package>=2\n" if name == "diff_lmm" else ""
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}"
+        (folder / "METADATA").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {finding.item: finding for finding in check_versions(resolve(preset="tiny").config)}
+    assert (found["zarr"].status, found["zarr"].fix) == ("problem", "run `pip install 'zarr>=3.1'`")
+    assert found["no-such-package"].status == "missing"
+
+
+def test_people_read_the_lines_on_stderr(tmp_path, capsys):
+    make_dataset(tmp_path, present=["v1"])
+    doctor.run(resolved(tmp_path), as_json=False)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.splitlines()
+    videos = next(index for index, line in enumerate(lines) if line.startswith("  missing  videos: 1 of 3"))
+    assert lines[videos + 1].lstrip().startswith("-> put the video files into ")
+    assert lines[-1].startswith("not in place: ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, capsys):
+    make_dataset(tmp_path)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    disk = diagnose(resolved(tmp_path, f"cache.root={locked / 'cache'}"), capsys)["disk/cache"]
+    assert disk["status"] == "problem"
