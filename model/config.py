@@ -4,7 +4,8 @@ These classes are the only place where a default of a network or a loss stands. 
 override them by name.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -13,16 +14,16 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseModel):
-    """Base of every branch of the configuration tree: frozen, and a misspelt key is an error."""
+    """Base of every branch of the configuration tree: frozen; a misspelt key, nan and infinity are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _check_levels(levels: tuple[int, ...]) -> tuple[int, ...]:
     if any(level < 1 for level in levels):
-        raise ValueError(f"levels are numbered from 1 (the embeddings); got {levels}")
+        raise ValueError("levels are numbered from 1 (the embeddings)")
     if len(set(levels)) != len(levels):
-        raise ValueError(f"each level may be named once; got {levels}")
+        raise ValueError("each level may be named once")
     return tuple(sorted(levels))
 
 
@@ -47,6 +48,17 @@ class TeacherConfig(Settings):
     """Index of the diffusion step, an integer; 0 is the clean end."""
     class_label: Annotated[int, Field(ge=0)] = 1000
     """Row of the class table; 1000 is the null class of the published DiT."""
+
+    def require_fits(self, dit_config: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the DiT that this `config.json` describes has the block and the class."""
+        blocks, null_class = dit_config["num_layers"], dit_config["num_embeds_ada_norm"]
+        if self.block > blocks:
+            raise ValueError(f"teacher.block is {self.block}, but the DiT has {blocks} blocks")
+        if self.class_label > null_class:
+            raise ValueError(
+                f"teacher.class_label is {self.class_label}, but the DiT's classes are 0...{null_class} "
+                "(the last is the null class)"
+            )
 
 
 class QFormerConfig(Settings):

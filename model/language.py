@@ -5,6 +5,7 @@ the answer and its end token only. In generation the prompt is padded on its lef
 padding is masked (FACTS.md C.5).
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,8 @@ class FrozenLanguageModel(FrozenModule):
         One beam is the greedy search.
         """
         mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)
+        # The penalty is meant for new tokens only, as in MA-LMM; transformers warns that it is so at every call.
+        warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
         found = self.model.generate(
             inputs_embeds=self._embed(queries, prompt),
             attention_mask=mask.long(),

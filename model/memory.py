@@ -51,14 +51,22 @@ def merge_most_similar(bank: MemoryBank) -> MemoryBank:
 
     Equal similarities merge the oldest pair.
     """
-    similarity = F.cosine_similarity(bank.slots[:, :-1], bank.slots[:, 1:], dim=-1)  # [B, m-1, N]
-    left = similarity.argmax(dim=1, keepdim=True)  # [B, 1, N]
+    left = alikeness(bank.slots[:, :-1], bank.slots[:, 1:]).argmax(dim=1, keepdim=True)  # [B, 1, N]
     count_left, count_right = bank.counts.gather(1, left), bank.counts.gather(1, left + 1)
     merged = weighted_mean(_pick(bank.slots, left), count_left, _pick(bank.slots, left + 1), count_right)
     kept = _without_right_of(left, bank.num_slots)
     slots = _pick(bank.slots, kept).scatter(1, _as_index(left, bank.slots), merged)
     counts = bank.counts.gather(1, kept).scatter(1, left, count_left + count_right)
     return MemoryBank(slots, counts)
+
+
+def alikeness(left: Tensor, right: Tensor) -> Tensor:
+    """Cosine similarity minus 1, [..., C] -> [...], as half the squared distance between the unit vectors.
+
+    Slots next to each other are often so alike that their cosines all round to 1, and rounding would choose the pair;
+    the distance keeps what tells them apart. Two zero vectors are as alike as two equal ones.
+    """
+    return F.normalize(left, dim=-1).sub(F.normalize(right, dim=-1)).square().sum(dim=-1).div(-2)
 
 
 def weighted_mean(left: Tensor, count_left: Tensor, right: Tensor, count_right: Tensor) -> Tensor:
@@ -116,7 +124,7 @@ class _MergePlanner:
         self.birth = (self.first - self.carried + 1).clamp(min=0)
         self.death = torch.full_like(self.first, run)
         self.live = self.first[:, : self.carried]  # [B, m, N] entries in the bank, oldest first
-        self.similarity = F.cosine_similarity(bank.slots[:, :-1], bank.slots[:, 1:], dim=-1)  # [B, m-1, N]
+        self.similarity = alikeness(bank.slots[:, :-1], bank.slots[:, 1:])  # [B, m-1, N]
 
     def plan(self) -> MergePlan:
         for frame in range(self.run):
@@ -133,7 +141,7 @@ class _MergePlanner:
     def _append(self, entry: int) -> None:
         new = torch.full_like(self.first[:, :1], entry)
         if self.live.shape[1]:
-            beside = F.cosine_similarity(self._value(self.live[:, -1:]), self.values[:, entry : entry + 1], dim=-1)
+            beside = alikeness(self._value(self.live[:, -1:]), self.values[:, entry : entry + 1])
             self.similarity = torch.cat([self.similarity, beside], dim=1)
         self.live = torch.cat([self.live, new], dim=1)
 
@@ -164,7 +172,7 @@ class _MergePlanner:
         for pair, neighbour in ((left - 1, left - 1), (left, left + 1)):
             exists = (pair >= 0) & (pair <= last_pair)
             pair, neighbour = pair.clamp(0, last_pair), neighbour.clamp(0, last_pair + 1)
-            fresh = F.cosine_similarity(self._value(self.live.gather(1, neighbour)), merged, dim=-1)
+            fresh = alikeness(self._value(self.live.gather(1, neighbour)), merged)
             similarity = similarity.scatter(1, pair, torch.where(exists, fresh, similarity.gather(1, pair)))
         self.similarity = similarity
 

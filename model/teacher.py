@@ -103,7 +103,7 @@ class DiTTeacher(FrozenModule):
         vae_tensors: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
-        _check_depth_and_class(config, dit_config)
+        config.require_fits(dit_config)
         self.latents = LatentEncoder(vae_config)
         load_named(self.latents, _ModernVaeNames(vae_tensors))
         self.width = dit_config["num_attention_heads"] * dit_config["attention_head_dim"]
@@ -129,16 +129,6 @@ class DiTTeacher(FrozenModule):
     def forward(self, frames: Tensor) -> Tensor:
         """Frames [T, S, S, 3] uint8 RGB -> targets y* [T, D] float32."""
         return self.tokens(frames).float().mean(dim=1)
-
-
-def _check_depth_and_class(config: TeacherConfig, dit_config: Mapping[str, Any]) -> None:
-    if config.block > dit_config["num_layers"]:
-        raise ValueError(f"teacher.block is {config.block}, but the DiT has {dit_config['num_layers']} blocks")
-    if config.class_label > dit_config["num_embeds_ada_norm"]:
-        raise ValueError(
-            f"teacher.class_label is {config.class_label}, but the DiT's classes are 0..."
-            f"{dit_config['num_embeds_ada_norm']} (the last is the null class)"
-        )
 
 
 def _patch_embed(dit_config: Mapping[str, Any], width: int) -> PatchEmbed:

@@ -18,6 +18,8 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
 
+# The shell's exit status for a program ended by Ctrl-C, which typer passes on.
+_INTERRUPTED = 130
 _SETTINGS = "Settings"
 Preset = Annotated[
     str | None,
@@ -67,6 +69,17 @@ def demo(
     from pipeline.commands.demo import run
 
     run(folder, overrides or [], as_json=json)
+
+
+@app.command()
+def synthesize(
+    folder: Annotated[Path, typer.Argument(help="Where videos/ and annotations/ go.")] = Path("data/synthetic"),
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+) -> None:
+    """Write the synthetic data set: real H.264 videos in which LVU's seven questions have visible answers."""
+    from pipeline.commands.synthesize import run
+
+    run(folder, seed=seed)
 
 
 @app.command()
@@ -208,12 +221,15 @@ def main() -> None:
     """Entry point: user errors become one line on stderr, everything else keeps its traceback."""
     try:
         app()
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what is committed stays, run the same command again to go on\n")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            sys.stderr.write("interrupted; what is committed stays, run the same command again to go on\n")
+        raise
     except Exception as error:
-        from stages.errors import UserError
+        from stages.errors import UserError, refusal_of
 
+        if isinstance(error, OSError) and (refusal := refusal_of(error)):
+            error = UserError(refusal, where=error.filename, hint="mend this or name another folder, then run it again")
         if not isinstance(error, UserError):
             raise
         sys.stderr.write(f"error: {error}\n")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from model.config import ModelConfig
 from stages.cards import load_card
@@ -78,7 +79,7 @@ def resolve(
     """Put the layers together and check the result.
 
     Args:
-        preset: name of a shipped preset; None means the one the file names, else the default.
+        preset: name of a shipped preset; None means the one that `--set` or the file names, else the default.
         config_file: YAML in the tree's form, for example a run's `config.yaml`.
         options: dotted keys set by a command's own options; None values are left out.
         overrides: `key=value` strings from `--set`; the value is read as YAML.
@@ -89,12 +90,14 @@ def resolve(
     from_file = [] if config_file is None else [Layer(str(config_file), _flatten(_read_yaml(config_file)))]
     chosen = {key: value for key, value in (options or {}).items() if value is not None}
     command = [Layer("command line", chosen), *(_parse_override(text) for text in overrides)]
-    if preset is None:
-        preset = _last("preset", from_file) or PipelineConfig.model_fields["preset"].default
-    base = [Layer(f"preset {preset}", {"preset": preset, **_flatten(_read_preset(preset))})]
     later = [*from_file, *command]
-    card = load_card(_last("data.dataset", [*base, *later]) or DataConfig().dataset)
-    return _validate([*base, Layer(f"card {card.name}", _flatten(card.settings)), *later])
+    if preset is None:
+        preset = _last("preset", later) or PipelineConfig.model_fields["preset"].default
+    base = Layer(f"preset {preset}", _flatten(_read_preset(preset)))
+    card = load_card(_last("data.dataset", [base, *later]) or DataConfig().dataset)
+    # The name comes last: it must be that of the preset whose values were taken.
+    name = Layer(base.source, {"preset": preset})
+    return _validate([base, Layer(f"card {card.name}", _flatten(card.settings)), *later, name])
 
 
 def dump_yaml(config: PipelineConfig) -> str:
@@ -138,14 +141,17 @@ def _unknown_key(key: str, source: str, known: Sequence[str]) -> UserError:
 
 
 def _bad_value(error: ValidationError, sources: Mapping[str, str]) -> UserError:
+    def key_of(entry: ErrorDetails) -> str:
+        parts = [str(part) for part in entry["loc"]]
+        prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        return next((prefix for prefix in prefixes if prefix in sources), ".".join(parts))
+
     first = error.errors()[0]
-    parts = [str(part) for part in first["loc"]]
-    key = next(
-        (".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sources), ".".join(parts)
-    )
-    reason = first["msg"].removeprefix("Value error, ")
+    key = key_of(first)
+    # A value of several allowed kinds has one reason for each.
+    reasons = [entry["msg"].removeprefix("Value error, ") for entry in error.errors() if key_of(entry) == key]
     where = sources.get(key, "configuration")
-    return UserError(f"{key}: {reason}", where=where, received=first["input"])
+    return UserError(f"{key}: {' or: '.join(dict.fromkeys(reasons))}", where=where, received=first["input"])
 
 
 def _parse_override(text: str) -> Layer:
@@ -162,7 +168,7 @@ def _parse_override(text: str) -> Layer:
 
 def _read_preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1)
+        near = difflib.get_close_matches(str(name), preset_names(), n=1)
         raise UserError(
             "unknown preset",
             received=name,

@@ -1,8 +1,9 @@
 """Where a run's inputs and outputs are, given its configuration: the one place that knows the default folders."""
 
+import shlex
 from pathlib import Path
 
-from pipeline.config import PipelineConfig
+from pipeline.config import PipelineConfig, resolve
 from stages.card_schema import Card
 from stages.cards import build_manifest, load_card
 from stages.errors import UserError
@@ -41,13 +42,29 @@ def run_folder(config: PipelineConfig) -> Path:
 
 
 def extract_command(config: PipelineConfig) -> str:
-    """The command that fills the run's cache, to be shown when frames are missing."""
-    parts = ["pipeline extract", f"--dataset {config.data.dataset}", f"--preset {config.preset}"]
-    if config.data.task != "all":
-        parts.append(f"--task {config.data.task}")
-    if config.cache.root is not None:
-        parts.append(f"--cache {config.cache.root}")
-    return " ".join(parts)
+    """The command that fills the run's cache, to be shown when frames are missing; it goes into a shell as it is."""
+    given = {
+        "--dataset": config.data.dataset,
+        "--preset": config.preset,
+        "--task": None if config.data.task == "all" else config.data.task,
+        "--videos": config.data.videos,
+        "--annotations": config.data.annotations,
+        "--cache": config.cache.root,
+    }
+    options = [(option, value) for option, value in given.items() if value]
+    settings = [("--set", f"{key}={'null' if value is None else value}") for key, value in _own_settings(config)]
+    return shlex.join(["pipeline", "extract", *(part for pair in [*options, *settings] for part in pair)])
+
+
+def _own_settings(config: PipelineConfig) -> list[tuple[str, object]]:
+    """What extraction depends on and the run's preset does not say."""
+    usual = resolve(preset=config.preset, options={"data.dataset": config.data.dataset}).config
+    return [
+        (f"{branch}.{name}", value)
+        for branch in ("encoder", "teacher", "extract")
+        for name, value in getattr(config, branch)
+        if value != getattr(getattr(usual, branch), name)
+    ]
 
 
 def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with_videos: bool = False) -> Manifest:

@@ -29,16 +29,21 @@ class RunFolder:
         Raises:
             UserError: a run of that name is there already.
         """
+        cls.require_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(path / STAMP, json.dumps({**stamp, **_versions()}, indent=2, sort_keys=True) + "\n")
+        atomic_write_text(path / CONFIG, dump_yaml(config))
+        return cls(path)
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """UserError if a run is there already."""
         if (path / CONFIG).exists():
             raise UserError(
                 "a run of this name is there already",
                 where=path,
                 hint="add --resume to go on with it, or give another --name",
             )
-        path.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path / STAMP, json.dumps({**stamp, **_versions()}, indent=2, sort_keys=True) + "\n")
-        atomic_write_text(path / CONFIG, dump_yaml(config))
-        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -64,6 +69,11 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"not valid JSON: {error}", where=self.path / name) from error
         return content
+
+
+def file_name(stem: str, split: str, suffix: str) -> str:
+    """Name of a run's result file: the test split, which is what is reported, has the plain name."""
+    return f"{stem}.{suffix}" if split == "test" else f"{stem}-{split}.{suffix}"
 
 
 def _versions() -> dict[str, Any]:

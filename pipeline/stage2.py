@@ -62,8 +62,9 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample
     """
     status = cache.ledger.status(plan_frames(manifest).times_s)
     if status.pending:
+        pending = f"{len(status.pending)} of {len(manifest.videos)} videos"
         raise UserError(
-            f"{len(status.pending)} of {len(manifest.videos)} videos are not extracted: {min(status.pending)!r}, ...",
+            f"{pending} are not extracted, the first is {min(status.pending)!r}",
             where=cache.root,
             hint=f"run `{cache.extract_command}`",
         )
@@ -71,11 +72,27 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample
 
 
 def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Sample) -> LoadedModel:
-    """Build the model as training starts it; widths are read off one cached frame."""
+    """Build the model as training starts it; widths are read off one cached frame.
+
+    Raises:
+        UserError: the networks do not fit each other, the cache or the sample.
+    """
+    require_room(config, len(sample.frame_times_s()))
     frame = cache.read(sample.video, sample.frame_times_s()[:1], tolerance_s=config.cache.tolerance_s)
     assert frame.features is not None
     assert frame.targets is not None
     return _build(config, visual_width=frame.features.shape[2], target_width=frame.targets.shape[1])
+
+
+def require_room(config: PipelineConfig, num_frames: int) -> None:
+    """UserError if a clip has more frames than the Q-Former's temporal table has rows."""
+    if num_frames > config.qformer.max_frames:
+        raise UserError(
+            f"a clip of this data set has {num_frames} frames",
+            where="qformer.max_frames",
+            received=config.qformer.max_frames,
+            allowed=f"{num_frames} or more",
+        )
 
 
 def load_trained(run: "RunFolder", config: PipelineConfig, *, visual_width: int) -> LoadedModel:

@@ -5,8 +5,9 @@
 """
 
 import json
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,9 +42,9 @@ class Position:
     target_width: int | None = None
 
     def better_than(self, other: "Position") -> bool:
-        """Higher validation accuracy, then lower validation loss."""
+        """Higher validation accuracy, then lower validation loss, then later: unvalidated, the last one is the best."""
         mine, theirs = (
-            (-1.0 if position.val_top1 is None else position.val_top1, -(position.val_loss or 0.0))
+            (-1.0 if position.val_top1 is None else position.val_top1, -(position.val_loss or 0.0), position.step)
             for position in (self, other)
         )
         return mine > theirs
@@ -63,17 +64,15 @@ class Checkpoints:
     def save(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], position: Position, *, keep: int) -> None:
         """Write a checkpoint, then point `index.json` at it, then remove all but the newest `keep` and the best."""
         name = f"step-{position.step:08d}"
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file({key: value.detach().cpu().contiguous() for key, value in model.items()}, temporary / _MODEL)
-        save_file(optimizer, temporary / _OPTIMIZER)
-        (temporary / _STATE).write_text(json.dumps(asdict(position)), encoding="utf-8")
-        for file in temporary.iterdir():
-            sync_file(file)
         final = self.folder / name
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+        with self._temporary(name) as temporary:
+            save_file({key: value.detach().cpu().contiguous() for key, value in model.items()}, temporary / _MODEL)
+            save_file(optimizer, temporary / _OPTIMIZER)
+            (temporary / _STATE).write_text(json.dumps(asdict(position)), encoding="utf-8")
+            for file in temporary.iterdir():
+                sync_file(file)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
         sync_directory(self.folder)
         index = self._read_index()
         best = index.get("best")
@@ -113,15 +112,39 @@ class Checkpoints:
         """The optimizer's state, as `optimizer_tensors` wrote it."""
         return _load(self.folder / name / _OPTIMIZER)
 
+    @contextmanager
+    def _temporary(self, name: str) -> Iterator[Path]:
+        """A folder to write into; it is removed when writing fails, and at the next save when the process was killed.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        for interrupted in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(interrupted)
+        temporary = self.folder / f".{name}.tmp"
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+        except SafetensorError as error:
+            # Its own kind of error for whatever the system says.
+            raise UserError(
+                f"the checkpoint cannot be written: {error}",
+                where=self.folder,
+                hint="free space there, then go on with --resume",
+                exit_code=1,
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def _read_index(self) -> dict[str, str]:
         path = self.folder / _INDEX
         if not path.is_file():
             return {}
         try:
-            index: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            return {key: str(index[key]) for key in ("last", "best")}
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise _damaged(path, error) from error
-        return index
 
     def _prune(self, keep: int, always: set[str]) -> None:
         names = sorted(path.name for path in self.folder.glob("step-*"))

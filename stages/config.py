@@ -70,6 +70,8 @@ class TrainConfig(Settings):
     """AdamW's decay; vectors (biases, norms) get none."""
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """AdamW's second-moment rate."""
+    grad_clip: PositiveFloat | None = None
+    """Largest norm of the gradient over all parameters; null switches clipping off, as in the paper's recipe."""
     schedule: Literal["ma_lmm", "cosine"] = "ma_lmm"
     """ma_lmm: linear warm-up within epoch 0, then a cosine that steps once per epoch; cosine: both per step."""
     warmup_steps: NonNegativeInt = 1000

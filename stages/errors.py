@@ -1,6 +1,17 @@
 """The one exception for mistakes that a user can mend; everything else that escapes a command is a bug of ours."""
 
+import errno
 from pathlib import Path
+
+_REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file-size limit of this process is reached",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENOTDIR: "a part of this path is a file, not a directory",
+}
 
 
 class UserError(Exception):
@@ -35,3 +46,8 @@ class UserError(Exception):
             line = f"{line}. {hint[0].upper()}{hint[1:]}"
         super().__init__(" ".join(line.split()))
         self.exit_code = exit_code
+
+
+def refusal_of(error: OSError) -> str | None:
+    """Why the system refuses a file, in a clause for the user; None for errors that are not the user's to mend."""
+    return _REFUSALS.get(error.errno or 0)

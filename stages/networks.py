@@ -65,6 +65,8 @@ def describe_teacher(config: TeacherConfig) -> FrozenSource:
     """Input size and weight digest of the teacher, without building it."""
     repository = Repository(config.source)
     dit, vae = repository.json("transformer/config.json"), repository.json("vae/config.json")
+    with _naming(config.source):
+        config.require_fits(dit)
     size = dit["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
     blocks = tuple(f"transformer_blocks.{index}." for index in range(config.block))
     digests = (
@@ -96,7 +98,13 @@ def load_language(config: LanguageConfig, dtype: torch.dtype) -> "PreTrainedMode
 
     repository = Repository(config.source)
     if repository.json("config.json").get("model_type") != _INSTRUCTBLIP:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(repository.folder or config.source, dtype=dtype)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                repository.folder or config.source, dtype=dtype
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"no language model: {reason}", where=config.source) from error
         return model
     with _naming(config.source), no_init_weights():
         model = AutoModelForCausalLM.from_config(_instructblip_config(repository).text_config, dtype=dtype)

@@ -41,6 +41,8 @@ def cluster(address: str | None) -> Iterator[None]:
     Raises:
         UserError: the cluster does not answer.
     """
+    # Ray would run its workers at low priority (nice 15); an actor that feeds a GPU must not starve beside other work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
@@ -154,4 +156,5 @@ def _places(num_tasks: int) -> list[int]:
 
 def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    user_error = f"{UserError.__module__}.{UserError.__qualname__}: "
+    return lines[-1].strip().removeprefix(user_error) if lines else type(error).__name__

@@ -18,10 +18,11 @@ from stages.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+    from transformers import InstructBlipForConditionalGeneration
     from transformers import PreTrainedTokenizerBase
 
 # Part of the folder's name: raise it whenever what is written changes.
-_VERSION = 2
+_VERSION = 3
 _SEED = 20250801
 _TEACHER_PX = 64
 
@@ -106,10 +107,23 @@ def _write_instructblip(folder: Path) -> None:
         torch.manual_seed(_SEED)
         model = InstructBlipForConditionalGeneration(config)
         model.query_tokens.data.normal_(std=0.5)
+        _make_places_tell(model)
         teach_to_answer(model.language_model, tokenizer, end_id=tokenizer.eos_token_id, seed=_SEED)
     # Saved by name, not with save_pretrained: the names are those of the published file whatever transformers does.
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str), encoding="utf-8")
+
+
+def _make_places_tell(model: "InstructBlipForConditionalGeneration") -> None:
+    """Give random weights what training gives real ones: patches that know their place, heads that look at some.
+
+    With transformers' starting values every patch is attended to alike, and a detail of one patch drowns.
+    """
+    model.vision_model.embeddings.position_embedding.data.normal_(std=1.0)
+    for layer in model.qformer.encoder.layer:
+        if layer.has_cross_attention:
+            for linear in (layer.crossattention.attention.query, layer.crossattention.attention.key):
+                linear.weight.data.normal_(std=0.2)
 
 
 def _write_dit_pipeline(folder: Path) -> None:

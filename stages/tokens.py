@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # InstructBLIP-Vicuna begins prompts and ends answers with this token (FACTS.md C.3).
 _END_TOKEN = "</s>"  # noqa: S105
+# Every tokenizer of transformers has this file; asked for first, because what it says when all are absent is unclear.
+_TOKENIZER_FILE = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,13 @@ def _load_tokenizer(source: str, subfolder: str = "") -> Any:
     from transformers import AutoTokenizer
 
     repository = Repository(source)
+    where = f"{source}/{subfolder}" if subfolder else source
+    repository.require(f"{subfolder}/{_TOKENIZER_FILE}" if subfolder else _TOKENIZER_FILE)
     try:
         if repository.folder is not None:
             return AutoTokenizer.from_pretrained(repository.folder / subfolder)
         return AutoTokenizer.from_pretrained(source, subfolder=subfolder)
     except (OSError, ValueError) as error:
-        where = f"{source}/{subfolder}" if subfolder else source
         reason = str(error).splitlines()[0]
         raise UserError(f"no tokenizer: {reason}", where=where, hint="check that the download is complete") from error
 

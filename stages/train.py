@@ -3,7 +3,6 @@
 One seed gives one sequence of losses: the order of samples is a function of (seed, epoch), dropout of (seed, step).
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -124,6 +123,8 @@ class Trainer:
         _require_finite(losses.total, "loss", step, batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -223,8 +224,3 @@ def _require_finite(value: Tensor, what: str, step: int, batch: Batch) -> None:
             where=f"samples {names}",
             hint="lower train.lr, or look at these samples' features with `pipeline cache verify`",
         )
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a `metrics.jsonl`, oldest first."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

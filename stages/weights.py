@@ -6,6 +6,7 @@ safetensors files are preferred; `.bin` and `.pt` files are read with `weights_o
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,24 @@ class Repository:
         try:
             return Path(hf_hub_download(self.source, name))
         except LocalEntryNotFoundError as error:
+            # Without a network, what was downloaded is all there is: a file that it lacks is absent.
+            if self._is_downloaded():
+                return None
             raise self._unreachable() from error
         except EntryNotFoundError:
             return None
         except (OSError, HFValidationError, ValueError) as error:
             raise self._unreachable() from error
+
+    def _is_downloaded(self) -> bool:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            snapshot_download(self.source, local_files_only=True)
+        except LocalEntryNotFoundError:
+            return False
+        return True
 
     def _unreachable(self) -> UserError:
         return UserError(
@@ -194,11 +208,19 @@ def _open_shard(path: Path) -> Mapping[str, Tensor]:
     import pickle
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped into memory.
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
         raise UserError(
-            f"not a weights-only checkpoint: {error}", where=path, hint="download the file again"
+            "damaged, or holds more than tensors, which could run as code and is not loaded",
+            where=path,
+            hint="use a safetensors version of this checkpoint",
         ) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = str(error).partition(". ")[0] or "it ends too early"
+        raise UserError(f"damaged checkpoint: {reason}", where=path, hint="download the file again") from error
+    if not isinstance(loaded, dict):
+        raise UserError("holds no tensors by name", where=path, received=type(loaded).__name__)
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 

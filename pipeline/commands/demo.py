@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.commands import evaluate, extract, report, train
+from pipeline.commands import evaluate, extract, report, synthesize, train
 from pipeline.config import Resolved, resolve
-from pipeline.console import emit_json, progress_bar, say
+from pipeline.console import emit_json, say
 from stages.errors import UserError
 from stages.evaluate import TaskScore
-from stages.synthetic import DEFAULT_VIDEOS_PER_SPLIT, generate
 
 _SEED = 0
 
@@ -20,7 +19,7 @@ def run(folder: Path, overrides: list[str], *, as_json: bool) -> None:
     seconds: dict[str, float] = {}
     resolved = _resolve(folder, overrides)
     with _timed(seconds, "generate"):
-        _generate(folder / "data")
+        synthesize.run(folder / "data", seed=_SEED)
     with _timed(seconds, "extract"):
         if extract.run(resolved, address=None, retry_failed=False, as_json=False):
             raise UserError("a synthetic video failed extraction", where=folder, exit_code=3)
@@ -43,17 +42,6 @@ def _resolve(folder: Path, overrides: list[str]) -> Resolved:
         "run.name": "run",
     }
     return resolve(preset="tiny", options=options, overrides=overrides)
-
-
-def _generate(folder: Path) -> None:
-    total = sum(DEFAULT_VIDEOS_PER_SPLIT.values())
-    with progress_bar("generate", total, "videos") as bar:
-        generate(
-            folder,
-            seed=_SEED,
-            videos_per_split=DEFAULT_VIDEOS_PER_SPLIT,
-            on_video=lambda _done, _total: bar.advance(),
-        )
 
 
 def _train(resolved: Resolved, folder: Path) -> Path:

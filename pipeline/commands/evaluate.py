@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import locations
 from pipeline.config import PipelineConfig, resolve_run
 from pipeline.console import emit_json, progress_bar, say, table
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, file_name
 from pipeline.stage2 import cached_samples, load_trained, open_cache, say_left_out, visual_width_of
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -69,11 +69,6 @@ def _predict(folder: RunFolder, config: PipelineConfig, split: str) -> list[Pred
             predictions.append(prediction)
             bar.advance()
     return predictions
-
-
-def file_name(stem: str, split: str, suffix: str) -> str:
-    """Name of a run's result file: the test split, which is what is reported, has the plain name."""
-    return f"{stem}.{suffix}" if split == "test" else f"{stem}-{split}.{suffix}"
 
 
 def _write(folder: RunFolder, split: str, predictions: list[Prediction], scores: dict[str, TaskScore]) -> None:

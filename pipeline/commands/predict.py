@@ -11,11 +11,11 @@ from pipeline import locations
 from pipeline.config import PipelineConfig, resolve_run
 from pipeline.console import emit_json, say
 from pipeline.run_folder import RunFolder
-from pipeline.stage2 import LoadedModel, load_trained
+from pipeline.stage2 import LoadedModel, load_trained, require_room
 from stages.card_schema import FrameRule
 from stages.decode.child import DecodeChild
 from stages.decode.frames import DecodeError, FrameRequest
-from stages.decode.video_file import list_packets
+from stages.decode.length import video_length_s
 from stages.device import autocast, move
 from stages.errors import UserError
 from stages.networks import load_encoder
@@ -29,15 +29,16 @@ def run(video: Path, question: str, path: Path, *, start_s: float, overrides: li
     folder = RunFolder.open(path)
     config = resolve_run(path / "config.yaml", overrides)
     card = locations.card_of(config)
+    looking = time.perf_counter()
+    times_s = _frame_times(video, card.frame_rule, start_s, config)
     loading = time.perf_counter()
     encoder = load_encoder(config.encoder)
     loaded = load_trained(folder, config, visual_width=encoder.vision_model.config.hidden_size)
     encoder.to(loaded.compute.device, loaded.compute.dtype)
     started = time.perf_counter()
-    times_s = _frame_times(video, card.frame_rule, start_s, config)
     frames = _decode(video, times_s, encoder.size_px, config)
     answers, scores = _answer(loaded, encoder, frames, TEXT_PROCESSORS[card.text](question), config)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + loading - looking
     result = {
         "video": str(video),
         "question": question,
@@ -71,19 +72,15 @@ def _frame_times(video: Path, rule: FrameRule, start_s: float, config: PipelineC
     indexed = max(1, int(length_s * rule.index_fps))
     first, last = rule.spans(start_s, length_s, indexed)[0]
     index = np.rint(np.linspace(first * rule.index_fps, last * rule.index_fps, rule.num_frames))
-    if rule.num_frames > config.qformer.max_frames:
-        raise UserError(f"the window has {rule.num_frames} frames; qformer.max_frames is {config.qformer.max_frames}")
+    require_room(config, rule.num_frames)
     return index / rule.index_fps
 
 
 def _length_s(video: Path) -> float:
     try:
-        packets = list_packets(video)
+        return video_length_s(video)
     except DecodeError as error:
         raise UserError(f"cannot be decoded ({error.kind}): {error.reason}", where=video) from error
-    if packets.ticks is None:
-        raise UserError("cannot be decoded: its frames carry no timestamps", where=video)
-    return float((packets.end_ticks - packets.ticks[packets.is_shown].min()) * packets.time_base)
 
 
 def _decode(video: Path, times_s: np.ndarray, size_px: int, config: PipelineConfig) -> np.ndarray:

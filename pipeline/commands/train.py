@@ -20,6 +20,8 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool) -> Path:
     path = locations.run_folder(config)
     if resume:
         config = _same_run(RunFolder.open(path).config(), config)
+    else:
+        RunFolder.require_free(path)
     trainer, loaded = _prepare(config, path, resume=resume)
     if resume and trainer.resume():
         say(f"resuming {path} after epoch {trainer.position.epoch} of {config.train.epochs}")
@@ -32,9 +34,9 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool) -> Path:
 
 
 def _prepare(config: PipelineConfig, path: Path, *, resume: bool) -> tuple[Trainer, LoadedModel]:
+    manifest = locations.manifest_of(config)
     cache = open_cache(config)
     distils = config.alignment.kd_weight > 0
-    manifest = locations.manifest_of(config)
     train, absent = cached_samples(cache, manifest.select(splits=["train"]))
     val: list = []
     if "val" in manifest.splits:
@@ -42,6 +44,9 @@ def _prepare(config: PipelineConfig, path: Path, *, resume: bool) -> tuple[Train
         absent |= absent_val
     if not train:
         raise UserError("no training sample has its video in the cache", where=cache.root)
+    tolerance = config.cache.tolerance_s
+    train_set = WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils)
+    val_set = WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None
     loaded = build_for_training(config, cache, train[0])
     if not resume:
         stamp = {
@@ -56,14 +61,13 @@ def _prepare(config: PipelineConfig, path: Path, *, resume: bool) -> tuple[Train
         + (f"; {len(absent)} videos failed extraction and are left out" if absent else "")
         + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
     )
-    tolerance = config.cache.tolerance_s
     return Trainer(
         config.train,
         config.language,
         loaded.model,
         loaded.tokenizers,
-        WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils),
-        WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None,
+        train_set,
+        val_set,
         run=path,
         compute=loaded.compute,
         eval_batch_size=config.evaluate.batch_size,

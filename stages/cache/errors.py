@@ -1,11 +1,10 @@
-"""What can go wrong with a cache, each with its own class, and what the system's refusals to write mean."""
+"""What can go wrong with a cache, each with its own class, and a disk that refuses to be written."""
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.errors import UserError
+from stages.errors import UserError, refusal_of
 
 
 class CacheWriteError(ValueError):
@@ -20,24 +19,13 @@ class DamagedCacheError(UserError):
     """Files of a committed video are gone, cut short or contradict their commit record."""
 
 
-_REFUSALS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file-size limit of this process is reached",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "no permission to write",
-    errno.EPERM: "no permission to write",
-    errno.ENOTDIR: "a part of this path is a file, not a directory",
-}
-
-
 @contextmanager
 def storage_errors(path: Path, needed_bytes: int) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a UserError with `path` and the bytes the write needs."""
     try:
         yield
     except OSError as error:
-        reason = _REFUSALS.get(error.errno or 0)
+        reason = refusal_of(error)
         if reason is None:
             raise
         raise UserError(

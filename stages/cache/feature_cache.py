@@ -46,7 +46,7 @@ class FeatureCache:
         self.root = Path(root)
         self.fingerprint = fingerprint
         self.storage = storage_type(fingerprint.fields.get(STORAGE_FIELD))
-        self.extract_command = extract_command or f"pipeline extract --dataset <name> --cache {self.root}"
+        self.extract_command = extract_command or _extract_command(self.root)
         self._forget_opened()
 
     @classmethod
@@ -78,7 +78,8 @@ class FeatureCache:
     def open(cls, root: Path | str, *, extract_command: str | None = None) -> "FeatureCache":
         """Open an existing cache, whatever its fingerprint; UserError when there is none or its file is broken."""
         root = Path(root)
-        return cls(root, load_fingerprint(root), extract_command=extract_command)
+        command = extract_command or _extract_command(root)
+        return cls(root, load_fingerprint(root, extract_command=command), extract_command=command)
 
     @property
     def ledger(self) -> Ledger:
@@ -267,6 +268,10 @@ class FeatureCache:
             np.concatenate([old.features, features])[order],
             np.concatenate([old.targets, targets])[order],
         )
+
+
+def _extract_command(root: Path) -> str:
+    return f"pipeline extract --dataset <name> --cache {root}"
 
 
 def _check_shapes(video: str, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray) -> None:

@@ -87,8 +87,12 @@ def save_fingerprint(root: Path, fingerprint: Fingerprint) -> None:
     atomic_write_text(root / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_fingerprint(root: Path) -> Fingerprint:
+def load_fingerprint(root: Path, *, extract_command: str = "pipeline extract") -> Fingerprint:
     """Read the fingerprint of the cache at `root`.
+
+    Args:
+        root: the cache's directory.
+        extract_command: the command that fills this cache, quoted to the user when there is none.
 
     Raises:
         UserError: no cache there, another format version, a broken file, or a digest that its fields do not give.
@@ -98,7 +102,7 @@ def load_fingerprint(root: Path) -> Fingerprint:
         raise UserError(
             f"no feature cache here (there is no {FILE_NAME})",
             where=root,
-            hint="run `pipeline extract` first, or give the --cache directory it wrote to",
+            hint=f"run `{extract_command}` first, or give the --cache directory it wrote to",
         )
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None

@@ -26,6 +26,9 @@ MEMORY_BYTES = 4 * 2**30
 # Importing torch takes a second or two, and far longer from a cold network disk.
 _START_LIMIT_S = 180.0
 
+# How long a child that has closed its answers may take to end by itself and so show its own exit status.
+_LAST_WORDS_S = 5.0
+
 _READ_BYTES = 65_536
 _STDERR_TAIL_CHARS = 300
 
@@ -109,7 +112,7 @@ class DecodeChild:
     def _await_start(self) -> None:
         try:
             self._receive(_START_LIMIT_S, "starting")
-        except DecodeError:
+        except BaseException:
             self._stop()
             raise
         self._is_ready = True
@@ -174,11 +177,14 @@ class DecodeChild:
     def _crash(self, when: str) -> DecodeError:
         """Reap a child that is gone and say how it ended."""
         assert self._process is not None
-        self._process.kill()  # it may have closed its pipe and live on
-        status = self._process.wait()
+        try:
+            status = self._process.wait(_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
         while chunk := os.read(_open(self._process.stderr).fileno(), _READ_BYTES):
             self._keep_tail(chunk)
-        how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
+        how = f"ended with status {status}" if status >= 0 else f"was ended by {_signal_name(-status)}"
         said = f"; it last said: {self._stderr_tail}" if self._stderr_tail.strip() else ""
         self._stop()
         return DecodeError("crash", f"the decode child {how} {when}{said}")
@@ -199,6 +205,10 @@ class DecodeChild:
 def _open(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None
     return pipe
+
+
+def _signal_name(number: int) -> str:
+    return f"signal {number} ({signal.strsignal(number)})"
 
 
 def _open_buffer() -> Any:

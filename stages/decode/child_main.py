@@ -90,8 +90,10 @@ def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in sys.stdin.buffer:
-            requests.put(json.loads(line))
+        # Unbuffered: a thread waiting inside sys.stdin would turn an error in the main thread into an abort.
+        with open(0, "rb", buffering=0) as lines:
+            for line in lines:
+                requests.put(json.loads(line))
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()

@@ -113,6 +113,19 @@ def test_equal_similarities_merge_the_oldest_pair():
     assert (bank.counts == torch.tensor([4.0, 1, 1, 1])[:, None]).all()
 
 
+def test_identical_pairs_are_equally_alike_whatever_they_show():
+    bank = append_all(MemoryBank.empty(BATCH, TOKENS, WIDTH), CONTENTS["in pairs"](2 * M), max_slots=2 * M - 1)
+    assert (bank.counts == torch.tensor([2.0, *[1.0] * (2 * M - 2)])[:, None]).all()
+
+
+def test_slots_that_float32_cosines_cannot_tell_apart_merge_where_they_are_closest():
+    steps = torch.tensor([0.0, 1e-4, 1.8e-4, 2.4e-4])  # the last step is the smallest
+    slots = torch.stack([torch.ones(4), steps, -steps], dim=1)[None, :, None]  # [1, 4, 1, 3]
+    cosines = torch.nn.functional.cosine_similarity(slots[:, :-1], slots[:, 1:], dim=-1)
+    assert len(cosines.unique()) == 1
+    assert merge_most_similar(MemoryBank(slots, torch.ones(1, 4, 1))).counts.flatten().tolist() == [1, 1, 2]
+
+
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("num_carried", range(M + 1))
 @pytest.mark.parametrize("run", [1, M - 1, M, M + 1, 3 * M])

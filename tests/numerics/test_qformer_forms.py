@@ -41,11 +41,6 @@ def the_model(memory_slots=M):
     return build_qformer(memory_slots)
 
 
-@cache
-def loop_levels(content, num_frames, memory_slots=M):
-    return frame_loop(the_model(memory_slots), CONTENTS[content](num_frames), random_text(*LENGTHS))
-
-
 def run_loop(content, num_frames, wanted, memory_slots=M):
     model = the_model(memory_slots)
     levels, memory = frame_loop(model, CONTENTS[content](num_frames), random_text(*LENGTHS))
@@ -68,12 +63,15 @@ WANTED = {
 }
 
 
+RUNS = ((None, False), (2, True), (1, False), (64, True))  # frames_per_run, recompute
+
+
 @pytest.mark.parametrize("which", WANTED)
 @pytest.mark.parametrize("num_frames", [1, M - 1, M, M + 1, 3 * M])
 def test_the_clip_form_equals_the_frame_loop(num_frames, which):
     wanted = WANTED[which](num_frames)
     expected = run_loop("random", num_frames, wanted)
-    for frames_per_run, recompute in ((None, False), (1, False), (2, True), (64, False)):
+    for frames_per_run, recompute in RUNS if which == "all" else RUNS[:2]:
         actual = run_clip("random", num_frames, wanted, frames_per_run=frames_per_run, recompute=recompute)
         assert_same_results(actual, expected)
 
@@ -101,7 +99,7 @@ def test_every_parameter_but_the_last_text_feed_forward_gets_a_gradient():
         assert silent != set()
 
 
-@pytest.mark.parametrize("num_frames", [M, 3 * M])
+@pytest.mark.parametrize("num_frames", [M, 2 * M + 1])
 def test_the_clip_form_equals_the_frame_loop_in_bfloat16(num_frames):
     wanted = WANTED["all"](num_frames)
     exact = run_loop("random", num_frames, wanted)
@@ -122,17 +120,36 @@ def flat_gradients(mine, theirs):
     """Each parameter's gradient of two runs, scaled alike, so that small ones count as much as large ones."""
     names = [name for name, grad in theirs[2].items() if grad is not None and not name.endswith("key.bias")]
     scales = [theirs[2][name].norm().clamp(min=1e-12) / HIDDEN for name in names]
-    return tuple(
-        [run[2][name] / scale for name, scale in zip(names, scales, strict=True)] for run in (mine, theirs)
-    )
+    return tuple([run[2][name] / scale for name, scale in zip(names, scales, strict=True)] for run in (mine, theirs))
 
 
-def test_dropout_is_drawn_in_training_and_not_in_evaluation():
+@pytest.fixture
+def dropping_out():
     model = build_qformer()
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.5
+        elif hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.5
+    return model
+
+
+def test_dropout_acts_in_training_only(dropping_out):
     features, text = random_features(1, 4), random_text(3)
-    assert torch.equal(model(features, text).levels[-1], model(features, text).levels[-1])
-    model.train()
-    assert not torch.equal(model(features, text).levels[-1], model(features, text).levels[-1])
+
+    def last_level():
+        return dropping_out(features, text).levels[-1]
+
+    assert torch.equal(last_level(), last_level())
+    dropping_out.train()
+    assert not torch.equal(last_level(), last_level())
+
+
+def test_recomputing_repeats_the_same_dropout(dropping_out):
+    features, text = random_features(1, 4), random_text(3)
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(6)
+        out = dropping_out.train()(features, text, recompute=recompute)
+        found.append((out.levels, out.memory, gradients_of(dropping_out, loss_on(out.levels, range(4)))))
+    assert_same_results(*found)

@@ -11,10 +11,10 @@ FLOAT32_MEAN = 1e-6
 # Hidden states and memories of two forms of one network: largest difference, absolute.
 FLOAT32_HIDDEN = 2e-5
 # Gradients: largest difference over the largest entry of the parameter's gradient.
-FLOAT32_GRADIENT = 1e-4
+FLOAT32_GRADIENT = 3e-5
 # A key bias adds the same to every score of a query, so its gradient is zero in theory and rounding in practice:
 # largest entry over the largest of the same layer's key weight.
-FLOAT32_KEY_BIAS = 1e-4
+FLOAT32_KEY_BIAS = 2e-5
 # Scalar losses and scores: relative.
 FLOAT32_LOSS = 1e-5
 # A whole network against the class it was taken from: relative to the largest entry.
@@ -23,9 +23,9 @@ FLOAT32_NETWORK = 1e-5
 # bfloat16 keeps 8 bits. Root mean square of the difference over that of the value: single entries may stray when a
 # near tie between merges falls the other way.
 BFLOAT16_HIDDEN = 0.03
-BFLOAT16_GRADIENT = 0.06
+BFLOAT16_GRADIENT = 0.1
 # Between two bfloat16 forms: how much further from float32 the clip form may be than the frame loop.
-BFLOAT16_EXCESS = 1.5
+BFLOAT16_EXCESS = 2.0
 
 # A wrong variant must miss the float32 tolerances by this factor.
 WRONG_BY = 100

@@ -1,0 +1,89 @@
+"""Imports go one way, and a command imports only what it needs."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL_MAY_IMPORT = {"model", "torch", "transformers", "diffusers", "numpy", "pydantic", *sys.stdlib_module_names}
+HEAVY = ("torch", "transformers", "diffusers", "ray", "zarr", "av", "decord", "numpy", "pydantic", "matplotlib")
+
+
+def imports_of(package):
+    """Every import of a package, at any depth of any file: (file, line, imported module)."""
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+                names = [node.module]
+            else:
+                continue
+            found += [(path.relative_to(ROOT), node.lineno, name) for name in names]
+    assert found
+    return found
+
+
+def test_the_model_imports_networks_and_nothing_of_the_house():
+    strangers = [where for where in imports_of("model") if where[2].split(".")[0] not in MODEL_MAY_IMPORT]
+    assert strangers == []
+
+
+def test_stages_never_import_the_pipeline():
+    upward = [where for where in imports_of("stages") if where[2].split(".")[0] == "pipeline"]
+    assert upward == []
+
+
+def test_nothing_in_the_house_imports_its_tests_or_benchmarks():
+    for package in ("model", "stages", "pipeline"):
+        assert [where for where in imports_of(package) if where[2].split(".")[0] in {"tests", "benchmarks"}] == []
+
+
+def modules_after(statements):
+    """Names in `sys.modules` of a fresh interpreter after it has run these lines."""
+    code = f"{statements}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def loaded(modules, names):
+    return sorted(set(names) & modules)
+
+
+def test_help_is_shown_without_any_heavy_import():
+    modules = modules_after(
+        "import sys, pipeline.cli\n"
+        "sys.argv = ['pipeline', '--help']\n"
+        "try:\n"
+        "    pipeline.cli.main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "else:\n"
+        "    raise AssertionError('--help should end the process')\n"
+    )
+    assert "pipeline.cli" in modules
+    assert loaded(modules, HEAVY) == [], f"pipeline --help imports {loaded(modules, HEAVY)}"
+
+
+@pytest.mark.parametrize(
+    ("imports", "unneeded"),
+    [
+        ("pipeline.commands.train", ("ray", "av", "decord", "diffusers")),
+        # With the encoder that its workers build, which comes from the same library as the language model.
+        (
+            "pipeline.commands.extract, model.vision",
+            ("transformers.models.llama.modeling_llama", "model.qformer", "model.language"),
+        ),
+    ],
+)
+def test_a_command_does_not_import_what_it_does_not_use(imports, unneeded):
+    modules = modules_after(f"import {imports}")
+    assert "torch" in modules
+    assert loaded(modules, unneeded) == [], f"import {imports} loads {loaded(modules, unneeded)}"

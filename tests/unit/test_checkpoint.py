@@ -1,0 +1,222 @@
+"""Checkpoints are whole or absent, the best and the newest are kept, and what is read back is what was written."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from stages import checkpoint
+from stages.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
+from stages.errors import UserError
+
+MODEL = {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor([0.5])}
+OPTIMIZER = {"w|step": torch.tensor(3.0)}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "run")
+
+
+def save(checkpoints, step, *, keep=2, value=None, **position):
+    model = MODEL if value is None else {"w": torch.full((2,), value)}
+    checkpoints.save(model, OPTIMIZER, Position(epoch=step, step=step, **position), keep=keep)
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir() if path.is_dir())
+
+
+# --- what is written
+
+
+def test_what_is_saved_reads_back_bit_for_bit(checkpoints):
+    position = Position(epoch=2, step=120, val_top1=0.5, val_loss=1.25, target_width=96)
+    checkpoints.save(MODEL, OPTIMIZER, position, keep=2)
+    name = checkpoints.last()
+    assert name == "step-00000120"
+    assert checkpoints.position(name) == position
+    for saved, read in ((MODEL, checkpoints.model(name)), (OPTIMIZER, checkpoints.optimizer(name))):
+        assert saved.keys() == read.keys()
+        assert all(torch.equal(saved[key], read[key]) for key in saved)
+
+
+def test_a_slice_of_a_larger_tensor_is_saved_alone(checkpoints):
+    large = torch.arange(1_000_000.0).view(1000, 1000)
+    checkpoints.save({"column": large[:, 3]}, {}, Position(1, 1), keep=1)
+    assert torch.equal(checkpoints.model("step-00000001")["column"], large[:, 3])
+    assert (checkpoints.folder / "step-00000001" / "model.safetensors").stat().st_size < 10_000
+
+
+def test_a_run_without_checkpoints_says_so(checkpoints):
+    assert checkpoints.last() is None
+    with pytest.raises(UserError, match=r"run: the run has no checkpoint\. Train it first: pipeline train"):
+        checkpoints.best()
+
+
+# --- an interrupted save
+
+
+@pytest.mark.parametrize("interruption", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_the_older_checkpoint_usable(checkpoints, monkeypatch, interruption):
+    save(checkpoints, 1, value=1.0)
+    before = (checkpoints.folder / "index.json").read_bytes()
+    real = checkpoint.save_file
+
+    def fail_at_the_second_file(tensors, path):
+        if path.name == "optimizer.safetensors":
+            raise interruption
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", fail_at_the_second_file)
+    with pytest.raises(type(interruption)):
+        save(checkpoints, 2, value=2.0)
+    assert (checkpoints.folder / "index.json").read_bytes() == before
+    reopened = Checkpoints(checkpoints.run)
+    assert (reopened.last(), reopened.best()) == ("step-00000001", "step-00000001")
+    assert torch.equal(reopened.model(reopened.last())["w"], torch.ones(2))
+    assert list(checkpoints.folder.glob("step-*")) == [checkpoints.folder / "step-00000001"]
+
+    monkeypatch.undo()
+    save(reopened, 2, value=2.0)
+    assert torch.equal(reopened.model(reopened.last())["w"], torch.full((2,), 2.0))
+    assert names(reopened) == ["step-00000001", "step-00000002"], "what the interruption left is gone"
+
+
+def test_a_checkpoint_that_the_index_does_not_name_yet_is_written_again(checkpoints):
+    """A kill between the rename and the index leaves it; resuming reaches the same step once more."""
+    save(checkpoints, 1, value=1.0)
+    shutil.copytree(checkpoints.folder / "step-00000001", checkpoints.folder / "step-00000002")
+    assert checkpoints.last() == "step-00000001"
+    save(checkpoints, 2, value=2.0)
+    assert torch.equal(checkpoints.model("step-00000002")["w"], torch.full((2,), 2.0))
+
+
+# --- newest, best, and what is removed
+
+
+def test_the_best_and_the_newest_stay_and_the_others_go(checkpoints):
+    for step, top1 in enumerate([0.2, 0.8, 0.3, 0.4, 0.5], start=1):
+        save(checkpoints, step, keep=2, val_top1=top1, val_loss=1.0)
+    assert names(checkpoints) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert (checkpoints.best(), checkpoints.last()) == ("step-00000002", "step-00000005")
+
+
+def test_the_best_is_not_kept_twice(checkpoints):
+    for step, top1 in enumerate([0.1, 0.2, 0.3], start=1):
+        save(checkpoints, step, keep=1, val_top1=top1, val_loss=1.0)
+    assert names(checkpoints) == ["step-00000003"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "best"),
+    [
+        ({"val_top1": 0.5, "val_loss": 1.0}, {"val_top1": 0.6, "val_loss": 2.0}, 2),  # accuracy first
+        ({"val_top1": 0.6, "val_loss": 2.0}, {"val_top1": 0.5, "val_loss": 1.0}, 1),
+        ({"val_top1": 0.5, "val_loss": 1.0}, {"val_top1": 0.5, "val_loss": 0.9}, 2),  # then the loss
+        ({"val_top1": 0.5, "val_loss": 0.9}, {"val_top1": 0.5, "val_loss": 1.0}, 1),
+        ({"val_top1": 0.0, "val_loss": 9.0}, {}, 1),  # validated is better than not
+        ({}, {"val_top1": 0.0, "val_loss": 9.0}, 2),
+        ({}, {}, 2),  # without validation the last one counts
+    ],
+)
+def test_the_best_is_chosen_by_accuracy_then_loss_then_age(checkpoints, first, second, best):
+    save(checkpoints, 1, **first)
+    save(checkpoints, 2, **second)
+    assert checkpoints.best() == f"step-{best:08d}"
+
+
+# --- optimizer state
+
+
+def build():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.GELU(), torch.nn.Linear(7, 3))
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.05},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return model, torch.optim.AdamW(groups, lr=1e-2)
+
+
+def step(model, optimizer, seed):
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
+    model(torch.randn(11, 5)).square().sum().backward()
+    optimizer.step()
+
+
+def test_a_restored_optimizer_has_the_same_state_and_takes_the_same_next_step(checkpoints):
+    model, optimizer = build()
+    for seed in range(3):
+        step(model, optimizer, seed)
+    parameters = dict(model.named_parameters())
+    state = optimizer_tensors(optimizer, {id(parameter): name for name, parameter in parameters.items()})
+    assert {key.rpartition("|")[2] for key in state} == {"step", "exp_avg", "exp_avg_sq"}
+    assert len(state) == 3 * len(parameters)
+    checkpoints.save({name: p.data for name, p in parameters.items()}, state, Position(1, 3), keep=1)
+
+    other, restored = build()
+    theirs = dict(other.named_parameters())
+    for name, value in checkpoints.model("step-00000003").items():
+        theirs[name].data.copy_(value)
+    restore_optimizer(restored, theirs, checkpoints.optimizer("step-00000003"))
+    again = optimizer_tensors(restored, {id(parameter): name for name, parameter in theirs.items()})
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+
+    step(model, optimizer, 9)
+    step(other, restored, 9)
+    assert all(torch.equal(theirs[name], parameter) for name, parameter in parameters.items())
+
+
+def test_without_the_state_the_next_step_would_differ():
+    (model, optimizer), (other, fresh) = build(), build()
+    step(model, optimizer, 0)
+    other.load_state_dict(model.state_dict())
+    step(model, optimizer, 1)
+    step(other, fresh, 1)
+    assert not torch.equal(model[0].weight, other[0].weight)
+
+
+# --- damage
+
+
+@pytest.mark.parametrize(
+    ("file", "read"),
+    [
+        ("model.safetensors", Checkpoints.model),
+        ("optimizer.safetensors", Checkpoints.optimizer),
+        ("state.json", Checkpoints.position),
+    ],
+)
+@pytest.mark.parametrize("left", [0, 5, 30, None])
+def test_a_damaged_file_is_one_error_that_names_it(checkpoints, file, read, left):
+    save(checkpoints, 1)
+    path = checkpoints.folder / "step-00000001" / file
+    if left is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError) as caught:
+        read(checkpoints, "step-00000001")
+    said = str(caught.value)
+    assert said.startswith(f"{path}: checkpoint file cannot be read: ")
+    assert said.endswith("Use another checkpoint or train anew")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"last": "step-00000001"}', "null"])
+def test_a_damaged_index_is_one_error_that_names_it(checkpoints, text):
+    save(checkpoints, 1)
+    (checkpoints.folder / "index.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"index\.json: checkpoint file cannot be read: "):
+        checkpoints.last()
+
+
+def test_a_position_with_unknown_fields_is_an_error(checkpoints):
+    save(checkpoints, 1)
+    path = checkpoints.folder / "step-00000001" / "state.json"
+    path.write_text(json.dumps({"epoch": 1, "steps": 1}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"state\.json: checkpoint file cannot be read: "):
+        checkpoints.position("step-00000001")

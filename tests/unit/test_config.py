@@ -1,0 +1,301 @@
+"""The layers of the configuration, where each value came from, and the options that the commands have."""
+
+from pathlib import Path
+
+import pytest
+import typer
+from pydantic import ValidationError
+
+from pipeline.cli import app
+from pipeline.config import PipelineConfig, dump_yaml, preset_names, resolve, resolve_run, valid_keys
+from stages.errors import UserError
+
+SETTINGS = {"--preset", "--config", "--set", "--json"}
+DATA = {"--dataset", "--task", "--videos", "--annotations", "--cache"}
+OPTIONS = {
+    "": {"--verbose", "-v", "--version"},
+    "demo": {"--folder", "--set", "--json"},
+    "synthesize": {"folder", "--seed"},
+    "extract": SETTINGS | DATA | {"--address", "--retry-failed"},
+    "train": SETTINGS | DATA | {"--name", "--resume"},
+    "evaluate": {"--run", "--split", "--set", "--json"},
+    "predict": {"video", "--question", "--run", "--start", "--set", "--json"},
+    "report": {"runs", "--output"},
+    "doctor": SETTINGS | {"--dataset"},
+    "config": set(),
+    "config show": SETTINGS | {"--dataset", "--all"},
+}
+
+# A key that every layer may set, so that one value shows which layer won.
+CARD = """\
+name: own
+title: A card for this test
+annotations: {format: jsonl, file: samples.jsonl}
+videos: {pattern: "{id}.mp4"}
+text: caption
+tasks: {scene: {prompt: "{}", labels: [office, street]}}
+frame_rule: {kind: uniform, num_frames: 4, index_fps: 10}
+settings:
+  train: {lr: 0.003, epochs: 3}
+"""
+
+
+@pytest.fixture
+def card(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(CARD, encoding="utf-8")
+    return str(path)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def options_of(command, path=()):
+    yield " ".join(path), {text for parameter in command.params for text in parameter.opts + parameter.secondary_opts}
+    for name, child in getattr(command, "commands", {}).items():
+        yield from options_of(child, (*path, name))
+
+
+def differing(one: PipelineConfig, other: PipelineConfig) -> dict[str, tuple]:
+    mine, theirs = one.model_dump(), other.model_dump()
+
+    def at(tree, key):
+        for part in key.split("."):
+            tree = tree[part]
+        return tree
+
+    pairs = {key: (at(mine, key), at(theirs, key)) for key in valid_keys()}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+# --- the command line
+
+
+def test_the_command_line_has_these_options_and_no_others():
+    assert dict(options_of(typer.main.get_command(app))) == OPTIONS
+
+
+# --- layers
+
+
+def test_each_layer_wins_over_the_one_before(card, tmp_path):
+    layers = {"preset": "tiny", "options": {"data.dataset": card}}
+    file = write(tmp_path / "settings.yaml", "train: {lr: 0.004}\n")
+    assert resolve().config.train.lr == 1e-4
+    assert resolve(preset="tiny").config.train.lr == 1e-3
+    assert resolve(**layers).config.train.lr == 3e-3
+    assert resolve(**layers, config_file=file).config.train.lr == 4e-3
+    assert resolve(**layers, config_file=file, overrides=["train.lr=5e-3"]).config.train.lr == 5e-3
+
+
+def test_a_layer_leaves_what_it_does_not_name(card):
+    train = resolve(preset="tiny", options={"data.dataset": card}).config.train
+    assert (train.epochs, train.batch_size, train.schedule, train.beta2) == (3, 32, "cosine", 0.999)
+
+
+def test_of_two_overrides_of_one_key_the_later_wins():
+    assert resolve(overrides=["train.seed=1", "train.seed=2"]).config.train.seed == 2
+
+
+def test_options_of_the_command_win_over_the_file_and_options_not_given_do_not(tmp_path):
+    file = write(tmp_path / "settings.yaml", "data: {task: scene, videos: /from/file}\n")
+    data = resolve(config_file=file, options={"data.task": "year", "data.videos": None}).config.data
+    assert (data.task, data.videos) == ("year", "/from/file")
+
+
+def test_sources_name_exactly_the_values_that_are_no_defaults(card, tmp_path):
+    file = write(tmp_path / "settings.yaml", "train: {seed: 7, min_lr: 0.0}\n")
+    resolved = resolve(
+        preset="ma-lmm-7b",
+        config_file=file,
+        options={"data.dataset": card, "run.name": "mine"},
+        overrides=["train.workers=0", "train.beta2=0.999"],
+    )
+    assert resolved.sources == {
+        "preset": "preset ma-lmm-7b",
+        "alignment.kd_weight": "preset ma-lmm-7b",
+        "train.lr": "card own",
+        "train.epochs": "card own",
+        "train.seed": str(file),
+        "data.dataset": "command line",
+        "run.name": "command line",
+        "train.workers": "--set train.workers=0",
+    }
+    assert set(resolved.sources) == set(differing(resolved.config, PipelineConfig()))
+
+
+def test_without_any_layer_there_are_no_sources():
+    assert resolve().sources == {}
+
+
+# --- presets and cards
+
+
+def test_the_full_preset_is_the_default_tree():
+    assert resolve(preset="diff-lmm-7b").config == resolve().config == PipelineConfig()
+
+
+def test_the_baseline_differs_from_the_full_preset_in_the_distillation_alone():
+    baseline, full = resolve(preset="ma-lmm-7b").config, resolve(preset="diff-lmm-7b").config
+    assert differing(baseline, full) == {
+        "preset": ("ma-lmm-7b", "diff-lmm-7b"),
+        "alignment.kd_weight": (0.0, 1.0),
+    }
+
+
+def test_msvd_qa_brings_its_own_memory_and_lambda():
+    config = resolve(options={"data.dataset": "msvd_qa"}).config
+    assert (config.qformer.memory_slots, config.alignment.kd_weight) == (10, 5e-4)
+    assert (config.language.max_new_tokens, config.language.length_penalty) == (10, 0.0)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "lvu",
+        "synthetic",
+        pytest.param("msvd_qa", marks=pytest.mark.xfail(strict=True, reason="the card's lambda wins over the preset")),
+    ],
+)
+def test_the_baseline_never_distils(dataset):
+    assert resolve(preset="ma-lmm-7b", options={"data.dataset": dataset}).config.alignment.kd_weight == 0
+
+
+def test_the_data_set_of_a_preset_decides_which_card_is_read():
+    assert resolve(preset="tiny").config.data.dataset == "synthetic"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_carries_its_own_name(name):
+    assert resolve(preset=name).config.preset == name
+
+
+def test_a_preset_set_by_override_or_file_is_taken_and_not_just_named(tmp_path):
+    file = write(tmp_path / "settings.yaml", "preset: ma-lmm-7b\n")
+    assert resolve(overrides=["preset=tiny"]).config == resolve(preset="tiny").config
+    assert resolve(config_file=file).config == resolve(preset="ma-lmm-7b").config
+    assert resolve(config_file=file, preset="tiny").config == resolve(preset="tiny").config
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lrr=1", "--set train.lrr=1: unknown configuration key; got 'train.lrr'. Did you mean train.lr?"),
+        ("alignment.kd_wieght=0", "got 'alignment.kd_wieght'. Did you mean alignment.kd_weight?"),
+        ("optimizer.lr=1", "Did you mean train.lr?"),
+        ("memory_slots=3", "Did you mean qformer.memory_slots?"),
+        ("zzz=1", "got 'zzz'. `pipeline config show --all` lists every key"),
+        ("train.lr", "--set: not of the form key=value; got 'train.lr'. Write for example train.lr=3e-4"),
+        ("=3", "--set: not of the form key=value; got '=3'"),
+        ("train.lr=[", "--set: the value of train.lr is not valid YAML; got '['"),
+        ("train.lr=-1", "--set train.lr=-1: train.lr: Input should be greater than 0; got -1"),
+        ("train.lr=fast", "train.lr: Input should be a valid number, unable to parse string as a number; got 'fast'"),
+        ("train.lr=.inf", "train.lr: Input should be a finite number; got inf"),
+        ("alignment.kd_weight=.nan", "alignment.kd_weight: Input should be"),
+        ("extract.decoder=opencv", "extract.decoder: Input should be 'pyav' or 'decord'; got 'opencv'"),
+        ("train.kd_frames=0", "'all' or 'last' or: Input should be greater than 0; got 0"),
+        ("alignment.levels=[0, 1]", "alignment.levels: levels are numbered from 1 (the embeddings); got [0, 1]"),
+        ("alignment.levels=[3, 3]", "alignment.levels: each level may be named once; got [3, 3]"),
+        ("alignment.levels=[3, x]", "alignment.levels: Input should be a valid integer"),
+        ("preset=5", "unknown preset; got 5; allowed: diff-lmm-7b, ma-lmm-7b, tiny"),
+        ("data.dataset=lvuu", "unknown data set; got 'lvuu'; allowed: lvu, msvd_qa, synthetic, or the path of a"),
+    ],
+)
+def test_a_wrong_override_is_one_line_with_key_source_and_value(override, said):
+    with pytest.raises(UserError) as caught:
+        resolve(overrides=[override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown preset; got 'tinny'; allowed: .*tiny\. Did you mean tiny\?"):
+        resolve(preset="tinny")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {epoch: 3}\n", "unknown configuration key; got 'train.epoch'. Did you mean train.epochs?"),
+        ("train: {epochs: 0}\n", "train.epochs: Input should be greater than 0; got 0"),
+        ("train: {lr: {peak: 1}}\n", "unknown configuration key; got 'train.lr.peak'. Did you mean train.lr?"),
+        ("- train\n", "the configuration must be a mapping; got 'list'"),
+        ("train: {\n", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(tmp_path, text, said):
+    file = write(tmp_path / "settings.yaml", text)
+    with pytest.raises(UserError) as caught:
+        resolve(config_file=file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_absent_or_no_text_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.yaml: configuration cannot be read"):
+        resolve(config_file=tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary\.yaml: configuration cannot be read"):
+        resolve(config_file=tmp_path / "binary.yaml")
+
+
+def test_a_mistake_in_a_card_names_the_card(tmp_path):
+    path = write(tmp_path / "own.yaml", CARD.replace("epochs: 3", "epoch: 3"))
+    with pytest.raises(UserError, match=r"card own: unknown configuration key; got 'train.epoch'"):
+        resolve(options={"data.dataset": str(path)})
+
+
+# --- values and the saved tree
+
+
+def test_numbers_may_be_written_with_an_exponent_and_no_point():
+    train = resolve(overrides=["train.lr=3e-4", "train.weight_decay=1E-2"]).config.train
+    assert (train.lr, train.weight_decay) == (3e-4, 1e-2)
+
+
+def test_lists_words_and_null_are_read_as_yaml():
+    config = resolve(overrides=["alignment.levels=[9, 3]", "train.kd_frames=5", "cache.root=null"]).config
+    assert (config.alignment.levels, config.train.kd_frames, config.cache.root) == ((3, 9), 5, None)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_the_written_tree_reads_back_equal(tmp_path, preset):
+    overrides = ["train.lr=3e-4", "train.warmup_start_lr=1e-12", "alignment.levels=[1, 13]", "run.name='007'"]
+    config = resolve(preset=preset, overrides=overrides).config
+    file = write(tmp_path / "config.yaml", dump_yaml(config))
+    assert resolve_run(file, ()) == config
+    assert resolve(config_file=file).config == config
+
+
+def test_a_saved_run_takes_overrides_but_no_unknown_key(tmp_path):
+    file = write(tmp_path / "config.yaml", dump_yaml(resolve(preset="tiny").config))
+    assert resolve_run(file, ["language.num_beams=1"]).language.num_beams == 1
+    with pytest.raises(UserError, match=r"Did you mean language\.num_beams"):
+        resolve_run(file, ["language.num_beam=1"])
+
+
+def test_nothing_in_the_tree_can_be_changed():
+    config = resolve().config
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.lr = 1.0
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train = config.train
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        PipelineConfig(training={})
+
+
+def test_every_key_says_what_it_means():
+    def descriptions(branch):
+        for field in branch.model_fields.values():
+            kind = field.annotation
+            yield from descriptions(kind) if hasattr(kind, "model_fields") else [field.description]
+
+    found = list(descriptions(PipelineConfig))
+    assert len(found) == len(list(valid_keys()))
+    assert all(found)
