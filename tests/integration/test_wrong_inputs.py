@@ -164,6 +164,48 @@ def test_a_wrong_setting(made, refused, command, wrong, line):
     assert refused(command, *made.options(), *wrong) == line
 
 
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("qformer.max_frames=7", "qformer.max_frames: a clip of this data set has 8 frames; got 7; allowed: 8 or more"),
+        ("alignment.levels=[3,44]", "configuration: alignment.levels (3, 44): this Q-Former has levels 1...5"),
+        (
+            "language.source=/nowhere",
+            "checkpoint: no such local folder, and the model hub gave no answer; got '/nowhere'; "
+            "allowed: a hub id, a local folder, or bundled:NAME. "
+            "Fetch it with `hf download` where there is a network, or set the source to its folder",
+        ),
+        (
+            "qformer.source=bundled:tiny-dit",
+            "bundled:tiny-dit: file qformer_tokenizer/tokenizer_config.json is missing. "
+            "Check that the download is complete",
+        ),
+        ("train.batch_size=0", "--set train.batch_size=0: train.batch_size: Input should be greater than 0; got 0"),
+    ],
+)
+def test_settings_that_do_not_fit_the_networks_leave_no_run_behind(made, refused, setting, line):
+    assert refused("train", *made.options(name="new"), "--set", setting) == line
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("teacher.block=11", "bundled:tiny-dit: teacher.block is 11, but the DiT has 10 blocks"),
+        (
+            "teacher.class_label=1001",
+            "bundled:tiny-dit: teacher.class_label is 1001, but the DiT's classes are 0...1000 "
+            "(the last is the null class)",
+        ),
+        (
+            "teacher.source=bundled:tiny-instructblip",
+            "bundled:tiny-instructblip: file transformer/config.json is missing. Check that the download is complete",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_teacher_leave_no_cache_behind(made, refused, tmp_path, setting, line):
+    assert refused("extract", *made.options(cache=tmp_path / "new"), "--set", setting) == line
+
+
 def test_an_unknown_task_is_said_before_a_missing_cache(made, refused, tmp_path):
     assert "no task 'relationshp'" in refused("train", *made.options(cache=tmp_path / "none", task="relationshp"))
 
@@ -279,8 +321,8 @@ def test_a_file_in_place_of_a_cache(made, refused, tmp_path):
 def test_training_while_videos_are_pending(made, refused):
     half = made.folder / "half"
     assert refused("train", *made.options(cache=half, name="new")) == (
-        f"{half}: 2 of 4 videos are not extracted, the first is 'train_0001'. Run `pipeline extract --dataset synthetic "
-        f"--preset tiny --videos {made.videos} --annotations {made.annotations} --cache {half}`"
+        f"{half}: 2 of 4 videos are not extracted, the first is 'train_0001'. "
+        f"Run `pipeline extract --dataset synthetic --preset tiny --videos {made.videos} --annotations {made.annotations} --cache {half}`"
     )
 
 
@@ -319,8 +361,8 @@ def test_a_run_name_that_is_taken(made, refused):
 
 
 def test_resuming_with_other_settings(made, refused):
-    assert refused("train", *made.options(name="taken"), "--resume", "--set", "train.lr=3e-4") == (
-        f"{made.run}: --resume keeps the run's own settings, but the command differs in train.lr (0.001, now 0.0003). "
+    assert refused("train", *made.options(name="taken"), "--resume", "--set", "train.seed=7") == (
+        f"{made.run}: --resume keeps the run's own settings, but the command differs in train.seed (42, now 7). "
         "Give the options of the first call, or another --name for a new run"
     )
 
@@ -378,7 +420,15 @@ def test_predicting_beyond_the_video(made, refused, start, shown):
     )
 
 
-# --- a disk that fills up
+# --- disks and folders that refuse to be written
+
+
+def test_a_run_below_a_file(made, refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert refused("train", *made.options(set=f"run.folder={tmp_path / 'file'}", name="new")) == (
+        f"{tmp_path / 'file' / 'new'}: a part of this path is a file, not a directory. "
+        "Mend this or name another folder, then run it again"
+    )
 
 
 @pytest.fixture
@@ -390,6 +440,33 @@ def small_disk(tmp_path):
         pytest.skip("mounting a small disk is not permitted here")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_read_only_folder_for_runs(made, refused, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert refused("train", *made.options(set=f"run.folder={small_disk}", name="new")) == (
+        f"{small_disk / 'new'}: the file system is read-only. Mend this or name another folder, then run it again"
+    )
+
+
+def test_a_disk_that_fills_up_during_training(made, small_disk, monkeypatch, capfd):
+    """A checkpoint does not fit; the run can be gone on with when there is space."""
+    arguments = [*made.options(set=f"run.folder={small_disk}", name="new", task="scene"), "--set", "train.epochs=1"]
+    monkeypatch.setattr(sys, "argv", ["pipeline", "train", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith(f"error: {small_disk}/new/checkpoints: the checkpoint cannot be written: ")
+    assert said.endswith("Free space there, then go on with --resume\n")
+    assert list((small_disk / "new" / "checkpoints").iterdir()) == []
+
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "train", *arguments, "--resume"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Every tolerance of the numerics tests, by dtype and quantity, and the two ways of comparing that they belong to.
+"""Every tolerance of the numerics tests, by dtype and quantity, and the ways of comparing that they belong to.
 
 Each is some five times what was seen on the small networks used here, whose hidden states are of order 1. The wrong
 variants in `test_qformer_wrong_variants` miss the float32 ones by a factor of `WRONG_BY` and more.

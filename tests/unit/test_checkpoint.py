@@ -76,12 +76,19 @@ def test_an_interrupted_save_leaves_the_older_checkpoint_usable(checkpoints, mon
     reopened = Checkpoints(checkpoints.run)
     assert (reopened.last(), reopened.best()) == ("step-00000001", "step-00000001")
     assert torch.equal(reopened.model(reopened.last())["w"], torch.ones(2))
-    assert list(checkpoints.folder.glob("step-*")) == [checkpoints.folder / "step-00000001"]
+    assert names(reopened) == ["step-00000001"], "nothing half-written takes up space"
 
     monkeypatch.undo()
     save(reopened, 2, value=2.0)
     assert torch.equal(reopened.model(reopened.last())["w"], torch.full((2,), 2.0))
-    assert names(reopened) == ["step-00000001", "step-00000002"], "what the interruption left is gone"
+
+
+def test_what_a_kill_left_half_written_is_never_read_and_goes_with_the_next_save(checkpoints):
+    save(checkpoints, 1)
+    shutil.copytree(checkpoints.folder / "step-00000001", checkpoints.folder / ".step-00000002.tmp")
+    assert (checkpoints.last(), checkpoints.best()) == ("step-00000001", "step-00000001")
+    save(checkpoints, 3)
+    assert names(checkpoints) == ["step-00000001", "step-00000003"]
 
 
 def test_a_checkpoint_that_the_index_does_not_name_yet_is_written_again(checkpoints):

@@ -19,7 +19,7 @@ def test_the_floor_of_no_answers_is_an_error():
     [
         (63, 91, (59.1, 77.8)),  # Diff-LMM on relationship (FACTS A.6)
         (53, 91, (48.0, 67.8)),  # MA-LMM on relationship
-        # By hand with z2 = 3.841459: centre (p + z2 / 2n) / (1 + z2 / n), half width z sqrt(pq/n + z2/4n2) / (1 + z2 / n).
+        # By hand, with z2 = 3.841459 and d = 1 + z2 / n: (p + z2 / 2n) / d -+ z sqrt(pq / n + z2 / 4n2) / d
         (1, 2, (9.5, 90.5)),
         (9, 10, (59.6, 98.2)),
     ],

@@ -43,7 +43,7 @@ def shard(folder, **content):
     save_file({"vision.weight": TENSORS["vision.weight"]}, folder / "model-00001-of-00002.safetensors")
     rest = {name: tensor for name, tensor in TENSORS.items() if name != "vision.weight"}
     save_file(rest, folder / "model-00002-of-00002.safetensors")
-    shards = {name: "model-00002-of-00002.safetensors" for name in rest}
+    shards = dict.fromkeys(rest, "model-00002-of-00002.safetensors")
     index = {"weight_map": {**shards, "vision.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(content or index), encoding="utf-8")
 
