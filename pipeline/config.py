@@ -1,6 +1,7 @@
-"""The configuration tree of a run: defaults, preset, card, file and command line in this order, later ones winning.
+"""The configuration tree of a run: defaults, card, preset, file and command line in this order, later ones winning.
 
-Defaults live in the settings classes of `model.config` and `stages.config` alone. Every value that is not a default
+A preset wins over a data set's card, so that the baseline's lambda of 0 holds on every data set. Defaults live in the
+settings classes of `model.config` and `stages.config` alone. Every value that is not a default
 remembers where it came from (`Resolved.sources`).
 """
 
@@ -97,7 +98,7 @@ def resolve(
     card = load_card(_last("data.dataset", [base, *later]) or DataConfig().dataset)
     # The name comes last: it must be that of the preset whose values were taken.
     name = Layer(base.source, {"preset": preset})
-    return _validate([base, Layer(f"card {card.name}", _flatten(card.settings)), *later, name])
+    return _validate([Layer(f"card {card.name}", _flatten(card.settings)), base, *later, name])
 
 
 def dump_yaml(config: PipelineConfig) -> str:

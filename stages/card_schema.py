@@ -129,7 +129,7 @@ class Card(_Part):
     """One data set: how its public annotation files become videos and samples.
 
     `text` names how prompts, questions and answers are cleaned (`stages.text`). `expected` is task -> split -> counts.
-    `settings` are this data set's values of configuration keys (over the preset's, under the user's). `paper` holds
+    `settings` are this data set's values of configuration keys (under the preset's and the user's). `paper` holds
     published numbers, in whatever shape they come.
     """
 

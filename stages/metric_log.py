@@ -31,6 +31,7 @@ class MetricLog:
         if self._events is None:
             self._events = SummaryWriter(str(self._events_folder), purge_step=step)
         self._file.write(json.dumps({"split": split, **row}) + "\n")
+        self._file.flush()
         for name, value in row.items():
             if name != "step":
                 self._events.add_scalar(f"{split}/{name}", value, step)
@@ -51,9 +52,7 @@ class MetricLog:
         atomic_write_text(self.path, "".join(kept))
 
     def flush(self) -> None:
-        """Hand everything written so far to the operating system."""
-        if self._file is not None:
-            self._file.flush()
+        """Hand the TensorBoard events written so far to the operating system; rows are handed over one by one."""
         if self._events is not None:
             self._events.flush()
 

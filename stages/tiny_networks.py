@@ -18,8 +18,7 @@ from stages.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
-    from transformers import InstructBlipForConditionalGeneration
-    from transformers import PreTrainedTokenizerBase
+    from transformers import InstructBlipForConditionalGeneration, PreTrainedTokenizerBase
 
 # Part of the folder's name: raise it whenever what is written changes.
 _VERSION = 3

@@ -83,6 +83,7 @@ class Trainer:
         """Go back to the newest checkpoint; False if there is none."""
         name = self.checkpoints.last()
         if name is None:
+            self.log.forget_after(self.position.step)
             return False
         self.position = self.checkpoints.position(name)
         self.model.load_trained(self.checkpoints.model(name))

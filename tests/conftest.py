@@ -12,11 +12,14 @@ import pytest
 VIDEOS_PER_SPLIT = {"train": 16, "val": 4, "test": 4}
 
 
+# Before any test imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _isolated_environment(tmp_path_factory):
-    """The bundled networks are written anew once per session, and nothing may reach a hub."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+def _isolated_user_cache(tmp_path_factory):
+    """The bundled networks are written anew, once per session."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("user-cache"))
 
 

@@ -25,7 +25,7 @@ def corpus(tmp_path):
     return tmp_path
 
 
-def command(corpus, *more):
+def command(*more):
     options = ["--preset", "tiny", "--videos", "data/videos", "--annotations", "data/annotations", "--cache", "cache"]
     return ["extract", *options, "--set", "extract.batch_size=2", *more]
 
@@ -45,7 +45,7 @@ def wait_for_commits(corpus, count, process):
 
 def start(corpus):
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *command(corpus)],
+        [sys.executable, "-m", "pipeline", *command()],
         cwd=corpus,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -83,7 +83,7 @@ def test_a_killed_driver_leaves_whole_videos_and_the_next_call_finishes(corpus):
     process.wait()
     before = committed(corpus)
     assert 2 <= len(before) < VIDEOS
-    again = run_pipeline(*command(corpus, "--json"), cwd=corpus)
+    again = run_pipeline(*command("--json"), cwd=corpus)
     assert again.returncode == 0, again.stderr
     summary = json.loads(again.stdout)
     assert (summary["done"], summary["failed"], summary["pending"]) == (VIDEOS, {}, 0)
@@ -112,7 +112,7 @@ def test_a_killed_decode_child_costs_one_video_at_most_and_is_named(corpus):
     for victim in victims:
         os.kill(victim, signal.SIGKILL)
     process.communicate(timeout=120)
-    summary = json.loads(run_pipeline(*command(corpus, "--json", "--retry-failed"), cwd=corpus).stdout)
+    summary = json.loads(run_pipeline(*command("--json", "--retry-failed"), cwd=corpus).stdout)
     assert summary["done"] == VIDEOS
     assert process.returncode in (0, 3)
 
@@ -123,7 +123,7 @@ def test_unreadable_videos_fail_with_their_reason_and_the_others_go_on(corpus):
     videos[0].write_bytes(b"")
     videos[1].write_bytes(whole[: len(whole) // 2])
     videos[2].unlink()
-    done = run_pipeline(*command(corpus, "--json"), cwd=corpus)
+    done = run_pipeline(*command("--json"), cwd=corpus)
     assert done.returncode == 3
     summary = json.loads(done.stdout)
     assert summary["done"] + len(summary["failed"]) + summary["pending"] == summary["planned"] == VIDEOS
@@ -131,9 +131,9 @@ def test_unreadable_videos_fail_with_their_reason_and_the_others_go_on(corpus):
     assert summary["failed"][videos[2].stem].startswith("missing")
     assert f"{VIDEOS - 3} of {VIDEOS} videos done" in " ".join(done.stderr.split())
     videos[1].write_bytes(whole)
-    unchanged = run_pipeline(*command(corpus, "--json"), cwd=corpus)
+    unchanged = run_pipeline(*command("--json"), cwd=corpus)
     assert unchanged.returncode == 3
     assert json.loads(unchanged.stdout)["extracted_now"] == 0
-    retried = json.loads(run_pipeline(*command(corpus, "--json", "--retry-failed"), cwd=corpus).stdout)
+    retried = json.loads(run_pipeline(*command("--json", "--retry-failed"), cwd=corpus).stdout)
     assert retried["extracted_now"] == 1
     assert set(retried["failed"]) == {videos[0].stem, videos[2].stem}

@@ -81,7 +81,7 @@ def test_another_seed_gives_other_losses(world, trained):
     assert losses(other) != losses(trained)
 
 
-def test_a_resumed_run_ends_as_an_undisturbed_one(world, trained, tmp_path):
+def test_a_resumed_run_ends_as_an_undisturbed_one(world):
     """The first epoch's state is restored as a kill after it would leave it: newer checkpoint gone, log longer."""
     whole = train(world, "whole", epochs=3)
     stopped = train(world, "stopped", epochs=3)

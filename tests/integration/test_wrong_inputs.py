@@ -322,7 +322,8 @@ def test_training_while_videos_are_pending(made, refused):
     half = made.folder / "half"
     assert refused("train", *made.options(cache=half, name="new")) == (
         f"{half}: 2 of 4 videos are not extracted, the first is 'train_0001'. "
-        f"Run `pipeline extract --dataset synthetic --preset tiny --videos {made.videos} --annotations {made.annotations} --cache {half}`"
+        f"Run `pipeline extract --dataset synthetic --preset tiny --videos {made.videos} "
+        f"--annotations {made.annotations} --cache {half}`"
     )
 
 
