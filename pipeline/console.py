@@ -13,7 +13,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
@@ -49,7 +48,6 @@ class Bar:
 def progress_bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
     """Show a bar with rate and time left while the block runs; on no terminal, one line at the end."""
     with Progress(
-        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -65,6 +63,11 @@ def progress_bar(title: str, total: int, unit: str, done: int = 0) -> Iterator[B
 def say(line: str) -> None:
     """Print one line for people."""
     PEOPLE.print(line, markup=False, soft_wrap=True)
+
+
+def print_answer(line: str) -> None:
+    """Print the one line that a command was asked for, on stdout."""
+    sys.stdout.write(line + "\n")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -37,15 +37,15 @@ def show_scores(scores: dict[str, TaskScore], split: str) -> None:
             task,
             str(one.n),
             f"{one.top1:.1%}",
-            f"{one.ci95[0]:.1%} - {one.ci95[1]:.1%}",
+            f"{100 * one.ci95[0]:.1f}-{one.ci95[1]:.1%}",
             f"{one.floor:.1%}",
             "yes" if one.ci95[0] > one.floor else "no",
             f"{one.top5:.1%}",
         ]
         for task, one in scores.items()
     ]
-    columns = ["task", "samples", "accuracy", "95% interval", "majority floor", "beats floor", "top-5"]
-    table(f"accuracy on {split}", columns, rows)
+    columns = ["task", "n", "accuracy", "95% interval", "floor", "above", "top-5"]
+    table(f"accuracy on {split} (above: the whole interval is above the floor)", columns, rows)
 
 
 def _predict(folder: RunFolder, config: PipelineConfig, split: str) -> list[Prediction]:

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch
 from model.vision import VisionEncoder
 from pipeline import locations
 from pipeline.config import PipelineConfig, resolve_run
-from pipeline.console import emit_json, say
+from pipeline.console import emit_json, print_answer, say
 from pipeline.run_folder import RunFolder
 from pipeline.stage2 import LoadedModel, load_trained, require_room
 from stages.card_schema import FrameRule
@@ -24,7 +25,7 @@ from stages.text import TEXT_PROCESSORS
 _GIB = 2**30
 
 
-def run(video: Path, question: str, path: Path, *, start_s: float, overrides: list[str], as_json: bool) -> str:
+def run(video: Path, question: str, path: Path, *, start_s: float, overrides: list[str], as_json: bool) -> None:
     """Answer the question and print the answer, the other beams and the seconds it took."""
     folder = RunFolder.open(path)
     config = resolve_run(path / "config.yaml", overrides)
@@ -53,13 +54,17 @@ def run(video: Path, question: str, path: Path, *, start_s: float, overrides: li
     }
     if as_json:
         emit_json(result)
-        return answers[0]
-    say(answers[0])
-    spent = f"{seconds:.2f} s, and {started - loading:.2f} s to load"
-    say(f"{len(times_s)} frames from {times_s[0]:g} s to {times_s[-1]:g} s; {spent}")
-    for answer, score in zip(answers[1:], scores[1:], strict=True):
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    print_answer(result["answer"])
+    spent = f"{result['seconds']:.2f} s, and {result['loading_seconds']:.2f} s to load"
+    say(f"{result['frames']} frames from {result['from_s']:g} s to {result['to_s']:g} s; {spent}")
+    scores = result["log_probability"]
+    for answer, score in list(zip(result["answers"], scores, strict=True))[1:]:
         say(f"  also {answer!r} ({score - scores[0]:+.2f} in log-probability)")
-    return answers[0]
 
 
 def _frame_times(video: Path, rule: FrameRule, start_s: float, config: PipelineConfig) -> np.ndarray:
