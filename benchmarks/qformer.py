@@ -11,10 +11,7 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,26 +85,7 @@ def compare(frames, slots, repeat, backward):
         "seconds": runs,
         "ratio": medians["loop"] / medians["clip"],
         "loss_difference": abs(losses["loop"] - losses["clip"]) / abs(losses["loop"]),
-        "peak_bytes": {form: peak_bytes(form, frames, slots, backward) for form in FORMS},
     }
-
-
-def peak_bytes(form, frames, slots, backward):
-    """Largest resident size of a process that makes one pass, less what model and clip take; None if it died."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--one-pass", form, str(frames), str(slots), str(int(backward))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return int(done.stdout) if done.returncode == 0 else None
-
-
-def one_pass(form, frames, slots, backward):
-    model, (features, text) = build(int(slots)), inputs(int(frames))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds(form, model, features, text, bool(int(backward)))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def main():
@@ -116,21 +94,14 @@ def main():
     parser.add_argument("--slots", type=int, default=20)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--forward-only", action="store_true")
-    parser.add_argument("--one-pass", nargs=4)
     arguments = parser.parse_args()
-    if arguments.one_pass:
-        one_pass(*arguments.one_pass)
-        return
     rows = []
     for frames in arguments.frames:
         for backward in [False] if arguments.forward_only else [False, True]:
             row = compare(frames, arguments.slots, arguments.repeat, backward)
             rows.append(row)
-            peak = {
-                form: "died" if size is None else f"{size / 2**30:.2f} GiB" for form, size in row["peak_bytes"].items()
-            }
             medians = {form: f"{statistics.median(times):.2f} s" for form, times in row["seconds"].items()}
-            print(f"T={frames} {row['pass']}: {medians} ratio {row['ratio']:.1f}, peak {peak}", flush=True)
+            print(f"T={frames} {row['pass']}: {medians} ratio {row['ratio']:.1f}", flush=True)
     hardware = {"cpu_cores": os.cpu_count(), "machine": platform.machine(), "torch": torch.__version__}
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"qformer-{datetime.now(UTC):%Y-%m-%d}.json"

@@ -21,14 +21,9 @@ class VisionEncoder(FrozenModule):
         config: the `vision_config` of an InstructBLIP checkpoint.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, config: InstructBlipVisionConfig) -> None:
         super().__init__()
         self.vision_model = InstructBlipVisionModel(config)
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
         self.freeze()
 
     @classmethod
@@ -51,6 +46,8 @@ class VisionEncoder(FrozenModule):
     def forward(self, frames: Tensor) -> Tensor:
         """Frames [T, S, S, 3] uint8 RGB -> features [T, P, C] in the network's dtype; P counts the class token."""
         pixels = frames.permute(0, 3, 1, 2).float().div(255.0)
-        pixels = (pixels - self.pixel_mean) / self.pixel_std
+        # Not buffers: those would be rounded with the weights when the network runs in bfloat16.
+        mean, std = (torch.tensor(value, device=pixels.device).view(1, 3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
+        pixels = (pixels - mean) / std
         features: Tensor = self.vision_model(pixels.to(self.vision_model.dtype)).last_hidden_state
         return features

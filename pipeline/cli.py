@@ -20,6 +20,9 @@ app.add_typer(config_app, name="config")
 
 # The shell's exit status for a program ended by Ctrl-C, which typer passes on.
 _INTERRUPTED = 130
+cache_app = typer.Typer(no_args_is_help=True, help="Look at a feature cache and check it.")
+app.add_typer(cache_app, name="cache")
+
 _SETTINGS = "Settings"
 Preset = Annotated[
     str | None,
@@ -40,6 +43,7 @@ Annotations = Annotated[
 ]
 CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory of the feature cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+CacheFolder = Annotated[Path, typer.Argument(help="Directory of the cache.")]
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")]
 
 
@@ -184,6 +188,23 @@ def doctor(
     run(_resolve(preset, config, {"data.dataset": dataset}, overrides), as_json=json)
 
 
+@cache_app.command("info")
+def cache_info(root: CacheFolder, json: Json = False) -> None:
+    """What the cache holds, and the fingerprint it was made under."""
+    from pipeline.commands.cache import info
+
+    info(root, as_json=json)
+
+
+@cache_app.command("verify")
+def cache_verify(root: CacheFolder, json: Json = False) -> None:
+    """Check every stored byte against its checksum. Exit code 3 when anything is wrong."""
+    from pipeline.commands.cache import verify
+
+    if not verify(root, as_json=json):
+        raise typer.Exit(3)
+
+
 @config_app.command("show")
 def config_show(
     dataset: Dataset = None,
@@ -223,7 +244,9 @@ def main() -> None:
         app()
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            sys.stderr.write("interrupted; what is committed stays, run the same command again to go on\n")
+            sys.stderr.write(
+                "interrupted; what is committed stays, run the same command again to go on (train: add --resume)\n"
+            )
         raise
     except Exception as error:
         from stages.errors import UserError, refusal_of

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -59,6 +60,18 @@ class RunFolder:
     def stamp(self) -> dict[str, Any]:
         """Cache fingerprint, counts and versions."""
         return self.read_json(STAMP)
+
+    def require_same(self, now: dict[str, Any], keys: Sequence[str]) -> None:
+        """Stop if what the run was stamped with at its start is not what is found now; UserError names the first."""
+        then = self.stamp()
+        for key in keys:
+            if then.get(key) != now[key]:
+                raise UserError(
+                    f"{key} changed since the run began: it was {then.get(key)!r}",
+                    where=self.path,
+                    received=now[key],
+                    hint="give the cache that the run began with, or start a new run with another --name",
+                )
 
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the run's JSON files; UserError if it is absent or broken."""

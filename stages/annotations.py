@@ -96,7 +96,7 @@ class _Source:
                 "video": question.video,
                 "task": question.task,
                 "question": self.clean(question.text),
-                "prompt": task.prompt if "{}" in task.prompt else "{}",
+                "prompt": task.template,
                 "answer": answer,
                 "split": question.split,
                 "candidates": task.labels,

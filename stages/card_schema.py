@@ -71,6 +71,11 @@ class TaskCard(_Part):
     prompt: str = "{}"
     labels: tuple[str, ...] | None = Field(default=None, min_length=1)
 
+    @property
+    def template(self) -> str:
+        """The text around a question; `{}` alone where `prompt` is the question itself."""
+        return self.prompt if "{}" in self.prompt else "{}"
+
 
 class FrameRule(_Part):
     """Which frames a sample sees: `num_frames` evenly spaced over the whole video (`uniform`) or over `windows`.

@@ -27,7 +27,7 @@ class CacheConfig(Settings):
     """The feature cache."""
 
     root: str | None = None
-    """Directory of the cache; None means caches/<dataset>-<preset>."""
+    """Directory of the cache; None means caches/<dataset>-<encoder>-<teacher>."""
     tolerance_s: NonNegativeFloat = 0.001
     """How far a cached frame's time may lie from the time a sample asks for, in seconds."""
 

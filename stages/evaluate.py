@@ -1,6 +1,6 @@
 """Answering every sample of a split by beam search, and scoring the answers by exact match (FACTS.md A.6)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,9 +110,8 @@ def mean_answer_loss(
     batches: Iterable[Batch],
     device: torch.device,
     dtype: torch.dtype,
-    on_batch: Callable[[], None] = lambda: None,
 ) -> float:
-    """Eq. 8 averaged over samples, in eval mode and without the distillation."""
+    """Eq. 8 averaged over batches by their samples, in eval mode and without the distillation."""
     model.eval()
     total, samples = 0.0, 0
     for batch in batches:
@@ -122,5 +121,4 @@ def mean_answer_loss(
             loss = model.language.answer_loss(queries, clips.answer)
         total += loss.item() * len(batch.samples)
         samples += len(batch.samples)
-        on_batch()
     return total / samples

@@ -61,15 +61,25 @@ def feature_fields(config: ModelConfig, *, with_teacher: bool = True) -> dict[st
     return fields
 
 
+def settle_precision(extract: ExtractConfig) -> ExtractConfig:
+    """Decide an `auto` precision here, once, so that all workers compute alike and the fingerprint tells the truth."""
+    dtype = str(pick_dtype(extract.precision, pick_device())).removeprefix("torch.")
+    return extract.model_copy(update={"precision": dtype})
+
+
 def fingerprint(config: ModelConfig, extract: ExtractConfig) -> Fingerprint:
-    """Everything that changes a cached feature, weights included: reads and hashes the weights that are used."""
+    """Everything that changes a cached feature, weights included: reads and hashes the weights that are used.
+
+    The precision must be settled (`settle_precision`).
+    """
+    assert extract.precision != "auto"
     encoder, teacher = describe_encoder(config.encoder), describe_teacher(config.teacher)
     computed: dict[str, Scalar] = {
         "encoder.weights": encoder.digest,
         "encoder.size_px": encoder.size_px,
         "teacher.weights": teacher.digest,
         "teacher.size_px": teacher.size_px,
-        "precision": str(pick_dtype(extract.precision, pick_device())).removeprefix("torch."),
+        "precision": extract.precision,
         STORAGE_FIELD: extract.storage,
     }
     return Fingerprint(fields={**feature_fields(config), **computed})
@@ -146,10 +156,9 @@ class Extraction:
 
     def _task(self, video: str) -> VideoTask:
         """Only the frames that are not cached yet: a task planned later adds to what is there."""
-        missing = np.setdiff1d(self.plan.times_s[video], self._cached(video))
-        return VideoTask(video, str(self.videos / self.manifest.videos[video].path), missing)
-
-    def _cached(self, video: str) -> np.ndarray:
+        planned, path = self.plan.times_s[video], str(self.videos / self.manifest.videos[video].path)
         if video in self.before.damaged:
-            return np.empty(0)
-        return self.cache.cached_times_s(video)
+            return VideoTask(video, path, planned, fresh=True)
+        missing = np.setdiff1d(planned, self.cache.cached_times_s(video))
+        # All cached and yet not done: the record is not the one that the ledger vouches for.
+        return VideoTask(video, path, missing) if missing.size else VideoTask(video, path, planned, fresh=True)

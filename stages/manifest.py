@@ -40,7 +40,7 @@ def _safe_name(kind: str) -> Callable[[str], str]:
 class Video(Record):
     """One video: its id, where it lies and how long it is.
 
-    `path` is relative to the videos folder, absolute, or a URL. `duration_s` is the length that samples may use.
+    `path` is relative to the videos folder, or absolute. `duration_s` is the length that samples may use.
     """
 
     id: str
@@ -115,9 +115,14 @@ class Sample(Record):
         assert self.end_s is not None
         assert self.num_frames is not None
         assert self.index_fps is not None
-        # index / fps * fps can miss the index by one unit in the last place, which a rounded half would show.
-        first, last = round(self.start_s * self.index_fps, 6), round(self.end_s * self.index_fps, 6)
-        return np.rint(np.linspace(first, last, self.num_frames)) / self.index_fps
+        return even_times_s(self.start_s, self.end_s, self.num_frames, self.index_fps)
+
+
+def even_times_s(start_s: float, end_s: float, num_frames: int, index_fps: float) -> np.ndarray:
+    """Return evenly spaced times `[T]` float64 in seconds, both ends included, each on a whole index at `index_fps`."""
+    # index / fps * fps can miss the index by one unit in the last place, which a rounded half would show.
+    first, last = round(start_s * index_fps, 6), round(end_s * index_fps, 6)
+    return np.rint(np.linspace(first, last, num_frames)) / index_fps
 
 
 @dataclass(frozen=True)

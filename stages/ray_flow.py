@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from stages.errors import UserError
 from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
@@ -125,16 +125,17 @@ class _Flow:
     def _collect(self, reference: Any, held: "_Held") -> VideoOutcome | None:
         try:
             outcome: VideoOutcome = ray.get(reference)
-        except RayActorError as error:
-            return self._after_death(error, held)
         except RayTaskError as error:
             # A defect of ours in the worker: the video is named, the trace is kept, the others go on.
             _LOG.exception("worker raised on video %s", held.task.video)
             return VideoOutcome(held.task.video, reason=f"internal error: {error.cause!r}")
+        except RayError as error:
+            # The actor died, was ended by Ray's memory monitor, or its node is gone.
+            return self._after_death(error, held)
         return outcome
 
-    def _after_death(self, error: RayActorError, held: "_Held") -> VideoOutcome | None:
-        if error.actor_init_failed:
+    def _after_death(self, error: RayError, held: "_Held") -> VideoOutcome | None:
+        if getattr(error, "actor_init_failed", False):
             raise UserError(f"the extraction worker could not start: {_last_line(error)}", exit_code=1)
         # The first of a dead actor's videos to be collected replaces it; the others find it replaced.
         if self.actors[held.place] is held.actor:

@@ -124,8 +124,8 @@ class Trainer:
         _require_finite(losses.total, "loss", step, batch)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        if self.config.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip or math.inf)
+        _require_finite(norm, "gradient norm", step, batch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

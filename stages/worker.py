@@ -4,7 +4,6 @@ Knows nothing of Ray. Several threads may call `process` at once: each borrows a
 serve one video at a time, so that decoding overlaps with them.
 """
 
-import logging
 import os
 import queue
 import threading
@@ -27,7 +26,6 @@ from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
 from stages.networks import load_encoder, load_teacher
 
-_LOG = logging.getLogger(__name__)
 _GIB = 2**30
 
 
@@ -49,11 +47,13 @@ class VideoTask:
         video: id.
         path: local file.
         times_s: [T] float64 seconds, strictly increasing.
+        fresh: replace what the cache holds of the video, because it is damaged, instead of adding to it.
     """
 
     video: str
     path: str
     times_s: np.ndarray
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ class ExtractionWorker:
             return VideoOutcome(
                 task.video, decode_s=time.perf_counter() - started, reason=f"{error.kind}: {error.reason}"
             )
+        except UserError as error:
+            # Not the video's fault, for example a decoder that is not installed: every other video would fail too.
+            return VideoOutcome(task.video, fatal=str(error))
         decode_s = time.perf_counter() - started
         with self._networks_free:
             started = time.perf_counter()
@@ -120,7 +123,7 @@ class ExtractionWorker:
             networks_s = time.perf_counter() - started
         try:
             record = self.cache.write_video(
-                task.video, times_s=task.times_s, features=features, targets=targets, merge=True
+                task.video, times_s=task.times_s, features=features, targets=targets, merge=not task.fresh
             )
         except CacheWriteError as error:
             return VideoOutcome(task.video, decode_s=decode_s, networks_s=networks_s, reason=f"features: {error}")

@@ -50,6 +50,7 @@ def show_scores(scores: dict[str, TaskScore], split: str) -> None:
 
 def _predict(folder: RunFolder, config: PipelineConfig, split: str) -> list[Prediction]:
     cache = open_cache(config)
+    folder.require_same({"fingerprint": cache.fingerprint.digest}, ("fingerprint",))
     samples, absent = cached_samples(cache, locations.manifest_of(config, [split]))
     if not samples:
         raise UserError(f"no sample of split {split} has its video in the cache", where=cache.root)

@@ -6,7 +6,7 @@ from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import emit_json, progress_bar, say
 from stages.cache.feature_cache import FeatureCache
-from stages.extraction import Extraction, ExtractionSummary, fingerprint
+from stages.extraction import Extraction, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
 from stages.worker import ExtractionJob, VideoOutcome
 
@@ -29,10 +29,11 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
     manifest = locations.manifest_of(config, with_videos=True)
     plan = plan_frames(manifest)
     root = locations.cache_root(config)
+    extract = settle_precision(config.extract)
     cache = FeatureCache.create_or_open(
-        root, fingerprint(config, config.extract), extract_command=locations.extract_command(config)
+        root, fingerprint(config, extract), extract_command=locations.extract_command(config)
     )
-    job = ExtractionJob(config.encoder, config.teacher, config.extract, str(root.resolve()))
+    job = ExtractionJob(config.encoder, config.teacher, extract, str(root.resolve()))
     videos = locations.videos_folder(config).resolve()
     return Extraction(manifest, plan, cache, job, videos=videos, retry_failed=retry_failed)
 

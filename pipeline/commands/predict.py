@@ -13,12 +13,13 @@ from pipeline.config import PipelineConfig, resolve_run
 from pipeline.console import emit_json, print_answer, say
 from pipeline.run_folder import RunFolder
 from pipeline.stage2 import LoadedModel, load_trained, require_room
-from stages.card_schema import FrameRule
+from stages.card_schema import Card, FrameRule
 from stages.decode.child import DecodeChild
 from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.length import video_length_s
 from stages.device import autocast, move
 from stages.errors import UserError
+from stages.manifest import even_times_s
 from stages.networks import load_encoder
 from stages.text import TEXT_PROCESSORS
 
@@ -38,7 +39,7 @@ def run(video: Path, question: str, path: Path, *, start_s: float, overrides: li
     encoder.to(loaded.compute.device, loaded.compute.dtype)
     started = time.perf_counter()
     frames = _decode(video, times_s, encoder.size_px, config)
-    answers, scores = _answer(loaded, encoder, frames, TEXT_PROCESSORS[card.text](question), config)
+    answers, scores = _answer(loaded, encoder, frames, _prompt(card, config.data.task, question), config)
     seconds = time.perf_counter() - started + loading - looking
     result = {
         "video": str(video),
@@ -74,11 +75,17 @@ def _frame_times(video: Path, rule: FrameRule, start_s: float, config: PipelineC
         raise UserError(
             "the window begins outside the video", where="--start", received=start_s, allowed=f"0 to {length_s:.2f}"
         )
-    indexed = max(1, int(length_s * rule.index_fps))
-    first, last = rule.spans(start_s, length_s, indexed)[0]
-    index = np.rint(np.linspace(first * rule.index_fps, last * rule.index_fps, rule.num_frames))
+    first_s, last_s = rule.spans(start_s, length_s, rule.indexed_frames(length_s))[0]
     require_room(config, rule.num_frames)
-    return index / rule.index_fps
+    return even_times_s(first_s, last_s, rule.num_frames, rule.index_fps)
+
+
+def _prompt(card: Card, task: str, question: str) -> str:
+    """The question as training put it: cleaned, and inside the template that the run's tasks share."""
+    tasks = card.tasks.values() if task == "all" else [card.tasks[task]]
+    templates = {one.template for one in tasks}
+    cleaned = TEXT_PROCESSORS[card.text](question)
+    return templates.pop().replace("{}", cleaned) if len(templates) == 1 else cleaned
 
 
 def _length_s(video: Path) -> float:

@@ -48,13 +48,15 @@ def _prepare(config: PipelineConfig, path: Path, *, resume: bool) -> tuple[Train
     train_set = WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils)
     val_set = WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None
     loaded = build_for_training(config, cache, train[0])
-    if not resume:
-        stamp = {
-            "cache": str(cache.root),
-            "fingerprint": cache.fingerprint.digest,
-            "samples": {"train": len(train), "val": len(val)},
-            "videos_missing": sorted(absent),
-        }
+    stamp = {
+        "cache": str(cache.root),
+        "fingerprint": cache.fingerprint.digest,
+        "samples": {"train": len(train), "val": len(val)},
+        "videos_missing": sorted(absent),
+    }
+    if resume:
+        RunFolder.open(path).require_same(stamp, ("fingerprint", "samples", "videos_missing"))
+    else:
         RunFolder.create(path, config, stamp)
     say(
         f"{len(train)} training and {len(val)} validation samples"

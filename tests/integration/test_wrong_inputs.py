@@ -69,9 +69,9 @@ class Made:
 
 def fill_cache(root, config, *, leave_out=()):
     """What extraction would leave behind, with random numbers in place of features."""
-    from stages.extraction import fingerprint
+    from stages.extraction import fingerprint, settle_precision
 
-    cache = FeatureCache.create_or_open(root, fingerprint(config, config.extract))
+    cache = FeatureCache.create_or_open(root, fingerprint(config, settle_precision(config.extract)))
     random = np.random.default_rng(0)
     times = plan_frames(locations.manifest_of(config)).times_s
     with cache.ledger.writer() as ledger:

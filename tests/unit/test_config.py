@@ -22,6 +22,9 @@ OPTIONS = {
     "predict": {"video", "--question", "--run", "--start", "--set", "--json"},
     "report": {"runs", "--output"},
     "doctor": SETTINGS | {"--dataset"},
+    "cache": set(),
+    "cache info": {"root", "--json"},
+    "cache verify": {"root", "--json"},
     "config": set(),
     "config show": SETTINGS | {"--dataset", "--all"},
 }
