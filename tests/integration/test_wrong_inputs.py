@@ -92,7 +92,8 @@ def made(tmp_path_factory):
     generate(world.folder / "data", seed=1, videos_per_split={"train": 4, "val": 4, "test": 4}, workers=1)
     fill_cache(world.cache, world.config(world.cache))
     fill_cache(world.folder / "half", world.config(world.folder / "half"), leave_out=["train_0001", "train_0003"])
-    RunFolder.create(world.run, world.config(world.cache), {})
+    stamp = {"fingerprint": FeatureCache.open(world.cache).fingerprint.digest}
+    RunFolder.create(world.run, world.config(world.cache), stamp)
     return world
 
 
@@ -347,6 +348,12 @@ def test_a_folder_that_is_no_run(made, refused, arguments):
     assert refused(*arguments, made.folder) == (
         f"{made.folder}: not a run: there is no config.yaml. Train one first: pipeline train"
     )
+
+
+def test_a_run_of_another_cache(made, refused, tmp_path):
+    other = tmp_path / "other"
+    RunFolder.create(other, made.config(made.cache), {"fingerprint": "0" * 64})
+    assert refused("evaluate", "--run", other).startswith(f"{other}: fingerprint changed since the run began")
 
 
 def test_an_unknown_split(made, refused):
