@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.commands import evaluate, extract, report, synthesize, train
 from pipeline.config import Resolved, resolve
 from pipeline.console import emit_json, say
+from pipeline.run_folder import CONFIG
 from stages.errors import UserError
 from stages.evaluate import TaskScore
 
@@ -46,7 +47,7 @@ def _resolve(folder: Path, overrides: list[str]) -> Resolved:
 
 def _train(resolved: Resolved, folder: Path) -> Path:
     """Train, or go on with the training of an earlier, interrupted demo in the same folder."""
-    started_before = (folder / "run" / "config.yaml").is_file()
+    started_before = (folder / "run" / CONFIG).is_file()
     return train.run(resolved, resume=started_before, as_json=False)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import locations
 from pipeline.config import PipelineConfig, resolve_run
 from pipeline.console import emit_json, progress_bar, say, table
-from pipeline.run_folder import RunFolder, file_name
+from pipeline.run_folder import CONFIG, RunFolder, file_name
 from pipeline.stage2 import cached_samples, load_trained, open_cache, say_left_out, visual_width_of
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -19,7 +19,7 @@ from stages.windows import WindowDataset, feed
 def run(path: Path, *, split: str, overrides: list[str], as_json: bool) -> dict[str, TaskScore]:
     """Evaluate a run's best checkpoint; returns the score of each task."""
     folder = RunFolder.open(path)
-    config = resolve_run(path / "config.yaml", overrides)
+    config = resolve_run(path / CONFIG, overrides)
     predictions = _predict(folder, config, split)
     scores = score(predictions)
     _write(folder, split, predictions, scores)

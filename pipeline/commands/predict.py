@@ -11,7 +11,7 @@ from model.vision import VisionEncoder
 from pipeline import locations
 from pipeline.config import PipelineConfig, resolve_run
 from pipeline.console import emit_json, print_answer, say
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import CONFIG, RunFolder
 from pipeline.stage2 import LoadedModel, load_trained, require_room
 from stages.card_schema import Card, FrameRule
 from stages.decode.child import DecodeChild
@@ -29,7 +29,7 @@ _GIB = 2**30
 def run(video: Path, question: str, path: Path, *, start_s: float, overrides: list[str], as_json: bool) -> None:
     """Answer the question and print the answer, the other beams and the seconds it took."""
     folder = RunFolder.open(path)
-    config = resolve_run(path / "config.yaml", overrides)
+    config = resolve_run(path / CONFIG, overrides)
     card = locations.card_of(config)
     looking = time.perf_counter()
     times_s = _frame_times(video, card.frame_rule, start_s, config)

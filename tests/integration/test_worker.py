@@ -10,11 +10,15 @@ from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 TIMES = np.array([0.0, 0.5, 1.0])
 
 
-def test_a_worker_extracts_adds_and_reports_without_ray(world, tmp_path):
+def start_worker(root):
     config = resolve(preset="tiny", overrides=["extract.decode_workers=1"]).config
     extract = settle_precision(config.extract)
-    cache = FeatureCache.create_or_open(tmp_path / "cache", fingerprint(config, extract))
-    worker = ExtractionWorker(ExtractionJob(config.encoder, config.teacher, extract, str(tmp_path / "cache")))
+    cache = FeatureCache.create_or_open(root, fingerprint(config, extract))
+    return cache, ExtractionWorker(ExtractionJob(config.encoder, config.teacher, extract, str(root)))
+
+
+def test_a_worker_extracts_adds_and_reports_without_ray(world, tmp_path):
+    cache, worker = start_worker(tmp_path / "cache")
     path = str(next(world.videos.glob("*.mp4")))
     try:
         first = worker.process(VideoTask("v", path, TIMES[:2]))
@@ -34,10 +38,7 @@ def test_a_worker_extracts_adds_and_reports_without_ray(world, tmp_path):
 
 
 def test_a_fresh_task_replaces_a_damaged_record(world, tmp_path):
-    config = resolve(preset="tiny", overrides=["extract.decode_workers=1"]).config
-    extract = settle_precision(config.extract)
-    cache = FeatureCache.create_or_open(tmp_path / "cache", fingerprint(config, extract))
-    worker = ExtractionWorker(ExtractionJob(config.encoder, config.teacher, extract, str(tmp_path / "cache")))
+    cache, worker = start_worker(tmp_path / "cache")
     path = str(next(world.videos.glob("*.mp4")))
     try:
         assert worker.process(VideoTask("v", path, TIMES)).checksum is not None
