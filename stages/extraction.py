@@ -15,8 +15,8 @@ from stages.config import ExtractConfig
 from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
 from stages.frame_plan import FramePlan
+from stages.frozen_networks import describe_encoder, describe_teacher
 from stages.manifest import Manifest
-from stages.networks import describe_encoder, describe_teacher
 from stages.worker import ExtractionJob, VideoOutcome, VideoTask
 
 

@@ -1,94 +1,26 @@
-"""From configuration to networks with weights: one path for published checkpoints, local folders and tiny networks."""
+"""The networks of Stage 2 from their checkpoints: the language model, and the Q-Former with all that is trained."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from model.config import EncoderConfig, LanguageConfig, ModelConfig, QFormerConfig, TeacherConfig
+from model.config import LanguageConfig, ModelConfig, QFormerConfig
 from model.frozen import load_named
 from stages.errors import UserError
+from stages.instructblip import INSTRUCTBLIP, instructblip_config, naming
 from stages.weights import CheckpointTensors, Repository
 
 if TYPE_CHECKING:
-    from transformers import InstructBlipConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from model.diff_lmm import DiffLMM
     from model.language import SpecialTokens
     from model.qformer import MemoryQFormer
-    from model.teacher import DiTTeacher
-    from model.vision import VisionEncoder
 
 _LOG = logging.getLogger(__name__)
 
-# What each frozen network reads from its checkpoint, by name: the digest in the cache's fingerprint covers just this.
-_ENCODER_PREFIXES = ("vision_model.",)
-_VAE_PREFIXES = ("encoder.", "quant_conv.")
-_INSTRUCTBLIP = "instructblip"
 _PROJECTION = "language_projection."
-
-
-@dataclass(frozen=True)
-class FrozenSource:
-    """A frozen network's checkpoint, opened but not loaded.
-
-    Attributes:
-        size_px: side of the square picture the network takes.
-        digest: SHA-256 over the weights that the network reads.
-    """
-
-    size_px: int
-    digest: str
-
-
-def describe_encoder(config: EncoderConfig) -> FrozenSource:
-    """Input size and weight digest of the visual encoder, without building it."""
-    repository = Repository(config.source)
-    size = _instructblip_config(repository).vision_config.image_size
-    return FrozenSource(int(size), repository.tensors().digest(_ENCODER_PREFIXES))
-
-
-def load_encoder(config: EncoderConfig) -> "VisionEncoder":
-    """Build the visual encoder and read its weights, and only those."""
-    from model.vision import VisionEncoder
-
-    repository = Repository(config.source)
-    described = _instructblip_config(repository).vision_config.to_dict()
-    with _naming(config.source):
-        return VisionEncoder.from_tensors(described, repository.tensors())
-
-
-def describe_teacher(config: TeacherConfig) -> FrozenSource:
-    """Input size and weight digest of the teacher, without building it."""
-    repository = Repository(config.source)
-    dit, vae = repository.json("transformer/config.json"), repository.json("vae/config.json")
-    with _naming(config.source):
-        config.require_fits(dit)
-    size = dit["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    blocks = tuple(f"transformer_blocks.{index}." for index in range(config.block))
-    digests = (
-        repository.tensors("transformer").digest(("pos_embed.", *blocks)),
-        repository.tensors("vae").digest(_VAE_PREFIXES),
-    )
-    return FrozenSource(size, "-".join(digests))
-
-
-def load_teacher(config: TeacherConfig) -> "DiTTeacher":
-    """Build the teacher and read the weights of its blocks and of the VAE's encoder, and only those."""
-    from model.teacher import DiTTeacher
-
-    repository = Repository(config.source)
-    with _naming(config.source):
-        return DiTTeacher(
-            config,
-            dit_config=repository.json("transformer/config.json"),
-            dit_tensors=repository.tensors("transformer"),
-            vae_config=repository.json("vae/config.json"),
-            vae_tensors=repository.tensors("vae"),
-        )
 
 
 def load_language(config: LanguageConfig, dtype: torch.dtype) -> "PreTrainedModel":
@@ -97,7 +29,7 @@ def load_language(config: LanguageConfig, dtype: torch.dtype) -> "PreTrainedMode
     from transformers.initialization import no_init_weights
 
     repository = Repository(config.source)
-    if repository.json("config.json").get("model_type") != _INSTRUCTBLIP:
+    if repository.json("config.json").get("model_type") != INSTRUCTBLIP:
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 repository.folder or config.source, dtype=dtype
@@ -106,8 +38,8 @@ def load_language(config: LanguageConfig, dtype: torch.dtype) -> "PreTrainedMode
             reason = str(error).splitlines()[0]
             raise UserError(f"no language model: {reason}", where=config.source) from error
         return model
-    with _naming(config.source), no_init_weights():
-        model = AutoModelForCausalLM.from_config(_instructblip_config(repository).text_config, dtype=dtype)
+    with naming(config.source), no_init_weights():
+        model = AutoModelForCausalLM.from_config(instructblip_config(repository).text_config, dtype=dtype)
         load_named(model, repository.tensors(), prefix="language_model.")
     return model
 
@@ -151,7 +83,7 @@ def build_diff_lmm(
     if stored is not None and stored.shape != model.language_projection.weight.shape:
         _LOG.warning("language_projection starts at random: %s fits another language model", config.qformer.source)
         return model
-    with _naming(config.qformer.source):
+    with naming(config.qformer.source):
         load_named(model.language_projection, start, prefix=_PROJECTION)
     return model
 
@@ -160,7 +92,7 @@ def _start_qformer(config: QFormerConfig, visual_width: int) -> tuple["MemoryQFo
     from model.qformer import MemoryQFormer
 
     repository = Repository(config.source)
-    described = _instructblip_config(repository)
+    described = instructblip_config(repository)
     # transformers sets encoder_hidden_size to the vision tower's width, whatever the file says.
     if described.qformer_config.encoder_hidden_size != visual_width:
         raise UserError(
@@ -171,7 +103,7 @@ def _start_qformer(config: QFormerConfig, visual_width: int) -> tuple["MemoryQFo
         )
     qformer = MemoryQFormer(described.qformer_config, described.num_query_tokens, config)
     tensors = repository.tensors()
-    with _naming(config.source):
+    with naming(config.source):
         load_named(qformer.qformer, tensors, prefix="qformer.")
         _load_parameter(qformer.query_tokens, tensors, "query_tokens")
     return qformer, tensors
@@ -185,32 +117,3 @@ def _load_parameter(parameter: torch.nn.Parameter, tensors: CheckpointTensors, n
     if stored.shape != parameter.shape:
         raise ValueError(f"{name}: checkpoint {tuple(stored.shape)}, model {tuple(parameter.shape)}")
     parameter.data.copy_(stored)
-
-
-def _instructblip_config(repository: Repository) -> "InstructBlipConfig":
-    """The repository's configuration, complete: published files leave out what equals transformers' defaults.
-
-    Raises:
-        UserError: the repository describes another kind of network.
-    """
-    from transformers import InstructBlipConfig
-
-    described = repository.json("config.json")
-    if described.get("model_type") != _INSTRUCTBLIP:
-        raise UserError(
-            "not an InstructBLIP checkpoint",
-            where=repository.source,
-            received=described.get("model_type"),
-            allowed=f"config.json with model_type {_INSTRUCTBLIP}",
-            hint="set the source to an InstructBLIP folder or hub id",
-        )
-    return InstructBlipConfig.from_dict(described)
-
-
-@contextmanager
-def _naming(source: str) -> Iterator[None]:
-    """Turn a checkpoint that does not fit into one line that names it."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error), where=source) from error

@@ -24,7 +24,7 @@ from stages.decode.child import DecodeChild
 from stages.decode.frames import DecodedVideo, DecodeError, FrameRequest
 from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
-from stages.networks import load_encoder, load_teacher
+from stages.frozen_networks import load_encoder, load_teacher
 
 _GIB = 2**30
 

@@ -19,8 +19,8 @@ from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.length import video_length_s
 from stages.device import autocast, move
 from stages.errors import UserError
+from stages.frozen_networks import load_encoder
 from stages.manifest import even_times_s
-from stages.networks import load_encoder
 from stages.text import TEXT_PROCESSORS
 
 _GIB = 2**30
