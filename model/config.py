@@ -31,26 +31,66 @@ Levels = Annotated[tuple[int, ...], AfterValidator(_check_levels)]
 
 
 class EncoderConfig(Settings):
-    """The frozen visual encoder (paper section 3.1): the InstructBLIP vision tower."""
+    """The frozen visual encoder (paper section 3.1): InstructBLIP's vision tower, or a CLIP vision model."""
 
     source: str = "Salesforce/instructblip-vicuna-7b"
-    """Hub id or local folder of an InstructBLIP checkpoint; `bundled:NAME` is a tiny network of this project."""
+    """Hub id or local folder of an InstructBLIP or CLIP checkpoint; `bundled:NAME` is a tiny one of this project."""
+    layer: PositiveInt | None = None
+    """The block, counted from 1, whose output is read as it is. null: the last one's, after the final LayerNorm for
+    InstructBLIP, without one for CLIP; LLaVA reads the last but one of CLIP (23 of ViT-L's 24)."""
+
+    def require_fits(self, layers: int) -> None:
+        """Raise ValueError unless an encoder of so many layers has the one asked for."""
+        if self.layer is not None and self.layer > layers:
+            raise ValueError(f"encoder.layer is {self.layer}, but the encoder has {layers} layers")
+
+
+TeacherFamily = Literal["dit", "dinov2"]
 
 
 class TeacherConfig(Settings):
-    """The frozen diffusion teacher (paper section 3.2): SD-VAE encoder and the first blocks of a DiT."""
+    """The frozen teacher (paper section 3.2): SD-VAE encoder and the first blocks of a DiT; or a DINOv2.
+
+    The checkpoint decides which of them it is. What only the other family reads must stay at its default.
+    """
 
     source: str = "facebook/DiT-XL-2-256"
-    """Hub id or local folder of a DiT pipeline in diffusers' layout (subfolders transformer and vae)."""
+    """Hub id or local folder of a DiT pipeline in diffusers' layout (subfolders transformer and vae) or of a DINOv2 of
+    transformers, or the path of an original DiT file (DiT-XL-2-256x256.pt)."""
     block: PositiveInt = 8
-    """The block, counted from 1, after which the residual stream is read."""
+    """DiT: the block, counted from 1, after which the residual stream is read."""
     timestep: Annotated[int, Field(ge=0, le=999)] = 0
-    """Index of the diffusion step, an integer; 0 is the clean end."""
+    """DiT: index of the diffusion step, an integer; 0 is the clean end."""
+    timestep_embedding: Literal["original", "diffusers"] = "original"
+    """DiT: frequencies of the step's embedding. The published weights were trained with `original`; `diffusers` spreads
+    them a little wider (FACTS.md D.4). The same at step 0."""
     class_label: Annotated[int, Field(ge=0)] = 1000
-    """Row of the class table; 1000 is the null class of the published DiT."""
+    """DiT: row of the class table; 1000 is the null class of the published DiT."""
+    vae_source: str | None = None
+    """DiT: hub id or local folder of another VAE. null: the pipeline's own; for an original file, which has none,
+    stabilityai/sd-vae-ft-mse."""
+    heads: PositiveInt | None = None
+    """DiT, original file: attention heads. null: those of the published size of that width."""
+    dino_block: PositiveInt | None = None
+    """DINOv2: the block, counted from 1, whose output is read as it is. null: the last, after the final LayerNorm."""
+    dino_pooling: Literal["mean", "class"] = "mean"
+    """DINOv2: y* is the mean over the patch tokens (no class or register tokens), or the class token."""
+    random_seed: int | None = None
+    """Seed of random weights in place of the trained ones, as a control; the VAE keeps its own. null: trained."""
+
+    def require_family(self, family: TeacherFamily) -> None:
+        """Raise ValueError if a setting that only the other family reads was changed."""
+        of_dit = ("block", "timestep", "timestep_embedding", "class_label", "vae_source", "heads")
+        for name in of_dit if family == "dinov2" else ("dino_block", "dino_pooling"):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"teacher.{name} is {value}, but a {family} teacher does not read it; leave it at {default}"
+                )
 
     def require_fits(self, dit_config: Mapping[str, Any]) -> None:
         """Raise ValueError unless the DiT that this `config.json` describes has the block and the class."""
+        self.require_family("dit")
         blocks, null_class = dit_config["num_layers"], dit_config["num_embeds_ada_norm"]
         if self.block > blocks:
             raise ValueError(f"teacher.block is {self.block}, but the DiT has {blocks} blocks")
@@ -60,12 +100,21 @@ class TeacherConfig(Settings):
                 "(the last is the null class)"
             )
 
+    def require_fits_dino(self, blocks: int) -> None:
+        """Raise ValueError unless a DINOv2 of so many blocks has the one asked for."""
+        self.require_family("dinov2")
+        if self.dino_block is not None and self.dino_block > blocks:
+            raise ValueError(f"teacher.dino_block is {self.dino_block}, but the network has {blocks} blocks")
+
 
 class QFormerConfig(Settings):
     """The trained Q-Former with its memory bank (MA-LMM; FACTS.md C.5)."""
 
     source: str = "Salesforce/instructblip-vicuna-7b"
-    """Hub id or folder whose Q-Former, query tokens and language projection training starts from."""
+    """Hub id or folder of the InstructBLIP whose Q-Former, query tokens and language projection training starts from."""
+    start: str | None = None
+    """What is laid over them: a `.pth` of LAVIS or MA-LMM, a run, or an exported model (folder, safetensors file or hub
+    id). What it lacks stays as in the source."""
     memory_slots: PositiveInt = 20
     """M, slots of every memory bank."""
     max_frames: PositiveInt = 120
@@ -74,17 +123,58 @@ class QFormerConfig(Settings):
     """Longest question in Q-Former tokens; longer ones lose their beginning."""
 
 
+# What the equations of model/alignment.py are told of their switches.
+LossForm = Literal["negative_cosine", "one_minus_cosine"]
+GateInput = Literal["sum", "concat", "normalised_sum"]
+HeadKind = Literal["mlp", "linear", "repa"]
+Reduction = Literal["sum", "mean"]
+TargetForm = Literal["raw", "centred", "layer_norm"]
+
+
 class AlignmentConfig(Settings):
-    """Distillation from the teacher, Eq. 4-7."""
+    """Distillation from the teacher, Eq. 4-7, with a switch for every point that the paper leaves open (FACTS.md E).
+
+    All of them may be combined. With constant weights there is no gate, and what is said of it has no effect.
+    """
 
     kd_weight: NonNegativeFloat = 1.0
     """lambda of Eq. 9; 0 switches the distillation off and builds neither heads nor gate."""
     levels: Levels = (8, 9, 10, 11, 12, 13)
     """Aligned levels u; level u is the Q-Former's hidden_states[u - 1], so 1 is the embedding output."""
-    weighting: Literal["adaptive", "average", "half", "one"] = "adaptive"
-    """w_i of Eq. 6: the gate, or the constants 1/U, 0.5, 1."""
+    tokens: Literal["queries", "all"] = "queries"
+    """Tokens that h is made of: the Q queries, or queries and the question's text tokens without padding."""
+    pooling: Literal["before", "after", "loss"] = "before"
+    """Where the tokens become one: `before` the head (mean, then head), `after` it (head, then mean of the
+    projections), or in the `loss` (every token against the same y* with a weight of its own, then the mean). `after`
+    runs the head once per token, `loss` head and gate."""
+    head: HeadKind = "mlp"
+    """h_phi: `mlp` is H-D-D with GELU, `linear` H-D, `repa` REPA's H-2048-2048-D with SiLU."""
+    shared_head: bool = False
+    """One head for all levels instead of one per level."""
+    weighting: Literal["adaptive", "softmax", "average", "half", "one"] = "adaptive"
+    """w_i of Eq. 6: `adaptive` is the gate's sigmoid, `softmax` U times the gate's softmax over the levels, so that
+    they sum to U; `average`, `half`, `one` are the constants 1/U, 0.5, 1."""
+    gate_input: GateInput = "sum"
+    """What g_psi reads: the `sum` h_phi(h) + y*, both side by side (`concat`), or the sum of both at length 1
+    (`normalised_sum`)."""
+    shared_gate: bool = True
+    """One g_psi for all levels; false gives each level its own."""
     gate_width: PositiveInt = 288
     """Hidden width of the gate's MLP."""
+    gate_gradient: Literal["through", "input_detached", "weight_detached"] = "through"
+    """Where the gradient of w_i stops: nowhere (`through`), at g_psi's input, so that w_i trains the gate alone, or at
+    w_i itself: then nothing trains the gate, which keeps its random start."""
+    loss: LossForm = "negative_cosine"
+    """L_i of Eq. 4: -cos, or 1 - cos. With the latter a free gate gains by falling to 0 and the distillation fades
+    away (FACTS.md E.6): take it with constant or softmax weights."""
+    level_reduction: Reduction = "sum"
+    """Over the levels, Eq. 7 as written is the `sum`; `mean` divides by U."""
+    frame_reduction: Reduction = "mean"
+    """Over a clip's distilled frames: `mean` keeps lambda's meaning whatever their number, `sum` does not. Over clips
+    it is always the mean."""
+    target: TargetForm = "raw"
+    """y*: as the teacher gives it, `centred` (less the running mean of the targets seen in training), or after
+    `layer_norm` over its D entries, without parameters."""
 
 
 class LanguageConfig(Settings):

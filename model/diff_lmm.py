@@ -4,7 +4,7 @@ Trained: Q-Former with its queries and temporal table, language projection, and,
 heads and gate. Frozen: the language model. The visual encoder and the teacher are not here at all; they ran in Stage 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.alignment import Alignment, AlignmentReport, total_loss
 from model.config import LanguageConfig
 from model.language import Answers, AnswerTokens, FrozenLanguageModel, build_projection
-from model.qformer import MemoryQFormer, QFormerMemory, TextTokens
+from model.qformer import MemoryQFormer, QFormerMemory, QFormerRun, TextTokens
 
 LANGUAGE_PREFIX = "language."
 
@@ -37,10 +37,10 @@ class Clips:
 
 @dataclass(frozen=True)
 class Losses:
-    """One batch's losses: `total` carries the graph, the terms are detached scalars.
+    """One batch's losses; the terms are detached scalars.
 
     Attributes:
-        total: Eq. 9.
+        total: Eq. 9; from `DiffLMM.forward` it carries the graph.
         answer: Eq. 8.
         kd: Eq. 7; None when nothing is distilled.
         alignment: per-level detail of the distillation; None when nothing is distilled.
@@ -50,6 +50,21 @@ class Losses:
     answer: Tensor
     kd: Tensor | None
     alignment: AlignmentReport | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one run of frames adds to a batch's losses; all but the report carry a graph."""
+
+    answer: Tensor | None
+    kd: Tensor | None
+    report: AlignmentReport | None
+    distilled: int
+
+    def total(self, kd_weight: float) -> Tensor:
+        """Its part of Eq. 9."""
+        zero = torch.zeros((), device=next(term for term in (self.answer, self.kd) if term is not None).device)
+        return total_loss(zero if self.answer is None else self.answer, zero if self.kd is None else self.kd, kd_weight)
 
 
 class DiffLMM(nn.Module):
@@ -80,13 +95,18 @@ class DiffLMM(nn.Module):
         """Everything that Stage 2 trains, by name."""
         return {name: p for name, p in self.named_parameters() if not name.startswith(LANGUAGE_PREFIX)}
 
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the trained parameters, and the running mean of y*, by name."""
+        return {name: t for name, t in self.state_dict().items() if not name.startswith(LANGUAGE_PREFIX)}
+
+    @torch.no_grad()
     def load_trained(self, tensors: dict[str, Tensor]) -> None:
         """Take trained parameters from a checkpoint; alignment heads may be absent on either side.
 
         Raises:
             ValueError: a parameter of the Q-Former or the projection is missing, unknown or misshapen.
         """
-        own = self.trained_parameters()
+        own = self.trained_tensors()
         needed = {name for name in own if not name.startswith("alignment.")}
         missing = sorted(needed - tensors.keys())
         unknown = sorted(name for name in tensors.keys() - own.keys() if not name.startswith("alignment."))
@@ -95,29 +115,70 @@ class DiffLMM(nn.Module):
         for name in own.keys() & tensors.keys():
             if own[name].shape != tensors[name].shape:
                 raise ValueError(f"{name}: checkpoint {tuple(tensors[name].shape)}, model {tuple(own[name].shape)}")
-            own[name].data.copy_(tensors[name])
+            own[name].copy_(tensors[name])
 
     def forward(
         self, clips: Clips, *, kd_frames: Sequence[int] | None = None, frames_per_run: int | None = None
     ) -> Losses:
-        """Losses of a batch (Eq. 8, 7, 9).
+        """Losses of a batch (Eq. 8, 7, 9), with the graph of every frame that carries one.
 
         Args:
             clips: the batch.
             kd_frames: frames that carry L_kd; None means every frame. The answer always comes from the last frame.
             frames_per_run: frames computed at once, see `MemoryQFormer.forward`.
+
+        Raises:
+            ValueError: the model distils, but the batch has no targets.
         """
+        parts = list(self._parts(clips, kd_frames, frames_per_run))
+        total = torch.stack([part.total(self.kd_weight) for part in parts]).sum()
+        return _joined(total, parts)
+
+    def forward_backward(
+        self, clips: Clips, *, kd_frames: Sequence[int] | None = None, frames_per_run: int | None = None
+    ) -> Losses:
+        """The losses of `forward`, with their gradients added to the parameters run by run.
+
+        Equal to `forward(...).total.backward()`. The graph of one run of frames is gone before the next is built, so
+        that the memory it takes is bounded by `frames_per_run`, not by T.
+
+        Args and errors are those of `forward`.
+        """
+        parts = []
+        totals = []
+        for part in self._parts(clips, kd_frames, frames_per_run):
+            total = part.total(self.kd_weight)
+            total.backward()
+            totals.append(total.detach())
+            parts.append(_detached(part))
+        return _joined(torch.stack(totals).sum(), parts)
+
+    def _parts(self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_run: int | None) -> Iterator[_Part]:
+        """The terms of every run of frames that carries a loss, one after the other."""
         last = clips.features.shape[1] - 1
         distilled = self._distilled_frames(clips, kd_frames)
+        if self.alignment is not None and clips.targets is not None and self.training:
+            self.alignment.observe(clips.targets)
         wanted = sorted({*distilled, last})
-        out = self.qformer(clips.features, clips.question, wanted_frames=wanted, frames_per_run=frames_per_run)
-        answer = self.language.answer_loss(self.language_projection(out.levels[-1][:, -1]), clips.answer)
-        if self.alignment is None or clips.targets is None:
-            return Losses(total=answer, answer=answer.detach(), kd=None, alignment=None)
-        positions = [wanted.index(frame) for frame in distilled]
-        levels = [level[:, positions] for level in out.levels]
-        kd, report = self.alignment(levels, clips.targets[:, distilled])
-        return Losses(total_loss(answer, kd, self.kd_weight), answer.detach(), kd.detach(), report)
+        for run in self.qformer.runs(
+            clips.features, clips.question, wanted_frames=wanted, frames_per_run=frames_per_run
+        ):
+            answer = None
+            if last in run.frames:
+                answer = self.language.answer_loss(self.language_projection(run.levels[-1][:, -1]), clips.answer)
+            yield self._part(run, answer, clips, distilled)
+
+    def _part(self, run: QFormerRun, answer: Tensor | None, clips: Clips, distilled: Sequence[int]) -> _Part:
+        frames = [frame for frame in run.frames if frame in set(distilled)]
+        if self.alignment is None or clips.targets is None or not frames:
+            return _Part(answer, kd=None, report=None, distilled=0)
+        levels, valid = run.levels, None
+        if self.alignment.config.tokens == "all":
+            levels = tuple(torch.cat(pair, dim=2) for pair in zip(run.levels, run.words, strict=True))
+            valid = torch.cat([clips.question.mask.new_ones(run.levels[0].shape[::2]), clips.question.mask], dim=1)
+        places = [frame - run.start for frame in frames]
+        kd, report = self.alignment([level[:, places] for level in levels], clips.targets[:, frames], valid)
+        return _Part(answer, kd * self.alignment.part_of(len(frames), len(distilled)), report, len(frames))
 
     def _distilled_frames(self, clips: Clips, kd_frames: Sequence[int] | None) -> list[int]:
         if self.alignment is None:
@@ -144,3 +205,20 @@ class DiffLMM(nn.Module):
         """Beam search answers for clips [B, T, P, C]; prompt as in `FrozenLanguageModel.generate`."""
         queries, _ = self.watch(features, question)
         return self.language.generate(queries, prompt, prompt_mask, config)
+
+
+def _detached(part: _Part) -> _Part:
+    answer, kd = (None if term is None else term.detach() for term in (part.answer, part.kd))
+    return _Part(answer, kd, part.report, part.distilled)
+
+
+def _joined(total: Tensor, parts: Sequence[_Part]) -> Losses:
+    """The losses of a batch from those of its runs."""
+    (answer,) = (part.answer for part in parts if part.answer is not None)
+    distilled = [part for part in parts if part.report is not None]
+    if not distilled:
+        return Losses(total, answer.detach(), kd=None, alignment=None)
+    kd = torch.stack([part.kd for part in distilled if part.kd is not None]).sum()
+    reports = [part.report for part in distilled if part.report is not None]
+    report = AlignmentReport.mean(reports, [part.distilled for part in distilled])
+    return Losses(total, answer.detach(), kd.detach(), report)

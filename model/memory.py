@@ -5,7 +5,7 @@ on its own, the adjacent pair with the highest cosine similarity, weighted by ho
 Banks are values: nothing here changes its arguments, and no module keeps one.
 
 `append` is the plain form, one frame at a time. `plan_merges` makes the same decisions for a run of frames at once
-and returns them as a table, for the clip form in `model.clip`.
+and returns them as a plan, for the clip form in `model.clip`.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,11 @@ def alikeness(left: Tensor, right: Tensor) -> Tensor:
     Slots next to each other are often so alike that their cosines all round to 1, and rounding would choose the pair;
     the distance keeps what tells them apart. Two zero vectors are as alike as two equal ones.
     """
-    return F.normalize(left, dim=-1).sub(F.normalize(right, dim=-1)).square().sum(dim=-1).div(-2)
+    return _alikeness_of_units(F.normalize(left, dim=-1), F.normalize(right, dim=-1))
+
+
+def _alikeness_of_units(left: Tensor, right: Tensor) -> Tensor:
+    return left.sub(right).square().sum(dim=-1).div(-2)
 
 
 def weighted_mean(left: Tensor, count_left: Tensor, right: Tensor, count_right: Tensor) -> Tensor:
@@ -77,23 +81,50 @@ def weighted_mean(left: Tensor, count_left: Tensor, right: Tensor, count_right: 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Every slot that a bank holds at some time during a run of c frames, and when.
+    """Where each frame of a run of c frames is kept, and what is merged after it.
 
-    The entries are, in this order, the m slots carried in, the c frames themselves and the R merges made on the way:
-    E = m + c + R with R = max(0, m + c - M), so the table grows with the run, not with the clip.
+    A bank lives on at most M + 1 pages per token position; attention does not ask in which order they lie. The m slots
+    carried in stand on pages 0...m-1, oldest first. Frame i is written to page `own[:, i]` and sees it together with
+    every page in use. If the bank is then over its slots, page `left` becomes the mean of `left` and `right`, and
+    `right` is where the next frame goes. A linear map of the slots merges with the same shares: keys and values are
+    projected once per frame.
 
     Attributes:
-        birth: [B, E, N] int64; frame i of the run sees an entry from i = birth on.
-        death: [B, E, N] int64; and no longer from i = death on.
-        mixing: [B, N, R, m + c] float32; each merge as a mean of carried slots and frames, rows sum to 1. A linear map
-            of a merge is the same mixture of the mapped slots and frames: keys and values are projected once.
+        carried: m, slots in use before the run.
+        own: [B, c, N] int64, page of each frame.
+        left: [B, R, N] int64; merge r follows frame c - R + r of the run.
+        right: [B, R, N] int64.
+        share: [B, R, N] float32, weight of the left page in the merge; the right one has 1 - share.
+        order: [B, m', N] int64, pages in use after the run, oldest first.
         bank: the bank after the run.
     """
 
-    birth: Tensor
-    death: Tensor
-    mixing: Tensor
+    carried: int
+    own: Tensor
+    left: Tensor
+    right: Tensor
+    share: Tensor
+    order: Tensor
     bank: MemoryBank
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the run, c."""
+        return self.own.shape[1]
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in use at the run's fullest moment, frames included while they are attended to."""
+        return self.order.shape[1] + bool(self.left.shape[1])
+
+    def pages_seen(self, frame: int) -> int:
+        """Pages in use while frame `frame` of the run attends, its own included."""
+        return min(self.carried + frame + 1, self.num_pages)
+
+    def merge_after(self, frame: int) -> int | None:
+        """Index r of the merge after frame `frame`; None if there is none."""
+        merge = frame - (self.num_frames - self.left.shape[1])
+        return merge if merge >= 0 else None
 
 
 @torch.no_grad()
@@ -107,82 +138,82 @@ def plan_merges(bank: MemoryBank, frames: Tensor, max_slots: int) -> MergePlan:
 
 
 class _MergePlanner:
-    """The table under construction; lives for one call of `plan_merges`."""
+    """The pages under construction; lives for one call of `plan_merges`."""
 
     def __init__(self, bank: MemoryBank, frames: Tensor, max_slots: int) -> None:
         batch, run, tokens, width = frames.shape
-        self.carried, self.run, self.max_slots = bank.num_slots, run, max_slots
-        self.num_base = self.carried + run
-        num_merges = max(0, self.num_base - max_slots)
-        ones = torch.ones(batch, run + num_merges, tokens, device=frames.device)
-        room = frames.new_empty(batch, num_merges, tokens, width)
-        self.values = torch.cat([bank.slots, frames, room], dim=1)  # [B, E, N, C]
-        self.counts = torch.cat([bank.counts, ones], dim=1)  # [B, E, N]
-        entries = torch.arange(self.num_base + num_merges, device=frames.device)
-        self.first = entries[None, :, None].repeat(batch, 1, tokens)  # first and last base entry of each run of frames
-        self.last = self.first.clone()
-        self.birth = (self.first - self.carried + 1).clamp(min=0)
-        self.death = torch.full_like(self.first, run)
-        self.live = self.first[:, : self.carried]  # [B, m, N] entries in the bank, oldest first
-        self.similarity = alikeness(bank.slots[:, :-1], bank.slots[:, 1:])  # [B, m-1, N]
+        self.frames, self.carried, self.max_slots = frames, bank.num_slots, max_slots
+        num_pages = min(self.carried + run, max_slots + 1)
+        self.values = frames.new_zeros(batch, num_pages, tokens, width)
+        self.values[:, : self.carried] = bank.slots
+        self.units = F.normalize(self.values, dim=-1)  # what similarities are taken between
+        self.frame_units = F.normalize(frames, dim=-1)
+        self.counts = torch.ones(batch, num_pages, tokens, device=frames.device)
+        self.counts[:, : self.carried] = bank.counts
+        pages = torch.arange(num_pages, device=frames.device)
+        self.fresh = pages[None, :, None].expand(batch, -1, tokens)
+        self.order = self.fresh[:, : self.carried]  # [B, k, N] pages in use, oldest first
+        carried = self.units[:, : self.carried]
+        self.similarity = _alikeness_of_units(carried[:, :-1], carried[:, 1:])  # [B, k - 1, N]
+        self.own: list[Tensor] = []
+        self.merges: list[tuple[Tensor, Tensor, Tensor]] = []  # left, right, share
 
     def plan(self) -> MergePlan:
-        for frame in range(self.run):
-            self._append(self.carried + frame)
-            if self.live.shape[1] > self.max_slots:
-                self._merge(born=frame + 1)
-        return MergePlan(
-            self.birth, self.death, self._mixing(), MemoryBank(self._value(self.live), self.counts.gather(1, self.live))
+        for index in range(self.frames.shape[1]):
+            self._append(index)
+            if self.order.shape[1] > self.max_slots:
+                self._merge()
+        nothing = self.order[:, :0]
+        left, right, share = (
+            torch.cat(column, dim=1)
+            for column in (zip(*self.merges, strict=True) if self.merges else [[nothing], [nothing], [nothing.float()]])
         )
+        bank = MemoryBank(_pick(self.values, self.order), self.counts.gather(1, self.order))
+        return MergePlan(self.carried, torch.cat(self.own, dim=1), left, right, share, self.order, bank)
 
-    def _value(self, entry: Tensor) -> Tensor:
-        return _pick(self.values, entry)
-
-    def _append(self, entry: int) -> None:
-        new = torch.full_like(self.first[:, :1], entry)
-        if self.live.shape[1]:
-            beside = alikeness(self._value(self.live[:, -1:]), self.values[:, entry : entry + 1])
+    def _append(self, index: int) -> None:
+        """Put frame `index` on the page that the last merge set free, or else on the next one."""
+        used = self.order.shape[1]
+        page = self.merges[-1][1] if self.merges else self.fresh[:, used : used + 1]
+        unit = self.frame_units[:, index : index + 1]
+        if used:
+            beside = _alikeness_of_units(_pick(self.units, self.order[:, -1:]), unit)
             self.similarity = torch.cat([self.similarity, beside], dim=1)
-        self.live = torch.cat([self.live, new], dim=1)
+        self._write(page, self.frames[:, index : index + 1], unit, torch.ones_like(self.counts[:, :1]))
+        self.order = torch.cat([self.order, page], dim=1)
+        self.own.append(page)
 
-    def _merge(self, born: int) -> None:
-        entry = self.num_base + born - 1 - (self.max_slots - self.carried)
-        left = self.similarity.argmax(dim=1, keepdim=True)
-        parent_left, parent_right = self.live.gather(1, left), self.live.gather(1, left + 1)
-        counts = self.counts.gather(1, parent_left), self.counts.gather(1, parent_right)
-        merged = weighted_mean(self._value(parent_left), counts[0], self._value(parent_right), counts[1])
-        self.values[:, entry : entry + 1] = merged
-        self.counts[:, entry : entry + 1] = counts[0] + counts[1]
-        self.first[:, entry : entry + 1] = self.first.gather(1, parent_left)
-        self.last[:, entry : entry + 1] = self.last.gather(1, parent_right)
-        self.birth[:, entry] = born
-        for parent in (parent_left, parent_right):
-            self.death.scatter_(1, parent, born)
-        kept = _without_right_of(left, self.live.shape[1])
-        self.live = self.live.gather(1, kept).scatter(1, left, entry)
-        self._renew_similarity(left, merged)
+    def _merge(self) -> None:
+        position = self.similarity.argmax(dim=1, keepdim=True)
+        left, right = self.order.gather(1, position), self.order.gather(1, position + 1)
+        counts = self.counts.gather(1, left), self.counts.gather(1, right)
+        merged = weighted_mean(_pick(self.values, left), counts[0], _pick(self.values, right), counts[1])
+        total = counts[0] + counts[1]
+        unit = F.normalize(merged, dim=-1)
+        self._write(left, merged, unit, total)
+        self.order = self.order.gather(1, _without_right_of(position, self.order.shape[1]))
+        self.merges.append((left, right, counts[0] / total))
+        self._renew_similarity(position, unit)
 
-    def _renew_similarity(self, left: Tensor, merged: Tensor) -> None:
+    def _write(self, page: Tensor, values: Tensor, units: Tensor, counts: Tensor) -> None:
+        index = _as_index(page, self.values)
+        self.values.scatter_(1, index, values)
+        self.units.scatter_(1, index, units)
+        self.counts.scatter_(1, page, counts)
+
+    def _renew_similarity(self, position: Tensor, unit: Tensor) -> None:
         """Drop the merged pair's similarity and compute anew the two beside it, where there are any."""
-        if self.live.shape[1] < 2:
+        if self.order.shape[1] < 2:
             self.similarity = self.similarity[:, :0]
             return
-        last_pair = self.live.shape[1] - 2
-        similarity = self.similarity.gather(1, _without_right_of(left - 1, self.similarity.shape[1]))
-        for pair, neighbour in ((left - 1, left - 1), (left, left + 1)):
+        last_pair = self.order.shape[1] - 2
+        similarity = self.similarity.gather(1, _without_right_of(position - 1, self.similarity.shape[1]))
+        for pair, neighbour in ((position - 1, position - 1), (position, position + 1)):
             exists = (pair >= 0) & (pair <= last_pair)
             pair, neighbour = pair.clamp(0, last_pair), neighbour.clamp(0, last_pair + 1)
-            fresh = alikeness(self._value(self.live.gather(1, neighbour)), merged)
+            fresh = _alikeness_of_units(_pick(self.units, self.order.gather(1, neighbour)), unit)
             similarity = similarity.scatter(1, pair, torch.where(exists, fresh, similarity.gather(1, pair)))
         self.similarity = similarity
-
-    def _mixing(self) -> Tensor:
-        """Weights of the base entries in each merge: count of the base over that of the merge, zero outside its run."""
-        base = torch.arange(self.num_base, device=self.first.device)
-        first, last = (bound[:, self.num_base :, :, None] for bound in (self.first, self.last))
-        inside = (first <= base) & (base <= last)  # [B, R, N, m+c]
-        share = self.counts[:, : self.num_base].transpose(1, 2)[:, None] / self.counts[:, self.num_base :, :, None]
-        return torch.where(inside, share, 0.0).transpose(1, 2)
 
 
 def _as_index(entry: Tensor, values: Tensor) -> Tensor:

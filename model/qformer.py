@@ -8,14 +8,14 @@ The parameters are those of `transformers`' `InstructBlipQFormerModel`, so that 
 the attention differs, which there has no place for remembered keys.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from model import clip
@@ -45,11 +45,33 @@ class QFormerOutput:
 
     Attributes:
         levels: 13 tensors [B, T', Q, H] for 12 layers; level u of the paper is `levels[u - 1]`, the embeddings first.
+        words: the same levels of the question's tokens, [B, T', L, H].
         memory: the memory after the last frame.
     """
 
     levels: tuple[Tensor, ...]
+    words: tuple[Tensor, ...]
     memory: QFormerMemory
+
+
+@dataclass(frozen=True)
+class QFormerRun:
+    """What the Q-Former says about one run of consecutive wanted frames.
+
+    Attributes:
+        start: index in the clip of the run's first frame.
+        levels: as of `QFormerOutput`, for the run's frames.
+        words: likewise.
+    """
+
+    start: int
+    levels: tuple[Tensor, ...]
+    words: tuple[Tensor, ...]
+
+    @property
+    def frames(self) -> range:
+        """Indices in the clip of the run's frames."""
+        return range(self.start, self.start + self.levels[0].shape[1])
 
 
 @dataclass(frozen=True)
@@ -102,20 +124,28 @@ class MemoryQFormer(nn.Module):
         visual = MemoryBank.empty(batch, patches, self.frame_positions.embedding_dim, device)
         return QFormerMemory(visual, (layer,) * (self.num_levels - 1), frames_seen=0)
 
+    def frame_positions_of(self, first_frame: int, frames: int) -> Tensor:
+        """PE(t) of Eq. 1 for that many frames from `first_frame` on: [frames, C].
+
+        Raises:
+            ValueError: the clip is longer than the temporal table.
+        """
+        if first_frame + frames > self.config.max_frames:
+            raise ValueError(
+                f"clip of {first_frame + frames} frames is longer than qformer.max_frames = {self.config.max_frames}"
+            )
+        index = torch.arange(first_frame, first_frame + frames, device=self.query_tokens.device)
+        table: Tensor = self.frame_positions(index)
+        return table
+
     def add_frame_positions(self, features: Tensor, first_frame: int) -> Tensor:
         """Eq. 1: f_t = s_t + PE(t); features [B, T, P, C] of frames first_frame, first_frame + 1, ...
 
         Raises:
             ValueError: the clip is longer than the temporal table.
         """
-        frames = features.shape[1]
-        if first_frame + frames > self.config.max_frames:
-            raise ValueError(
-                f"clip of {first_frame + frames} frames is longer than qformer.max_frames = {self.config.max_frames}"
-            )
-        index = torch.arange(first_frame, first_frame + frames, device=features.device)
-        table = self.frame_positions(index)[None, :, None]  # [1, T, 1, C]
-        return features.to(table.dtype) + table
+        positions = self.frame_positions_of(first_frame, features.shape[1])
+        return features.to(positions.dtype) + positions[:, None]
 
     def embed(self, text: TextTokens) -> tuple[Tensor, Tensor]:
         """Queries and question before the first layer, without dropout: [B, N, H], and their mask [B, N] bool."""
@@ -146,7 +176,7 @@ class MemoryQFormer(nn.Module):
         memory = QFormerMemory(
             append(memory.visual, visual, self.config.memory_slots), tuple(banks), memory.frames_seen + 1
         )
-        return QFormerOutput(tuple(level[:, None, : self.num_queries] for level in levels), memory)
+        return QFormerOutput(*self._split_levels([level[:, None] for level in levels]), memory)
 
     def forward(
         self,
@@ -155,44 +185,80 @@ class MemoryQFormer(nn.Module):
         *,
         wanted_frames: Sequence[int] | None = None,
         frames_per_run: int | None = None,
-        recompute: bool = False,
         memory: QFormerMemory | None = None,
     ) -> QFormerOutput:
         """Take in a clip's features [B, T, P, C] and return the hidden states of the wanted frames, in time order.
 
-        Frames that are not wanted only feed the memory: they build no graph and skip the last layer. Because banks are
-        detached, the wanted frames' graphs do not depend on one another, and cutting the clip into runs is exact.
+        Frames that are not wanted only feed the memory: they build no graph and skip the last layer.
 
         Args:
-            features: frozen visual features.
+            features: frozen visual features; they never get a gradient.
             text: the question.
             wanted_frames: indices into the clip; None means all.
-            frames_per_run: frames computed at once, which bounds the working memory; None means the number of slots.
-            recompute: keep only each run's inputs for the backward pass and compute the run again there.
+            frames_per_run: frames computed at once; None means the number of slots. It changes no value.
             memory: what was seen before this clip; None means nothing.
 
         Raises:
             ValueError: no frame is wanted, an index is out of range, or the clip is longer than the temporal table.
         """
+        runs = self._runs(features, text, wanted_frames, frames_per_run, memory)
+        outputs = []
+        for run, carried in runs:
+            after = carried
+            if run is not None:
+                outputs.append(run)
+        levels, words = (
+            tuple(torch.cat(parts, dim=1) for parts in zip(*column, strict=True))
+            for column in ([run.levels for run in outputs], [run.words for run in outputs])
+        )
+        return QFormerOutput(levels, words, after.memory)
+
+    def runs(
+        self,
+        features: Tensor,
+        text: TextTokens,
+        *,
+        wanted_frames: Sequence[int] | None = None,
+        frames_per_run: int | None = None,
+        memory: QFormerMemory | None = None,
+    ) -> Iterator[QFormerRun]:
+        """Like `forward`, one run of wanted frames after the other, so that a training step can go back through each.
+
+        Because banks are detached, the runs' graphs do not depend on one another. When each run's loss is sent back
+        and its graph let go before the next is asked for, activations are bounded by the run's c frames, whatever T.
+        In float32 a run keeps, per clip,
+
+            c (P 2 H X + N (2 H + 5 H + 2 F) Y + ...)  of keys, values, and hidden states
+
+        Args and errors are those of `forward`.
+        """
+        for run, _ in self._runs(features, text, wanted_frames, frames_per_run, memory):
+            if run is not None:
+                yield run
+
+    def _runs(
+        self,
+        features: Tensor,
+        text: TextTokens,
+        wanted_frames: Sequence[int] | None,
+        frames_per_run: int | None,
+        memory: QFormerMemory | None,
+    ) -> Iterator[tuple[QFormerRun | None, clip.Carried]]:
+        """Every run, None where no frame of it is wanted, with what is known after it."""
         batch, frames, patches, _ = features.shape
         wanted = _check_wanted(wanted_frames, frames)
         if memory is None:
             memory = self.empty_memory(batch, patches, text.ids.shape[1])
-        embedded, valid = self.embed(text)
-        collected: list[tuple[Tensor, ...]] = []
+        carried = clip.carry(self, memory)
         for start, stop, needed in split_runs(wanted, frames, frames_per_run or self.config.memory_slots):
-            run = features[:, start:stop]
-            if not needed:
-                with torch.no_grad():
-                    _, memory = clip.forward_run(self, memory, run, embedded, valid, feed_only=True)
-                continue
-            if recompute and torch.is_grad_enabled():
-                levels, memory = checkpoint(clip.forward_run, self, memory, run, embedded, valid, use_reentrant=False)
-            else:
-                levels, memory = clip.forward_run(self, memory, run, embedded, valid)
-            collected.append(levels)
-        joined = tuple(torch.cat(parts, dim=1) for parts in zip(*collected, strict=True))
-        return QFormerOutput(joined, memory)
+            with nullcontext() if needed else torch.no_grad():
+                levels, carried = clip.forward_run(self, carried, features[:, start:stop], text, feed_only=not needed)
+            yield QFormerRun(start, *self._split_levels(levels)) if needed else None, carried
+
+    def _split_levels(self, levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Levels [B, T', N, H] -> those of the queries and those of the question's tokens."""
+        queries = self.num_queries
+        return tuple(level[:, :, :queries] for level in levels), tuple(level[:, :, queries:] for level in levels)
 
     def after_self_attention(self, layer: Any, attended: Tensor, cross: Callable[[Tensor], Tensor]) -> Tensor:
         """The rest of a layer: cross-attention for the queries where the layer has it, then the two feed-forwards.

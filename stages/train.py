@@ -120,10 +120,8 @@ class Trainer:
             self.config, epoch=epoch, step_in_epoch=step_in_epoch, steps_per_epoch=self.order.num_batches
         )
         started = time.perf_counter()
-        losses = self._forward(step, batch)
+        losses = self._forward_backward(step, batch)
         _require_finite(losses.total, "loss", step, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip or math.inf)
         _require_finite(norm, "gradient norm", step, batch)
         for group in self.optimizer.param_groups:
@@ -134,15 +132,15 @@ class Trainer:
         self.log.write(step, "train", row)
         return row
 
-    def _forward(self, step: int, batch: Batch) -> Losses:
+    def _forward_backward(self, step: int, batch: Batch) -> Losses:
         self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(int(np.random.default_rng([self.config.seed, step]).integers(2**63)))
         frames = _kd_frames(self.config, batch.clips.features.shape[1], step)
         with autocast(self.compute.device, self.compute.dtype):
-            losses: Losses = self.model(
+            return self.model.forward_backward(
                 move(batch.clips, self.compute.device), kd_frames=frames, frames_per_run=self.config.frames_per_run
             )
-        return losses
 
     def _finish_epoch(self, epoch: int) -> None:
         done = epoch + 1
@@ -153,10 +151,12 @@ class Trainer:
         width = None if alignment is None else alignment.target_width
         self.position = Position(done, step, top1, loss, width)
         names = {id(parameter): name for name, parameter in self.parameters.items()}
-        trained = {name: parameter.data for name, parameter in self.parameters.items()}
         self.log.flush()
         self.checkpoints.save(
-            trained, optimizer_tensors(self.optimizer, names), self.position, keep=self.config.keep_checkpoints
+            self.model.trained_tensors(),
+            optimizer_tensors(self.optimizer, names),
+            self.position,
+            keep=self.config.keep_checkpoints,
         )
 
     def _validate(self, step: int) -> tuple[float, float]:
@@ -209,6 +209,7 @@ def _scalars(losses: Losses) -> dict[str, float]:
     if losses.kd is not None and losses.alignment is not None:
         row["kd_loss"] = losses.kd.item()
         row["saturated"] = losses.alignment.saturated.item()
+        row["target_to_mean"] = losses.alignment.target_to_mean.item()
         for index, (cosine, weight) in enumerate(
             zip(losses.alignment.cosine.tolist(), losses.alignment.weight.tolist(), strict=True)
         ):

@@ -1,4 +1,6 @@
-"""What the clip form keeps for the backward pass: nothing of frames that are not wanted, less when it recomputes."""
+"""What the clip form keeps for the backward pass: nothing of frames that are not wanted, one run's worth at a time."""
+
+import gc
 
 import torch
 from tiny_qformer import (
@@ -10,39 +12,36 @@ from tiny_qformer import (
     random_features,
     random_text,
 )
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SLOTS = 4
 
 
-class _Storages(TorchDispatchMode):
-    """Remembers, without keeping them alive, the storages of every tensor that is computed."""
+class _Kept:
+    """A tensor that autograd holds for the backward pass; counts itself as long as it lives."""
 
-    def __init__(self):
-        super().__init__()
-        self.seen = {}
+    now = largest = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        del types
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.seen[StorageWeakRef(storage).cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return result
+    def __init__(self, tensor):
+        self.tensor = tensor
+        _Kept.now += tensor.nbytes
+        _Kept.largest = max(_Kept.largest, _Kept.now)
 
-    def bytes_alive(self):
-        return sum(nbytes for reference, nbytes in self.seen.values() if not reference.expired())
+    def __del__(self):
+        _Kept.now -= self.tensor.nbytes
 
 
-def bytes_kept(model, num_frames, **options):
-    """Bytes that a loss on the wanted frames keeps alive when everything else is gone, the inputs not counted."""
-    features, text = random_features(2, num_frames), random_text(5, 2)
-    with _Storages() as storages:
-        loss = sum(level.square().sum() for level in model(features, text, **options).levels)
-    assert loss.requires_grad
-    return storages.bytes_alive() - features.untyped_storage().nbytes()
+def most_bytes_kept(step):
+    """The most bytes that autograd holds at one time during `step()`."""
+    gc.collect()
+    _Kept.now = _Kept.largest = 0
+    with torch.autograd.graph.saved_tensors_hooks(_Kept, lambda kept: kept.tensor):
+        step()
+    return _Kept.largest
+
+
+def go_back_run_by_run(model, num_frames, frames_per_run):
+    for run in model.runs(random_features(2, num_frames), random_text(5, 2), frames_per_run=frames_per_run):
+        loss_on(run.levels, run.frames).backward()
 
 
 def bytes_saved(model, num_frames, **options):
@@ -74,8 +73,19 @@ def test_the_loss_on_the_last_frame_has_the_frame_loops_gradient():
     assert gradient_misses(actual, expected) == {}
 
 
-def test_recomputing_keeps_far_less():
+def test_going_back_run_by_run_keeps_one_run_whatever_the_length_of_the_clip():
     model = build_qformer(SLOTS)
-    kept = bytes_kept(model, 16)
-    recomputed = bytes_kept(model, 16, recompute=True)
-    assert 0 < recomputed < kept / 3
+    short, long = (most_bytes_kept(lambda T=T: go_back_run_by_run(model, T, SLOTS)) for T in (3 * SLOTS, 9 * SLOTS))
+    assert 0 < long == short
+    at_once = most_bytes_kept(lambda: go_back_run_by_run(model, 9 * SLOTS, 9 * SLOTS))
+    assert at_once > 4 * long
+
+
+def test_going_back_run_by_run_gives_the_same_gradients():
+    model, num_frames = build_qformer(SLOTS), 3 * SLOTS + 1
+    levels = model(random_features(2, num_frames), random_text(5, 2)).levels
+    expected = gradients_of(model, loss_on(levels, range(num_frames)))
+    model.zero_grad(set_to_none=True)
+    go_back_run_by_run(model, num_frames, 3)
+    actual = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert gradient_misses(actual, expected) == {}

@@ -63,7 +63,7 @@ WANTED = {
 }
 
 
-RUNS = ((None, False), (2, True), (1, False), (64, True))  # frames_per_run, recompute
+RUNS = (None, 2, 1, 64)  # frames_per_run
 
 
 @pytest.mark.parametrize("which", WANTED)
@@ -71,8 +71,8 @@ RUNS = ((None, False), (2, True), (1, False), (64, True))  # frames_per_run, rec
 def test_the_clip_form_equals_the_frame_loop(num_frames, which):
     wanted = WANTED[which](num_frames)
     expected = run_loop("random", num_frames, wanted)
-    for frames_per_run, recompute in RUNS if which == "all" else RUNS[:2]:
-        actual = run_clip("random", num_frames, wanted, frames_per_run=frames_per_run, recompute=recompute)
+    for frames_per_run in RUNS if which == "all" else RUNS[:2]:
+        actual = run_clip("random", num_frames, wanted, frames_per_run=frames_per_run)
         assert_same_results(actual, expected)
 
 
@@ -85,7 +85,7 @@ def test_the_clip_form_equals_the_frame_loop_on_frames_that_repeat(content):
 
 def test_the_clip_form_equals_the_frame_loop_on_a_clip_of_one_hundred_frames():
     wanted = WANTED["all"](LONG)
-    actual = run_clip("random", LONG, wanted, memory_slots=LONG_SLOTS, recompute=True)
+    actual = run_clip("random", LONG, wanted, memory_slots=LONG_SLOTS)
     assert_same_results(actual, run_loop("random", LONG, wanted, memory_slots=LONG_SLOTS))
 
 
@@ -106,7 +106,7 @@ def test_the_clip_form_equals_the_frame_loop_in_bfloat16(num_frames):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loop = run_loop("random", num_frames, wanted)
         clip = run_clip("random", num_frames, wanted)
-        again = run_clip("random", num_frames, wanted, frames_per_run=2, recompute=True)
+        again = run_clip("random", num_frames, wanted, frames_per_run=2)
     for form in (clip, again):
         assert rms_difference(form[0], loop[0]) <= BFLOAT16_HIDDEN
         assert rms_difference(*flat_gradients(form, loop)) <= BFLOAT16_GRADIENT
@@ -143,13 +143,3 @@ def test_dropout_acts_in_training_only(dropping_out):
     assert torch.equal(last_level(), last_level())
     dropping_out.train()
     assert not torch.equal(last_level(), last_level())
-
-
-def test_recomputing_repeats_the_same_dropout(dropping_out):
-    features, text = random_features(1, 4), random_text(3)
-    found = []
-    for recompute in (False, True):
-        torch.manual_seed(6)
-        out = dropping_out.train()(features, text, recompute=recompute)
-        found.append((out.levels, out.memory, gradients_of(dropping_out, loss_on(out.levels, range(4)))))
-    assert_same_results(*found)

@@ -20,6 +20,9 @@ FLOAT32_LOSS = 1e-5
 # A whole network against the class it was taken from: relative to the largest entry.
 FLOAT32_NETWORK = 1e-5
 
+# A slope against the central difference over 2e-3, in float32: relative, absolute below 1.
+SLOPE = 1e-2
+
 # bfloat16 keeps 8 bits. Root mean square of the difference over that of the value: single entries may stray when a
 # near tie between merges falls the other way.
 BFLOAT16_HIDDEN = 0.03
