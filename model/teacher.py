@@ -1,219 +1,33 @@
-"""The frozen diffusion teacher: SD-VAE encoder, then the first blocks of a DiT, pooled to y* (paper section 3.2).
+"""What every teacher offers, whichever network it is: frames in, one target y* a frame out (paper section 3.2)."""
 
-With the timestep and the class held constant, the shift, scale and gate that adaLN computes from them are constants
-too. They are folded into the neighbouring LayerNorms and linear layers when the weights are loaded, so that what runs
-is a plain pre-norm transformer. Only the blocks up to the one that is read are ever built.
-"""
-
-from collections.abc import Iterator, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.autoencoders.vae import Encoder
-from diffusers.models.embeddings import PatchEmbed
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.config import TeacherConfig
-from model.frozen import FrozenModule, load_named
-
-# Both LayerNorms of the original DiT use 1e-6; diffusers' default for the second is 1e-5 (FACTS.md D.4).
-DIT_NORM_EPS = 1e-6
+from model.frozen import FrozenModule
 
 
-class LatentEncoder(nn.Module):
-    """The encoder half of an `AutoencoderKL`: pixels to the posterior's mode, scaled (FACTS.md D.2).
+class Teacher(FrozenModule, ABC):
+    """A frozen network whose pooled hidden states the Q-Former is aligned with.
 
-    Args:
-        config: the VAE's `config.json`.
+    Attributes:
+        size_px: side of the square picture it takes.
+        width: D of its targets.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        latent_channels = config["latent_channels"]
-        self.encoder = Encoder(
-            in_channels=config["in_channels"],
-            out_channels=latent_channels,
-            down_block_types=tuple(config["down_block_types"]),
-            block_out_channels=tuple(config["block_out_channels"]),
-            layers_per_block=config["layers_per_block"],
-            act_fn=config["act_fn"],
-            norm_num_groups=config["norm_num_groups"],
-            double_z=True,
-        )
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        # Absent from configurations written before the field existed; the SD VAE's value then.
-        self.scaling_factor = float(config.get("scaling_factor", 0.18215))
-        self.downscale = 2 ** (len(config["block_out_channels"]) - 1)
+    size_px: int
+    width: int
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels [T, 3, S, S] in [-1, 1] -> latents [T, 4, S/8, S/8] for the published VAE."""
-        moments = self.quant_conv(self.encoder(pixels))
-        mode, _log_variance = moments.chunk(2, dim=1)
-        return mode * self.scaling_factor
-
-
-class FoldedBlock(nn.Module):
-    """One DiT block with its adaLN constants folded in: y = x + A(LN1(x)); y + F(LN2(y))."""
-
-    def __init__(self, block: BasicTransformerBlock, constants: Tensor) -> None:
-        super().__init__()
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = constants.chunk(6)
-        self.heads = block.attn1.heads
-        self.norm1 = _affine_norm(1 + scale_msa, shift_msa)
-        self.norm2 = _affine_norm(1 + scale_mlp, shift_mlp)
-        self.to_qkv = _stack_linear(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
-        self.to_out = _gated_linear(block.attn1.to_out[0], gate_msa)
-        self.up = block.ff.net[0].proj
-        self.down = _gated_linear(block.ff.net[2], gate_mlp)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Residual stream [T, P', D] -> [T, P', D]."""
-        frames, tokens, width = x.shape
-        qkv = self.to_qkv(self.norm1(x)).view(frames, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.to_out(attended.transpose(1, 2).reshape(frames, tokens, width))
-        hidden = F.gelu(self.up(self.norm2(x)), approximate="tanh")
-        return x + self.down(hidden)
-
-
-class DiTTeacher(FrozenModule):
-    """Frames to teacher targets y*: VAE latent, the first `block` DiT blocks, mean over the tokens.
-
-    Args:
-        config: which block is read, at which timestep and class.
-        dit_config: `transformer/config.json` of the pipeline.
-        dit_tensors: the transformer's tensors by name; only those of the blocks needed are read.
-        vae_config: `vae/config.json`.
-        vae_tensors: the VAE's tensors by name; only those of the encoder are read.
-
-    Raises:
-        ValueError: the DiT has fewer blocks or classes than asked for, or a tensor is missing or misshapen.
-    """
-
-    def __init__(
-        self,
-        config: TeacherConfig,
-        *,
-        dit_config: Mapping[str, Any],
-        dit_tensors: Mapping[str, Tensor],
-        vae_config: Mapping[str, Any],
-        vae_tensors: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__()
-        config.require_fits(dit_config)
-        self.latents = LatentEncoder(vae_config)
-        load_named(self.latents, _ModernVaeNames(vae_tensors))
-        self.width = dit_config["num_attention_heads"] * dit_config["attention_head_dim"]
-        self.size_px = dit_config["sample_size"] * self.latents.downscale
-        self.pos_embed = _patch_embed(dit_config, self.width)
-        load_named(self.pos_embed, dit_tensors, prefix="pos_embed.")
-        self.blocks = nn.ModuleList(
-            _load_folded_block(index, config, dit_config, dit_tensors) for index in range(config.block)
-        )
-        self.freeze()
-
-    @torch.no_grad()
+    @abstractmethod
     def tokens(self, frames: Tensor) -> Tensor:
-        """Frames [T, S, S, 3] uint8 RGB -> residual stream [T, P', D] after the chosen block; P' = 256 as published."""
-        pixels = frames.permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
-        latents = self.latents(pixels.to(self.latents.quant_conv.weight.dtype))
-        hidden = self.pos_embed(latents.to(self.pos_embed.proj.weight.dtype))
-        for block in self.blocks:
-            hidden = block(hidden)
-        return hidden
+        """Frames [T, S, S, 3] uint8 RGB -> the hidden states that are pooled, [T, P', D]."""
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames [T, S, S, 3] uint8 RGB -> targets y* [T, D] float32."""
+        """Frames [T, S, S, 3] uint8 RGB -> targets y* [T, D] float32: the mean over the tokens."""
         return self.tokens(frames).float().mean(dim=1)
 
-
-def _patch_embed(dit_config: Mapping[str, Any], width: int) -> PatchEmbed:
-    size = dit_config["sample_size"]
-    return PatchEmbed(
-        height=size,
-        width=size,
-        patch_size=dit_config["patch_size"],
-        in_channels=dit_config["in_channels"],
-        embed_dim=width,
-    )
-
-
-def _load_folded_block(
-    index: int, config: TeacherConfig, dit_config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> FoldedBlock:
-    """Load one real diffusers block, compute its adaLN constants with its own embedder, fold them, drop the rest."""
-    heads, head_width = dit_config["num_attention_heads"], dit_config["attention_head_dim"]
-    block = BasicTransformerBlock(
-        heads * head_width,
-        heads,
-        head_width,
-        activation_fn=dit_config["activation_fn"],
-        num_embeds_ada_norm=dit_config["num_embeds_ada_norm"],
-        attention_bias=dit_config["attention_bias"],
-        norm_type="ada_norm_zero",
-        norm_elementwise_affine=False,
-        norm_eps=DIT_NORM_EPS,
-    ).eval()
-    load_named(block, tensors, prefix=f"transformer_blocks.{index}.")
-    with torch.no_grad():
-        condition = block.norm1.emb(
-            torch.tensor([config.timestep]), torch.tensor([config.class_label]), hidden_dtype=torch.float32
-        )
-        constants = block.norm1.linear(F.silu(condition)).squeeze(0)  # [6 D]
-        return FoldedBlock(block, constants)
-
-
-def _affine_norm(weight: Tensor, bias: Tensor) -> nn.LayerNorm:
-    norm = nn.LayerNorm(weight.numel(), eps=DIT_NORM_EPS)
-    norm.weight.data.copy_(weight)
-    norm.bias.data.copy_(bias)
-    return norm
-
-
-def _gated_linear(linear: nn.Linear, gate: Tensor) -> nn.Linear:
-    """gate * (W x + b) as one linear layer."""
-    gated = nn.Linear(linear.in_features, linear.out_features)
-    gated.weight.data.copy_(gate[:, None] * linear.weight)
-    gated.bias.data.copy_(gate * linear.bias)
-    return gated
-
-
-def _stack_linear(*layers: nn.Linear) -> nn.Linear:
-    stacked = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers))
-    stacked.weight.data.copy_(torch.cat([layer.weight for layer in layers]))
-    stacked.bias.data.copy_(torch.cat([layer.bias for layer in layers]))
-    return stacked
-
-
-# Attention names in VAE checkpoints written before diffusers renamed them.
-_OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
-class _ModernVaeNames(Mapping[str, Tensor]):
-    """A view of a VAE checkpoint under today's attention names, reading lazily."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-        self._stored = {self._modern(name): name for name in tensors}
-
-    @staticmethod
-    def _modern(name: str) -> str:
-        for modern, old in _OLD_VAE_NAMES.items():
-            name = name.replace(f".attentions.0.{old}.", f".attentions.0.{modern}.")
-        return name
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._stored[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
+    def lower_precision(self, dtype: torch.dtype) -> None:
+        """Run in `dtype`, except for parts that need float32."""
+        self.to(dtype)

@@ -1,53 +1,69 @@
-"""The frozen visual encoder: the InstructBLIP vision tower over uint8 frames (paper section 3.1)."""
+"""The frozen visual encoder over uint8 frames: a vision tower of InstructBLIP or CLIP (paper section 3.1)."""
 
+import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, InstructBlipVisionConfig, InstructBlipVisionModel
 
+from model.config import EncoderConfig
 from model.frozen import FrozenModule, load_named
-
-# The CLIP constants of InstructBLIP's preprocessor_config.json (FACTS.md C.3), per RGB channel, for pixels in [0, 1].
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+from model.pixels import PixelStatistics
 
 
 class VisionEncoder(FrozenModule):
-    """Patch features of single frames, final LayerNorm included (frozen here; DESIGN.md 4, E.12).
+    """Patch features of single frames; the layers above the one that is read are never built.
+
+    Without a `layer`, the features are those that the class of transformers calls `last_hidden_state`: InstructBLIP's
+    with its final LayerNorm (frozen here; DESIGN.md 4, E.12), CLIP's without one, because CLIP normalises nothing but
+    the pooled class token. With a `layer` they are that block's output as it is.
 
     Args:
-        config: the `vision_config` of an InstructBLIP checkpoint.
+        config: which layer is read.
+        vision_config: of the tower; its class decides which is built.
+        tensors: the checkpoint's tensors by name; only those needed, all of whose names begin with `prefix`, are read.
+        prefix: `vision_model.` in every checkpoint but that of a bare CLIP vision model.
+        pixels: how the tower was trained to see its pixels.
+
+    Raises:
+        ValueError: the tower has fewer layers, or a tensor is missing or misshapen; the message names it.
     """
 
-    def __init__(self, config: InstructBlipVisionConfig) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        vision_config: InstructBlipVisionConfig | CLIPVisionConfig,
+        tensors: Mapping[str, Tensor],
+        prefix: str,
+        pixels: PixelStatistics,
+    ) -> None:
         super().__init__()
-        self.vision_model = InstructBlipVisionModel(config)
+        config.require_fits(vision_config.num_hidden_layers)
+        truncated = copy.deepcopy(vision_config)
+        truncated.num_hidden_layers = config.layer or vision_config.num_hidden_layers
+        is_clip = isinstance(vision_config, CLIPVisionConfig)
+        self.pixels = pixels
+        self.vision_model = (CLIPVisionModel if is_clip else InstructBlipVisionModel)(truncated)
+        if is_clip or config.layer is not None:
+            self.vision_model.post_layernorm = nn.Identity()
+        load_named(self.vision_model, tensors, prefix=prefix)
         self.freeze()
-
-    @classmethod
-    def from_tensors(cls, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> "VisionEncoder":
-        """Build from a `vision_config` and the checkpoint's tensors; only `vision_model.*` is read.
-
-        Raises:
-            ValueError: a tensor is missing or has another shape; the message names it.
-        """
-        encoder = cls(InstructBlipVisionConfig(**config))
-        load_named(encoder.vision_model, tensors, prefix="vision_model.")
-        return encoder
 
     @property
     def size_px(self) -> int:
         """Side of the square input picture in pixels."""
         return int(self.vision_model.config.image_size)
 
+    @property
+    def width(self) -> int:
+        """C, width of the features."""
+        return int(self.vision_model.config.hidden_size)
+
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
         """Frames [T, S, S, 3] uint8 RGB -> features [T, P, C] in the network's dtype; P counts the class token."""
-        pixels = frames.permute(0, 3, 1, 2).float().div(255.0)
-        # Not buffers: those would be rounded with the weights when the network runs in bfloat16.
-        mean, std = (torch.tensor(value, device=pixels.device).view(1, 3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
-        pixels = (pixels - mean) / std
+        pixels = self.pixels.normalise(frames)
         features: Tensor = self.vision_model(pixels.to(self.vision_model.dtype)).last_hidden_state
         return features

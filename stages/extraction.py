@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.config import ModelConfig
+from model.config import ModelConfig, Settings
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint, Scalar
 from stages.cache.ledger import LedgerStatus
@@ -42,23 +42,20 @@ class ExtractionSummary:
 
 
 def feature_fields(config: ModelConfig, *, with_teacher: bool = True) -> dict[str, Scalar]:
-    """The part of a fingerprint that follows from the configuration alone; Stage 2 compares these."""
+    """The part of a fingerprint that follows from the configuration alone; Stage 2 compares these.
+
+    Every setting of encoder and teacher is in it: those that the chosen network does not read cannot be changed.
+    """
     fields: dict[str, Scalar] = {
-        "encoder.source": config.encoder.source,
-        "encoder.layer": "last, after the final LayerNorm",
+        **_named("encoder", config.encoder),
         "frame.rule": "the frame shown at t",
         "frame.resize": "native to square, bicubic, antialiased, uint8",
     }
-    if with_teacher:
-        fields |= {
-            "teacher.source": config.teacher.source,
-            "teacher.block": config.teacher.block,
-            "teacher.timestep": config.teacher.timestep,
-            "teacher.class_label": config.teacher.class_label,
-            "teacher.latent": "posterior mode",
-            "teacher.pooling": "mean over tokens",
-        }
-    return fields
+    return {**fields, **_named("teacher", config.teacher)} if with_teacher else fields
+
+
+def _named(part: str, settings: Settings) -> dict[str, Scalar]:
+    return {f"{part}.{name}": value for name, value in settings.model_dump().items()}
 
 
 def settle_precision(extract: ExtractConfig) -> ExtractConfig:
@@ -73,15 +70,10 @@ def fingerprint(config: ModelConfig, extract: ExtractConfig) -> Fingerprint:
     The precision must be settled (`settle_precision`).
     """
     assert extract.precision != "auto"
-    encoder, teacher = describe_encoder(config.encoder), describe_teacher(config.teacher)
-    computed: dict[str, Scalar] = {
-        "encoder.weights": encoder.digest,
-        "encoder.size_px": encoder.size_px,
-        "teacher.weights": teacher.digest,
-        "teacher.size_px": teacher.size_px,
-        "precision": extract.precision,
-        STORAGE_FIELD: extract.storage,
-    }
+    computed: dict[str, Scalar] = {"precision": extract.precision, STORAGE_FIELD: extract.storage}
+    for part, source in (("encoder", describe_encoder(config.encoder)), ("teacher", describe_teacher(config.teacher))):
+        facts = {**source.facts, "weights": source.digest, "size_px": source.size_px}
+        computed |= {f"{part}.{name}": value for name, value in facts.items()}
     return Fingerprint(fields={**feature_fields(config), **computed})
 
 

@@ -93,9 +93,7 @@ class ExtractionWorker:
         self.cache = FeatureCache.open(Path(job.cache_root))
         self.encoder = load_encoder(job.encoder).to(self.device, self.dtype)
         self.teacher = load_teacher(job.teacher).to(self.device)
-        # The VAE stays in float32: its published configuration asks for upcasting (FACTS.md D.4).
-        for part in (self.teacher.pos_embed, self.teacher.blocks):
-            part.to(self.dtype)
+        self.teacher.lower_precision(self.dtype)
         self._networks_free = threading.Lock()
         self._children: queue.SimpleQueue[DecodeChild] = queue.SimpleQueue()
         memory_bytes = int(job.extract.memory_gb * _GIB)

@@ -1,53 +1,25 @@
 """The truncated, folded teacher against the whole pipeline of diffusers, on random weights."""
 
 from collections.abc import Mapping
-from functools import cache
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
-from tolerances import FLOAT32_NETWORK, WRONG_BY, relative_difference
+from tiny_dit import (
+    BLOCKS,
+    NULL_CLASS,
+    SIZE_PX,
+    TOKENS,
+    WIDTH,
+    residual_stream_by_hand,
+    residual_stream_of_diffusers,
+    the_transformer,
+    the_vae,
+)
+from tolerances import BFLOAT16_HIDDEN, FLOAT32_NETWORK, WRONG_BY, relative_difference, rms_difference
 
 from model.config import TeacherConfig
+from model.dit_teacher import DiTTeacher
 from model.frozen import FrozenModule
-from model.teacher import DiTTeacher
-
-BLOCKS, SIZE_PX, TOKENS, WIDTH = 9, 64, 16, 24
-NULL_CLASS = 1000
-
-
-@cache
-def the_transformer():
-    """Original DiT's LayerNorms (FACTS.md D.4), in eval mode."""
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=WIDTH // 2, num_layers=BLOCKS, sample_size=8, norm_eps=1e-6
-    )
-    with torch.no_grad():
-        for block in model.transformer_blocks:  # adaLN-zero starts as the identity
-            block.norm1.linear.weight.normal_(std=0.3)
-            block.norm1.linear.bias.normal_(std=0.5)
-    return model.eval()
-
-
-@cache
-def the_vae():
-    torch.manual_seed(1)
-    model = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=SIZE_PX,
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-        model.quant_conv.weight.mul_(20)  # latents of order 1, as the trained VAE's
-    return model.eval()
 
 
 def build_teacher(dit_tensors=None, vae_tensors=None, **settings):
@@ -63,24 +35,6 @@ def build_teacher(dit_tensors=None, vae_tensors=None, **settings):
 @pytest.fixture
 def frames():
     return torch.randint(0, 256, (3, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
-
-
-@torch.no_grad()
-def residual_stream_of_diffusers(frames, block, *, class_label=NULL_CLASS, timestep=0):
-    """What leaves block `block`, counted from 1, in a full forward pass over the posterior's mode."""
-    transformer, vae = the_transformer(), the_vae()
-    pixels = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-    found = []
-    hook = transformer.transformer_blocks[block - 1].register_forward_hook(lambda _, __, out: found.append(out))
-    transformer(
-        latents,
-        timestep=torch.full((len(frames),), timestep),
-        class_labels=torch.full((len(frames),), class_label),
-    )
-    hook.remove()
-    assert len(found) == 1
-    return found[0]
 
 
 @pytest.mark.parametrize("block", [1, 8, BLOCKS])
@@ -106,11 +60,49 @@ def test_a_neighbouring_block_class_or_timestep_shows(frames, settings):
     assert relative_difference(build_teacher(**settings).tokens(frames), expected) > WRONG_BY * FLOAT32_NETWORK
 
 
+def test_a_block_has_its_folded_parameters_and_no_embedders_or_adaln():
+    teacher = build_teacher(block=3)
+    in_a_block = 12 * WIDTH**2 + 13 * WIDTH  # qkv, out, up, down and two LayerNorms
+    assert sum(parameter.numel() for parameter in teacher.blocks.parameters()) == 3 * in_a_block
+    others = {name for name, _ in teacher.named_parameters() if not name.startswith(("blocks.", "latents."))}
+    assert others == {"pos_embed.proj.weight", "pos_embed.proj.bias"}
+    assert {name.split(".")[1] for name, _ in teacher.latents.named_parameters(prefix="latents")} == {
+        "encoder",
+        "quant_conv",
+    }
+
+
 @pytest.mark.parametrize(("timestep", "class_label"), [(0, 5), (500, 1000), (999, 0)])
-def test_timestep_and_class_are_those_of_diffusers(frames, timestep, class_label):
+def test_timestep_and_class_can_be_those_of_diffusers(frames, timestep, class_label):
     expected = residual_stream_of_diffusers(frames, 8, timestep=timestep, class_label=class_label)
-    teacher = build_teacher(timestep=timestep, class_label=class_label)
+    teacher = build_teacher(timestep=timestep, class_label=class_label, timestep_embedding="diffusers")
     assert relative_difference(teacher.tokens(frames), expected) <= FLOAT32_NETWORK
+
+
+# Frequency k of 128 is 10000^(-k/128) in DiT's own code, with which it was trained, and 10000^(-k/127) in diffusers.
+SPREAD = {"original": 128, "diffusers": 127}
+
+
+@pytest.mark.parametrize("embedding", SPREAD)
+@pytest.mark.parametrize("timestep", [0, 1, 500, 999])
+def test_each_timestep_embedding_is_its_formula(frames, embedding, timestep):
+    expected = residual_stream_by_hand(frames, 8, timestep=timestep, spread=SPREAD[embedding])
+    teacher = build_teacher(timestep=timestep, timestep_embedding=embedding)
+    assert relative_difference(teacher.tokens(frames), expected) <= FLOAT32_NETWORK
+
+
+def test_the_original_embedding_is_the_default_and_differs_unless_t_is_zero(frames):
+    differences = {
+        timestep: relative_difference(
+            build_teacher(timestep=timestep).tokens(frames),
+            build_teacher(timestep=timestep, timestep_embedding="diffusers").tokens(frames),
+        )
+        for timestep in (0, 500)
+    }
+    assert differences[0] == 0
+    assert differences[500] > WRONG_BY * FLOAT32_NETWORK
+    by_default = build_teacher(timestep=500).tokens(frames)
+    assert torch.equal(by_default, build_teacher(timestep=500, timestep_embedding="original").tokens(frames))
 
 
 def test_a_frame_alone_gives_what_it_gives_among_others(frames):
@@ -198,3 +190,30 @@ def test_missing_and_misshapen_tensors_are_named():
         build_teacher({key: value for key, value in tensors.items() if key != name})
     with pytest.raises(ValueError, match=rf"{name}: checkpoint \(24, 23\), model \(24, 24\)"):
         build_teacher({**tensors, name: tensors[name][:, 1:]})
+
+
+def test_random_weights_need_no_checkpoint_follow_the_seed_and_keep_the_vae(frames):
+    untrained = build_teacher(dit_tensors={}, random_seed=3)
+    target = untrained(frames)
+    assert torch.equal(target, build_teacher(dit_tensors={}, random_seed=3)(frames))
+    assert relative_difference(build_teacher(dit_tensors={}, random_seed=4)(frames), target) > 0.1
+    assert relative_difference(target, build_teacher()(frames)) > 0.1
+    for name, tensor in the_vae().encoder.state_dict().items():
+        assert torch.equal(untrained.latents.encoder.state_dict()[name], tensor)
+
+
+def test_the_first_blocks_of_an_untrained_teacher_do_not_depend_on_the_block_that_is_read(frames):
+    shallow, deep = (build_teacher(dit_tensors={}, random_seed=3, block=block) for block in (2, 5))
+    for name, tensor in shallow.state_dict().items():
+        assert torch.equal(deep.state_dict()[name], tensor)
+    assert relative_difference(deep.tokens(frames), shallow.tokens(frames)) > 0.1, "a block is nearly the identity"
+
+
+def test_in_lower_precision_the_vae_stays_in_float32(frames):
+    teacher = build_teacher()
+    expected = teacher(frames)
+    teacher.lower_precision(torch.bfloat16)
+    assert {parameter.dtype for parameter in teacher.latents.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in teacher.blocks.parameters()} == {torch.bfloat16}
+    assert teacher(frames).dtype == torch.float32
+    assert 0 < rms_difference([teacher(frames)], [expected]) <= BFLOAT16_HIDDEN

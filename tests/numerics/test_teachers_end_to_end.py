@@ -1,0 +1,82 @@
+"""A video to a cache through Stage 1's worker, with each kind of encoder and teacher."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_dinov2 import build as build_dinov2
+from tiny_dinov2 import save as save_dinov2
+from tiny_dit import HEADS, original_tensors, save_pipeline
+from tiny_towers import save_whole_clip
+from tolerances import FLOAT32_NETWORK, relative_difference
+
+from pipeline.config import resolve
+from stages.cache.feature_cache import FeatureCache
+from stages.decode.frames import FrameRequest
+from stages.decode.reader import decode
+from stages.errors import UserError
+from stages.extraction import feature_fields, fingerprint, settle_precision
+from stages.frozen_networks import load_encoder, load_teacher
+from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
+from tests.video_files import write_video
+
+TIMES = np.array([0.0, 0.5, 1.5])
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("videos") / "v.mp4", height=90, width=160)
+
+
+def clip_and_dinov2(folder):
+    save_whole_clip(folder / "clip")
+    save_dinov2(build_dinov2("registers"), folder / "dinov2")
+    return [f"encoder.source={folder / 'clip'}", "encoder.layer=2", f"teacher.source={folder / 'dinov2'}"]
+
+
+def clip_and_original_dit(folder):
+    save_whole_clip(folder / "clip")
+    save_pipeline(folder / "pipeline")
+    torch.save(original_tensors(), folder / "DiT-tiny.pt")
+    teacher = [f"teacher.source={folder / 'DiT-tiny.pt'}", f"teacher.heads={HEADS}"]
+    return [f"encoder.source={folder / 'clip'}", *teacher, f"teacher.vae_source={folder / 'pipeline'}"]
+
+
+def configure(overrides):
+    settings = ["extract.decode_workers=1", "extract.storage=float32", "extract.precision=float32"]
+    return resolve(preset="tiny", overrides=[*settings, *overrides]).config
+
+
+@pytest.mark.parametrize("networks", [clip_and_dinov2, clip_and_original_dit])
+def test_a_video_is_extracted_with_these_networks(networks, video, tmp_path):
+    config = configure(networks(tmp_path))
+    extract = settle_precision(config.extract)
+    cache = FeatureCache.create_or_open(tmp_path / "cache", fingerprint(config, extract))
+    worker = ExtractionWorker(ExtractionJob(config.encoder, config.teacher, extract, str(tmp_path / "cache")))
+    try:
+        done = worker.process(VideoTask("v", str(video), TIMES))
+    finally:
+        worker.close()
+    assert done.checksum is not None, done
+    encoder, teacher = load_encoder(config.encoder), load_teacher(config.teacher)
+    sizes = tuple((network.size_px, network.size_px) for network in (encoder, teacher))
+    frames = decode(FrameRequest(video, TIMES, sizes, "pyav", 0.5))
+    cached = cache.read("v", TIMES)
+    for stored, network, view in zip((cached.features, cached.targets), (encoder, teacher), frames.views, strict=True):
+        expected = network(torch.from_numpy(view))
+        assert stored.shape[-1] == network.width
+        assert relative_difference(torch.from_numpy(stored), expected) <= 10 * FLOAT32_NETWORK
+        assert relative_difference(expected[0], expected[-1]) > 0.01, "all frames look alike to it"
+
+
+def test_a_cache_knows_its_networks(tmp_path):
+    overrides = clip_and_dinov2(tmp_path)
+    config = configure(overrides)
+    made = fingerprint(config, settle_precision(config.extract))
+    named = {name: made.fields[name] for name in ("encoder.family", "encoder.layer", "teacher.family")}
+    assert named == {"encoder.family": "clip", "encoder.layer": 2, "teacher.family": "dinov2_with_registers"}
+    made.require_match(feature_fields(config), "cache")
+    for changed in ("teacher.dino_block=1", "teacher.dino_pooling=class", "teacher.random_seed=1", "encoder.layer=1"):
+        other = configure([*overrides, changed])
+        with pytest.raises(UserError, match=changed.partition("=")[0]):
+            made.require_match(feature_fields(other), "cache")
+        assert fingerprint(other, settle_precision(other.extract)).digest != made.digest
