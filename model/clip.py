@@ -137,7 +137,7 @@ def _attend(
     remembered: Remembered,
     positions: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention block with residual and LayerNorm: hidden [B, c, n, H] asks, inputs [B, c, N, W] and the bank answer."""
+    """Attention block, residual and LayerNorm: hidden [B, c, n, H] asks, inputs [B, c, N, W] and the bank answer."""
     query = attention.attention.query(hidden)
     context, after = paged(query, inputs, *_key_value(attention), remembered, positions)
     output: Tensor = attention.output(context, hidden)

@@ -22,8 +22,11 @@ class FrozenModule(nn.Module):
         self.train()
 
 
-def load_named(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str = "") -> None:
+def load_named(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str = "") -> tuple[str, ...]:
     """Fill `module` from `tensors[prefix + name]`; other tensors are never touched.
+
+    Returns:
+        the names under which the tensors were taken from the checkpoint.
 
     Raises:
         ValueError: tensors are missing or have another shape; every one is named, with both shapes.
@@ -42,3 +45,4 @@ def load_named(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str 
     if wrong:
         raise ValueError(f"checkpoint does not fit {type(module).__name__}: " + "; ".join(wrong[:5]))
     module.load_state_dict(loaded)
+    return tuple(prefix + name for name in state)

@@ -1,18 +1,22 @@
-"""The frozen causal language model: answer loss (Eq. 8) and beam search over [projected queries, prompt].
+"""The frozen causal language model: answer loss (Eq. 8), beam search, and ranking of given answers.
 
 Layout of a training sequence, per sample: [Q query embeddings][start, prompt][answer, end][padding]; the loss counts
-the answer and its end token only. In generation the prompt is padded on its left, between queries and prompt, and the
-padding is masked (FACTS.md C.5).
+the answer and its end token only. In generation and ranking the prompt is padded on its left, between queries and
+prompt, and the padding is masked (FACTS.md C.5). Positions count real tokens only and are passed explicitly: left to
+themselves, most models count padding too.
 """
 
+import copy
+import inspect
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from model.config import LanguageConfig
 from model.frozen import FrozenModule
@@ -46,6 +50,14 @@ class AnswerTokens:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Answers to rank: ids [K, S] int64 with the end token, padded on the right, and mask [K, S] bool on real ones."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
 class Answers:
     """Beams of one batch, best first.
 
@@ -70,6 +82,10 @@ class FrozenLanguageModel(FrozenModule):
         super().__init__()
         self.model = model
         self.special = special
+        # Sampling, penalties or forced tokens that a checkpoint brings along are none of ours.
+        model.generation_config = GenerationConfig()
+        # Models whose attention knows distances only (ALiBi) take none.
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.freeze()
 
     @property
@@ -81,13 +97,23 @@ class FrozenLanguageModel(FrozenModule):
         words: Tensor = self.model.get_input_embeddings()(ids)
         return torch.cat([queries.to(words.dtype), words], dim=1)
 
+    def _run(self, queries: Tensor, ids: Tensor, mask: Tensor, *, use_cache: bool) -> Any:
+        """The model's output on [queries, ids]; mask [B, Q + S] bool."""
+        return self.model(
+            inputs_embeds=self._embed(queries, ids),
+            attention_mask=mask.long(),
+            use_cache=use_cache,
+            **self._positions((mask.long().cumsum(1) - 1).clamp(min=0)),
+        )
+
+    def _positions(self, position_ids: Tensor) -> dict[str, Tensor]:
+        return {"position_ids": position_ids} if self._takes_positions else {}
+
     def answer_loss(self, queries: Tensor, tokens: AnswerTokens) -> Tensor:
         """Eq. 8: cross entropy of the answer tokens given queries [B, Q, W] and prompt, mean over tokens; scalar."""
         num_queries = queries.shape[1]
         mask = torch.cat([tokens.mask.new_ones(queries.shape[:2]), tokens.mask], dim=1)
-        logits = self.model(
-            inputs_embeds=self._embed(queries, tokens.ids), attention_mask=mask.long(), use_cache=False
-        ).logits
+        logits = self._run(queries, tokens.ids, mask, use_cache=False).logits
         # The token at text position i is predicted at sequence position Q + i - 1.
         predicted = logits[:, num_queries - 1 : -1]
         return F.cross_entropy(predicted[tokens.answer_mask].float(), tokens.ids[tokens.answer_mask])
@@ -121,6 +147,68 @@ class FrozenLanguageModel(FrozenModule):
         scores = found.sequences_scores if config.num_beams > 1 else self._greedy_scores(found, config.length_penalty)
         return Answers(found.sequences.view(shape), scores.view(shape[:2]).float())
 
+    @torch.no_grad()
+    def rank(
+        self,
+        queries: Tensor,
+        prompt: Tensor,
+        prompt_mask: Tensor,
+        candidates: Candidates,
+        *,
+        normalise: Literal["mean", "sum"],
+        rows: int,
+    ) -> Tensor:
+        """Log-likelihood of every candidate after every prompt: [B, K] float32.
+
+        Queries and prompt are computed once per sample, and their keys and values repeated for the candidates. These
+        go through together, sorted by length; a pass holds at most `rows` sequences, or B if that is more. Its memory
+        is that many copies of a prefix's keys and values, whatever K is.
+
+        Args:
+            queries: [B, Q, W].
+            prompt: [B, L'] int64, padded on the left.
+            prompt_mask: [B, L'] bool.
+            candidates: on the same device.
+            normalise: mean or sum of a candidate's token log-probabilities, its end token included.
+            rows: most sequences in a pass.
+        """
+        mask = torch.cat([prompt_mask.new_ones(queries.shape[:2]), prompt_mask], dim=1)
+        prefix = self._run(queries, prompt, mask, use_cache=True)
+        # The last position is real in every row, because the padding is on the left.
+        first = prefix.logits[:, -1].float().log_softmax(-1)  # [B, vocabulary]
+        scores = first.new_empty(queries.shape[0], candidates.ids.shape[0])
+        for chosen, part in _by_length(candidates, max(1, rows // queries.shape[0])):
+            total = first[:, part.ids[:, 0]]
+            if part.ids.shape[1] > 1:
+                total = total + self._continue(prefix.past_key_values, mask, part)
+            scores[:, chosen] = total / part.mask.sum(1) if normalise == "mean" else total
+        return scores
+
+    def _continue(self, cache: Any, mask: Tensor, candidates: Candidates) -> Tensor:
+        """Summed log-probability of each candidate's tokens behind its first one: [B, K].
+
+        Args:
+            cache: keys and values of the B prefixes; left as it is.
+            mask: [B, Q + L'] of the prefixes.
+            candidates: K of them.
+        """
+        num, given = candidates.ids.shape[0], candidates.ids.shape[1] - 1
+        cache = copy.deepcopy(cache)
+        cache.batch_repeat_interleave(num)
+        batch = mask.shape[0]
+        ids, real = (part.repeat(batch, 1) for part in (candidates.ids, candidates.mask))  # [B K, S]
+        prefix = mask.repeat_interleave(num, dim=0)
+        positions = prefix.sum(1, keepdim=True) + torch.arange(given, device=ids.device)
+        logits = self.model(
+            inputs_embeds=self.model.get_input_embeddings()(ids[:, :-1]),
+            attention_mask=torch.cat([prefix, real[:, :-1]], dim=1).long(),
+            past_key_values=cache,
+            use_cache=True,
+            **self._positions(positions),
+        ).logits
+        each = -F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return (each.view(-1, given) * real[:, 1:]).sum(1).view(batch, num)
+
     def _greedy_scores(self, found: Any, length_penalty: float) -> Tensor:
         """Score of single answers, which transformers computes for several beams only: [B]."""
         log_probability = self.model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
@@ -128,6 +216,17 @@ class FrozenLanguageModel(FrozenModule):
         real = ended.cumsum(1) - ended == 0  # the answer and its first end token
         total: Tensor = torch.where(real, log_probability, 0.0).sum(1)
         return total / real.sum(1) ** length_penalty
+
+
+def _by_length(candidates: Candidates, num: int) -> Iterator[tuple[Tensor, Candidates]]:
+    """Cut the candidates into groups of at most `num` of similar length, each with its indices, without spare columns.
+
+    Short and long ones in one group would pad the short ones.
+    """
+    lengths = candidates.mask.sum(1)
+    for chosen in lengths.argsort(stable=True).split(num):
+        longest = int(lengths[chosen].max())
+        yield chosen, Candidates(candidates.ids[chosen, :longest], candidates.mask[chosen, :longest])
 
 
 def build_projection(query_width: int, language_width: int) -> nn.Linear:

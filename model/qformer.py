@@ -225,10 +225,8 @@ class MemoryQFormer(nn.Module):
         """Like `forward`, one run of wanted frames after the other, so that a training step can go back through each.
 
         Because banks are detached, the runs' graphs do not depend on one another. When each run's loss is sent back
-        and its graph let go before the next is asked for, activations are bounded by the run's c frames, whatever T.
-        In float32 a run keeps, per clip,
-
-            c (P 2 H X + N (2 H + 5 H + 2 F) Y + ...)  of keys, values, and hidden states
+        and its graph let go before the next is asked for, activations are bounded by the run's frames, whatever T; the
+        law stands in `model.activation_memory`.
 
         Args and errors are those of `forward`.
         """

@@ -45,6 +45,7 @@ CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory of the
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 CacheFolder = Annotated[Path, typer.Argument(help="Directory of the cache.")]
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")]
+RunOrModel = Annotated[str, typer.Option("--run", help="Folder of a run, or an exported model: its folder or hub id.")]
 
 
 @app.callback()
@@ -139,20 +140,24 @@ def train(
 def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    method: Annotated[
+        str | None,
+        typer.Option(help="generate (beam search), rank (candidates by likelihood) or both; default the run's."),
+    ] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Answer a split by beam search and score it by exact match; writes predictions and metrics into the run."""
+    """Answer a split and score it by exact match; writes predictions and metrics into the run."""
     from pipeline.commands.evaluate import run as work
 
-    work(run, split=split, overrides=overrides or [], as_json=json)
+    work(run, split=split, method=method, overrides=overrides or [], as_json=json)
 
 
 @app.command()
 def predict(
     video: Annotated[Path, typer.Argument(help="A video file.")],
     question: Annotated[str, typer.Option(help='For example "what is the relationship of the movie?".')],
-    run: RunFolder,
+    run: RunOrModel,
     start: Annotated[float, typer.Option(help="Where the window begins, in seconds.")] = 0.0,
     overrides: Overrides = None,
     json: Json = False,
@@ -161,6 +166,21 @@ def predict(
     from pipeline.commands.predict import run as work
 
     work(video, question, run, start_s=start, overrides=overrides or [], as_json=json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the model; empty, new, or an older export.")],
+    with_heads: Annotated[
+        bool, typer.Option("--with-heads", help="Alignment heads and gate too, to go on distilling from them.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write a run's best checkpoint as a model of its own: trained parameters, configuration and a model card."""
+    from pipeline.commands.export import run as work
+
+    work(run, folder, with_heads=with_heads, as_json=json)
 
 
 @app.command()

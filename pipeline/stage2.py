@@ -1,46 +1,33 @@
 """What training, evaluation and prediction share: the cache that fits, the samples that are in it, the model."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from model.config import LanguageConfig
 from pipeline import locations
-from pipeline.config import PipelineConfig
+from pipeline.config import PipelineConfig, resolve, resolve_run
 from pipeline.console import say
+from pipeline.run_folder import CONFIG, RunFolder
+from stages.atomic import atomic_write_text
 from stages.cache.feature_cache import FeatureCache
+from stages.card_schema import Card
 from stages.checkpoint import Checkpoints
-from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
+from stages.exported import About, open_export
 from stages.extraction import feature_fields
 from stages.frame_plan import plan_frames
 from stages.manifest import Manifest, Sample
-from stages.networks import build_diff_lmm, load_language
+from stages.pretrained import LoadedModel
 from stages.tokens import Tokenizers
-from stages.train import Compute
+from stages.weights import LoadingReport, open_tensors
 
-if TYPE_CHECKING:
-    from model.diff_lmm import DiffLMM
-    from pipeline.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """Stage 2's model on its device, and what goes with it."""
-
-    model: "DiffLMM"
-    tokenizers: Tokenizers
-    compute: Compute
-
-    @property
-    def trained_count(self) -> int:
-        """Number of trained values."""
-        return sum(parameter.numel() for parameter in self.model.trained_parameters().values())
-
-    @property
-    def frozen_count(self) -> int:
-        """Number of frozen values."""
-        return sum(parameter.numel() for parameter in self.model.parameters()) - self.trained_count
+LOADING = "loading.json"
+# As many answers as fit on the line that warns of them.
+_MOST_NAMED = 3
 
 
 def open_cache(config: PipelineConfig) -> FeatureCache:
@@ -74,6 +61,8 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample
 def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Sample) -> LoadedModel:
     """Build the model as training starts it; widths are read off one cached frame.
 
+    What was taken from which checkpoint is told, and written into the run's folder when it is a new one.
+
     Raises:
         UserError: the networks do not fit each other, the cache or the sample.
     """
@@ -81,7 +70,42 @@ def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Samp
     frame = cache.read(sample.video, sample.frame_times_s()[:1], tolerance_s=config.cache.tolerance_s)
     assert frame.features is not None
     assert frame.targets is not None
-    return _build(config, visual_width=frame.features.shape[2], target_width=frame.targets.shape[1])
+    card = locations.card_of(config)
+    loaded = LoadedModel.start(
+        about_of(config, card),
+        visual_width=frame.features.shape[2],
+        target_width=frame.targets.shape[1],
+        seed=config.train.seed,
+    )
+    _write_loading(locations.run_folder(config), loaded.loading)
+    for report in loaded.loading:
+        say(report.summary())
+    tasks = card.tasks.values() if config.data.task == "all" else [card.tasks[config.data.task]]
+    warn_of_long_answers(loaded.tokenizers, [label for task in tasks for label in task.labels or ()], config.language)
+    return loaded
+
+
+def about_of(config: PipelineConfig, card: Card) -> About:
+    """What a model needs beside its parameters, from a run's configuration."""
+    return About.of(config, card, config.data.task, config.train.precision)
+
+
+def _write_loading(run: Path, reports: Sequence[LoadingReport]) -> None:
+    """Write down what a new run starts from; one that is resumed keeps what it has."""
+    if not (run / CONFIG).exists():
+        atomic_write_text(run / LOADING, json.dumps([asdict(report) for report in reports], indent=1) + "\n")
+
+
+def warn_of_long_answers(tokenizers: Tokenizers, answers: Sequence[str], config: LanguageConfig) -> None:
+    """Tell the user which right answers beam search can never give whole (FACTS.md A.5)."""
+    long = tokenizers.longer_than(answers, config.max_new_tokens)
+    if long:
+        named = ", ".join(f"{answer!r} ({tokens})" for answer, tokens in list(long.items())[:_MOST_NAMED])
+        more = f" and {len(long) - _MOST_NAMED} more" if len(long) > _MOST_NAMED else ""
+        say(
+            f"warning: with their end, these answers have more tokens than language.max_new_tokens="
+            f"{config.max_new_tokens} and cannot be generated whole: {named}{more}"
+        )
 
 
 def require_room(config: PipelineConfig, num_frames: int) -> None:
@@ -95,7 +119,51 @@ def require_room(config: PipelineConfig, num_frames: int) -> None:
         )
 
 
-def load_trained(run: "RunFolder", config: PipelineConfig, *, visual_width: int) -> LoadedModel:
+@dataclass(frozen=True)
+class Finished:
+    """A trained model that is not loaded yet.
+
+    Attributes:
+        config: all settings.
+        about: its networks and data set.
+        load: from C of the features to the model.
+    """
+
+    config: PipelineConfig
+    about: About
+    load: Callable[[int], LoadedModel]
+
+
+def open_run(path: Path, overrides: Sequence[str]) -> Finished:
+    """Open a run, whose best checkpoint is the model; UserError if the folder is no run."""
+    folder = RunFolder.open(path)
+    config = resolve_run(path / CONFIG, overrides)
+    about = about_of(config, locations.card_of(config))
+    return Finished(config, about, lambda width: load_trained(folder, config, visual_width=width))
+
+
+def open_exported(source: str, overrides: Sequence[str]) -> Finished:
+    """Open an exported model by folder or hub id; what it does not say has its default.
+
+    Raises:
+        UserError: there is none, or its frozen networks are not where it says, or are not those.
+    """
+    export = open_export(source)
+    about = export.record.description
+    options = {f"{branch}.{name}": value for branch, part in about.networks for name, value in part}
+    given = {**options, "data.task": about.task, "train.precision": about.precision}
+    config = resolve(options=given, overrides=overrides).config
+    about = About.of(config, about.card, about.task, config.train.precision)
+
+    def load(width: int) -> LoadedModel:
+        export.require_encoder(config.encoder)
+        export.require_language(config.language)
+        return LoadedModel.finished(about, open_tensors(export.weights), visual_width=width, where=source)
+
+    return Finished(config, about, load)
+
+
+def load_trained(run: RunFolder, config: PipelineConfig, *, visual_width: int) -> LoadedModel:
     """Build the model of a run and load its best checkpoint, without alignment heads.
 
     Raises:
@@ -103,31 +171,9 @@ def load_trained(run: "RunFolder", config: PipelineConfig, *, visual_width: int)
     """
     checkpoints = Checkpoints(run.path)
     best = checkpoints.best()
-    loaded = _build(config, visual_width=visual_width, target_width=None)
-    try:
-        loaded.model.load_trained(checkpoints.model(best))
-    except ValueError as error:
-        raise UserError(str(error), where=checkpoints.folder / best) from error
-    return loaded
-
-
-def _build(config: PipelineConfig, *, visual_width: int, target_width: int | None) -> LoadedModel:
-    device = pick_device()
-    dtype = pick_dtype(config.train.precision, device)
-    tokenizers = Tokenizers.load(config)
-    language = load_language(config.language, dtype)
-    try:
-        model = build_diff_lmm(
-            config,
-            language=language,
-            special=tokenizers.special,
-            visual_width=visual_width,
-            target_width=target_width,
-            seed=config.train.seed,
-        )
-    except ValueError as error:
-        raise UserError(str(error), where="configuration") from error
-    return LoadedModel(model.to(device), tokenizers, Compute(device, dtype))
+    about = about_of(config, locations.card_of(config))
+    where = checkpoints.folder / best
+    return LoadedModel.finished(about, checkpoints.model(best), visual_width=visual_width, where=where)
 
 
 def visual_width_of(cache: FeatureCache, sample: Sample, tolerance_s: float) -> int:

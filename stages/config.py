@@ -97,8 +97,15 @@ class TrainConfig(Settings):
 class EvaluateConfig(Settings):
     """Answering and scoring."""
 
+    method: Literal["generate", "rank", "both"] = "generate"
+    """generate: beam search. rank: a classification's candidate answers by their log-likelihood. both: one after the
+    other on the same frames."""
     batch_size: PositiveInt = 32
-    """Samples per beam search."""
+    """Samples at once."""
+    rank_score: Literal["mean", "sum"] = "mean"
+    """Log-likelihood of a candidate: mean over its tokens, end included, or their sum, which favours short answers."""
+    rank_rows: PositiveInt = 256
+    """Candidates times samples that go through the language model at once; more take more memory, not other scores."""
 
 
 class RunConfig(Settings):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.language import AnswerTokens, SpecialTokens
+from model.language import AnswerTokens, Candidates, SpecialTokens
 from model.qformer import TextTokens
 from stages.errors import UserError
+from stages.instructblip import instructblip_config, is_instructblip, language_config
 from stages.weights import Repository
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 # InstructBLIP-Vicuna begins prompts and ends answers with this token (FACTS.md C.3).
 _END_TOKEN = "</s>"  # noqa: S105
+# Its id in LLaMA's vocabulary of 32,000 pieces, to which the published checkpoints add some tokens of their own.
+_LLAMA_END_ID = 2
+_LLAMA_ROWS = range(32_000, 32_128)
 # Every tokenizer of transformers has this file; asked for first, because what it says when all are absent is unclear.
 _TOKENIZER_FILE = "tokenizer_config.json"
 
@@ -45,12 +49,15 @@ class Tokenizers:
         """Read both tokenizers from the checkpoints named in the configuration.
 
         Raises:
-            UserError: the language model's tokenizer knows no end of text.
+            UserError: a tokenizer is missing, or gives ids that its network does not know; the language model's knows
+                no end of text, or not the one that the published checkpoints were trained with.
         """
         qformer = _load_tokenizer(config.qformer.source, subfolder="qformer_tokenizer")
         qformer.truncation_side = "left"
+        described = instructblip_config(Repository(config.qformer.source)).qformer_config
+        _require_rows(qformer, described.vocab_size, f"{config.qformer.source}/qformer_tokenizer")
         language = _load_tokenizer(config.language.source)
-        special = _special_tokens(language, config.language.source)
+        special = _special_tokens(language, Repository(config.language.source))
         return cls(qformer, language, special, config.qformer.max_text_tokens, config.language.max_prompt_tokens)
 
     def question(self, prompts: Sequence[str]) -> TextTokens:
@@ -76,6 +83,17 @@ class Tokenizers:
         rows = [row[::-1] for row in self._prompt_ids(prompts)]
         ids, mask = _pad_right(rows, fill=self.special.end_id)
         return ids.flip(1), mask.flip(1)
+
+    def candidates(self, answers: Sequence[str]) -> Candidates:
+        """Answers -> ids and mask [K, S] as `training` has them: answer, end."""
+        return Candidates(
+            *_pad_right([[*ids, self.special.end_id] for ids in self._plain_ids(answers)], fill=self.special.end_id)
+        )
+
+    def longer_than(self, answers: Sequence[str], max_new_tokens: int) -> dict[str, int]:
+        """The answers that need more tokens than this, their end included, and how many they need."""
+        needed = zip(answers, map(len, self._plain_ids(answers)), strict=True)
+        return {answer: length + 1 for answer, length in needed if length + 1 > max_new_tokens}
 
     def decode(self, ids: Tensor) -> list[list[str]]:
         """Generated ids [B, K, S] -> texts, special tokens and surrounding spaces removed."""
@@ -107,15 +125,59 @@ def _load_tokenizer(source: str, subfolder: str = "") -> Any:
         raise UserError(f"no tokenizer: {reason}", where=where, hint="check that the download is complete") from error
 
 
-def _special_tokens(tokenizer: Any, source: str) -> SpecialTokens:
-    vocabulary = tokenizer.get_vocab()
-    if _END_TOKEN in vocabulary:
-        return SpecialTokens(start_id=vocabulary[_END_TOKEN], end_id=vocabulary[_END_TOKEN])
-    end = tokenizer.eos_token_id
+def _special_tokens(tokenizer: Any, repository: Repository) -> SpecialTokens:
+    """The ids that frame prompt and answer: `</s>` on both sides for an InstructBLIP, else the tokenizer's own.
+
+    Raises:
+        UserError: there is no end token, or the model does not know it.
+    """
+    source = repository.source
+    rows = language_config(repository).vocab_size
+    _require_rows(tokenizer, rows, source)
+    if is_instructblip(repository):
+        special = _instructblip_tokens(tokenizer, rows, source)
+    else:
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if end is None:
+            raise UserError(
+                "the tokenizer has no end-of-text token", where=source, hint="choose another language.source"
+            )
+        special = SpecialTokens(start_id=end if start is None else start, end_id=end)
+    # Prompts must begin with the start token alone, and answers with none.
+    if {special.start_id, special.end_id} & set(tokenizer("a", add_special_tokens=False)["input_ids"]):
+        raise UserError("the tokenizer adds special tokens even where it is told not to", where=source)
+    return special
+
+
+def _instructblip_tokens(tokenizer: Any, rows: int, source: str) -> SpecialTokens:
+    end = tokenizer.get_vocab().get(_END_TOKEN)
     if end is None:
-        raise UserError("the tokenizer has no end-of-text token", where=source, hint="choose another language.source")
-    start = tokenizer.bos_token_id
-    return SpecialTokens(start_id=end if start is None else start, end_id=end)
+        raise UserError(
+            f"the tokenizer has no {_END_TOKEN}, with which InstructBLIP's prompts begin and answers end",
+            where=source,
+            hint="take the tokenizer that belongs to the checkpoint",
+        )
+    if rows in _LLAMA_ROWS and end != _LLAMA_END_ID:
+        raise UserError(
+            f"{_END_TOKEN} has another id than in LLaMA's vocabulary, with which this model was trained",
+            where=source,
+            received=end,
+            allowed=str(_LLAMA_END_ID),
+            hint="take the tokenizer that belongs to the checkpoint",
+        )
+    return SpecialTokens(start_id=end, end_id=end)
+
+
+def _require_rows(tokenizer: Any, rows: int, where: str) -> None:
+    """UserError if the tokenizer gives an id for which the network has no embedding."""
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer knows more than the network, whose embedding has {rows} rows: {token!r} has id {largest}",
+            where=where,
+            allowed=f"ids below {rows}",
+            hint="take the tokenizer that belongs to the checkpoint",
+        )
 
 
 def _pad_right(rows: Sequence[Sequence[int]], *, fill: int) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,11 @@ safetensors files are preferred; `.bin` and `.pt` files are read with `weights_o
 
 import hashlib
 import json
+import logging
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 BUNDLED_PREFIX = "bundled:"
 # In the order of preference; the names that transformers and diffusers give their files.
@@ -31,10 +36,12 @@ class Repository:
 
     Args:
         source: folder, hub id, or `bundled:NAME`.
+        hub: options of `hf_hub_download`, such as revision and token.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, hub: Mapping[str, Any] | None = None) -> None:
         self.source = source
+        self._hub = hub or {}
         self.folder: Path | None = None
         if source.startswith(BUNDLED_PREFIX):
             from stages.tiny_networks import bundled_folder
@@ -56,7 +63,7 @@ class Repository:
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            return Path(hf_hub_download(self.source, name))
+            return Path(hf_hub_download(self.source, name, **self._hub))
         except LocalEntryNotFoundError as error:
             # Without a network, what was downloaded is all there is: a file that it lacks is absent.
             if self._is_downloaded():
@@ -72,7 +79,7 @@ class Repository:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            snapshot_download(self.source, local_files_only=True)
+            snapshot_download(self.source, **{**self._hub, "local_files_only": True})
         except LocalEntryNotFoundError:
             return False
         return True
@@ -147,7 +154,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         shard = self._shard_of[name]
         if shard not in self._opened:
-            self._opened[shard] = _open_shard(self._repository.require(shard))
+            self._opened[shard] = open_tensors(self._repository.require(shard))
         if name not in self._opened[shard]:
             raise UserError(
                 f"the shard lacks {name}, which its index places there",
@@ -202,27 +209,80 @@ class _SafetensorsShard(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _open_shard(path: Path) -> Mapping[str, Tensor]:
+def open_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of one file by name: safetensors, or a pickle read without running any code in it.
+
+    Raises:
+        UserError: the file is damaged, holds more than tensors, or holds no tensors by name.
+    """
     if path.suffix == ".safetensors":
         return _SafetensorsShard(path)
-    import pickle
-
-    try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped into memory.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            "damaged, or holds more than tensors, which could run as code and is not loaded",
-            where=path,
-            hint="use a safetensors version of this checkpoint",
-        ) from error
-    except (RuntimeError, OSError, EOFError) as error:
-        reason = str(error).partition(". ")[0] or "it ends too early"
-        raise UserError(f"damaged checkpoint: {reason}", where=path, hint="download the file again") from error
+    loaded = load_without_code(path, hint="use a safetensors version of this checkpoint")
     if not isinstance(loaded, dict):
         raise UserError("holds no tensors by name", where=path, received=type(loaded).__name__)
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
+def load_without_code(path: Path, *, hint: str) -> Any:
+    """What `torch.save` wrote, as long as it is made of tensors and plain values; tensors stay on disk until used.
+
+    Args:
+        path: the file.
+        hint: what to do with a file that holds more.
+
+    Raises:
+        UserError: the file is damaged, or holds objects whose loading would run code.
+    """
+    import pickle
+
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped into memory.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            "damaged, or holds more than tensors, which could run as code and is not loaded", where=path, hint=hint
+        ) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = str(error).partition(". ")[0] or "it ends too early"
+        raise UserError(f"damaged checkpoint: {reason}", where=path, hint="download the file again") from error
+
+
 def _names_in(path: Path) -> list[str]:
-    return list(_open_shard(path))
+    return list(open_tensors(path))
+
+
+@dataclass(frozen=True)
+class LoadingReport:
+    """What became of every tensor when a network was filled from one checkpoint.
+
+    Attributes:
+        source: the checkpoint.
+        taken: its tensors that were read, by its own names.
+        left: its tensors that were not.
+        initialised: what is trained and no checkpoint has given a value so far, by the model's names: random or zero.
+    """
+
+    source: str
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+    initialised: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """One line: how many of each, and under which prefixes."""
+        told = f"{self.source}: took {_grouped(self.taken, 1)}, left {_grouped(self.left, 1)}"
+        return f"{told}; still at the start: {_grouped(self.initialised, 2)}" if self.initialised else told
+
+
+OnLoaded = Callable[[LoadingReport], None]
+
+
+def log_loading(report: LoadingReport) -> None:
+    """Write a report into the log, for callers that do nothing else with it."""
+    _LOG.info(report.summary())
+
+
+def _grouped(names: tuple[str, ...], depth: int) -> str:
+    """The number of names and, in brackets, of each prefix of `depth` parts."""
+    groups = Counter(".".join(name.split(".")[:depth]) for name in names)
+    inside = ", ".join(f"{prefix} {count}" for prefix, count in groups.items())
+    return f"{len(names)} ({inside})" if groups else "0"

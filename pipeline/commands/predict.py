@@ -8,38 +8,36 @@ import numpy as np
 import torch
 
 from model.vision import VisionEncoder
-from pipeline import locations
-from pipeline.config import PipelineConfig, resolve_run
+from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, print_answer, say
-from pipeline.run_folder import CONFIG, RunFolder
-from pipeline.stage2 import LoadedModel, load_trained, require_room
-from stages.card_schema import Card, FrameRule
+from pipeline.run_folder import CONFIG
+from pipeline.stage2 import LoadedModel, open_exported, open_run, require_room
+from stages.card_schema import FrameRule
 from stages.decode.child import DecodeChild
 from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.length import video_length_s
 from stages.device import autocast, move
 from stages.errors import UserError
+from stages.exported import is_export
 from stages.frozen_networks import load_encoder
 from stages.manifest import even_times_s
-from stages.text import TEXT_PROCESSORS
 
 _GIB = 2**30
 
 
-def run(video: Path, question: str, path: Path, *, start_s: float, overrides: list[str], as_json: bool) -> None:
+def run(video: Path, question: str, source: str, *, start_s: float, overrides: list[str], as_json: bool) -> None:
     """Answer the question and print the answer, the other beams and the seconds it took."""
-    folder = RunFolder.open(path)
-    config = resolve_run(path / CONFIG, overrides)
-    card = locations.card_of(config)
+    finished = open_exported(source, overrides) if _is_exported(source) else open_run(Path(source), overrides)
+    config, card = finished.config, finished.about.card
     looking = time.perf_counter()
     times_s = _frame_times(video, card.frame_rule, start_s, config)
     loading = time.perf_counter()
     encoder = load_encoder(config.encoder)
-    loaded = load_trained(folder, config, visual_width=encoder.vision_model.config.hidden_size)
+    loaded = finished.load(encoder.width)
     encoder.to(loaded.compute.device, loaded.compute.dtype)
     started = time.perf_counter()
     frames = _decode(video, times_s, encoder.size_px, config)
-    answers, scores = _answer(loaded, encoder, frames, _prompt(card, config.data.task, question), config)
+    answers, scores = _answer(loaded, encoder, frames, finished.about.prompt(question), config)
     seconds = time.perf_counter() - started + loading - looking
     result = {
         "video": str(video),
@@ -57,6 +55,14 @@ def run(video: Path, question: str, path: Path, *, start_s: float, overrides: li
         emit_json(result)
     else:
         _show(result)
+
+
+def _is_exported(source: str) -> bool:
+    """Whether the model is an exported folder, or one of the hub: then no folder of that name's owner is here."""
+    path = Path(source)
+    if path.is_dir():
+        return is_export(path) and not (path / CONFIG).is_file()
+    return not path.exists() and not path.is_absolute() and source.count("/") == 1 and not path.parent.exists()
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -78,14 +84,6 @@ def _frame_times(video: Path, rule: FrameRule, start_s: float, config: PipelineC
     first_s, last_s = rule.spans(start_s, length_s, rule.indexed_frames(length_s))[0]
     require_room(config, rule.num_frames)
     return even_times_s(first_s, last_s, rule.num_frames, rule.index_fps)
-
-
-def _prompt(card: Card, task: str, question: str) -> str:
-    """The question as training put it: cleaned, and inside the template that the run's tasks share."""
-    tasks = card.tasks.values() if task == "all" else [card.tasks[task]]
-    templates = {one.template for one in tasks}
-    cleaned = TEXT_PROCESSORS[card.text](question)
-    return templates.pop().replace("{}", cleaned) if len(templates) == 1 else cleaned
 
 
 def _length_s(video: Path) -> float:

@@ -12,6 +12,7 @@ from model.diff_lmm import Clips
 from model.language import AnswerTokens
 
 T = 3 * M + 1
+SWITCHES = ({}, {"tokens": "all", "frame_reduction": "sum"}, {"target": "centred", "gate_input": "concat"})
 FRAMES = {"all": None, "some": [0, 4, 5, T - 2], "last": [T - 1], "not the last": [1]}
 
 
@@ -39,7 +40,9 @@ def gradients(model):
 @pytest.mark.parametrize("frames_per_run", [1, 2, M, T])
 @pytest.mark.parametrize("which", FRAMES)
 @pytest.mark.parametrize(
-    "switches", [{}, {"tokens": "all", "frame_reduction": "sum"}, {"target": "centred", "gate_input": "concat"}], ids=str
+    "switches",
+    [{}, {"tokens": "all", "frame_reduction": "sum"}, {"target": "centred", "gate_input": "concat"}],
+    ids=str,
 )
 def test_losses_and_gradients_are_those_of_the_clip_at_once(switches, which, frames_per_run):
     expected_model, model = model_with(**switches), model_with(**switches)

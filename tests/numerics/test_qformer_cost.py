@@ -2,6 +2,7 @@
 
 import gc
 
+import pytest
 import torch
 from tiny_qformer import (
     build_qformer,
@@ -13,7 +14,11 @@ from tiny_qformer import (
     random_text,
 )
 
+from model.activation_memory import kept_numbers
+
 SLOTS = 4
+# What the law leaves out, as a share: the statistics of the norms, the embeddings, the page numbers.
+LAW_LEAVES_OUT = 0.1
 
 
 class _Kept:
@@ -89,3 +94,31 @@ def test_going_back_run_by_run_gives_the_same_gradients():
     go_back_run_by_run(model, num_frames, 3)
     actual = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert gradient_misses(actual, expected) == {}
+
+
+@pytest.mark.parametrize("frames_per_run", [3, 2 * SLOTS])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_run_keeps_what_the_law_says(batch, frames_per_run):
+    model = build_qformer(SLOTS)
+    features = random_features(batch, SLOTS + 1 + frames_per_run)
+    text = random_text(*[5] * batch)
+    runs = model.runs(
+        features[:, SLOTS + 1 :],
+        text,
+        memory=model(features[:, : SLOTS + 1], text).memory,
+        frames_per_run=frames_per_run,
+    )
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (tensor, storage.nbytes() // tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run = next(runs)
+    assert len(run.frames) == frames_per_run
+    given = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), text.ids)}
+    measured = sum(size for place, (_, size) in kept.items() if place not in given)
+    law = kept_numbers(model, batch=batch, frames=frames_per_run, patches=features.shape[2], words=5)
+    assert abs(measured - law) <= LAW_LEAVES_OUT * law

@@ -1,5 +1,8 @@
 """Text to ids and back with the bundled tokenizers: frames of prompts and answers, padding, cutting, decoding."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from pipeline.config import resolve
 from stages.cards import load_card
 from stages.errors import UserError
 from stages.tokens import Tokenizers
+from stages.weights import Repository
 
 SHORT, LONG = "what is the scene of the movie?", "what is the relationship of the movie and what is the year?"
 
@@ -130,6 +134,109 @@ def test_beams_are_decoded_one_by_one_in_their_order(tokenizers):
     decoded = tokenizers.decode(ids)
     assert [len(beams) for beams in decoded] == [2, 2]
     assert decoded[0] == decoded[1][::-1]
+
+
+# --- candidates, and answers that are too long
+
+
+def test_candidates_are_answers_with_their_end_padded_on_the_right(tokenizers):
+    answers = ["office", "ex-boyfriend ex-girlfriend", "3"]
+    found = tokenizers.candidates(answers)
+    for row, answer in enumerate(answers):
+        expected = [*plain(tokenizers, answer), tokenizers.special.end_id]
+        assert found.ids[row][found.mask[row]].tolist() == expected
+        assert found.mask[row].tolist() == sorted(found.mask[row].tolist(), reverse=True)
+    trained = tokenizers.training([SHORT] * 3, answers)
+    assert trained.ids[trained.answer_mask].tolist() == found.ids[found.mask].tolist(), "as in training"
+
+
+def test_an_answer_counts_with_its_end(tokenizers):
+    length = len(plain(tokenizers, "ex-boyfriend ex-girlfriend"))
+    answers = ["office", "ex-boyfriend ex-girlfriend"]
+    assert tokenizers.longer_than(answers, length + 1) == {}
+    assert tokenizers.longer_than(answers, length) == {"ex-boyfriend ex-girlfriend": length + 1}
+
+
+# --- tokenizers and networks that do not belong together
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The bundled checkpoint's configuration and tokenizers, to be changed."""
+    bundled = Repository("bundled:tiny-instructblip").folder
+    return shutil.copytree(bundled, tmp_path / "changed", ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def change(path, **changed):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+
+def rename_tokens(folder, names):
+    """Give tokens other names and leave their ids."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {names.get(name, name): number for name, number in vocabulary.items()}
+    for entry in content["added_tokens"]:
+        entry["content"] = names.get(entry["content"], entry["content"])
+    path.write_text(json.dumps(content))
+
+
+def refusal(*overrides):
+    with pytest.raises(UserError) as caught:
+        load(*overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_language_model_of_another_kind_has_its_own_start_and_end(folder, tokenizers):
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 600}))
+    special = load(f"language.source={folder}").special
+    vocabulary = tokenizers.language.get_vocab()
+    assert (special.start_id, special.end_id) == (vocabulary["<s>"], vocabulary["</s>"])
+    change(folder / "tokenizer_config.json", bos_token=None)
+    special = load(f"language.source={folder}").special
+    assert special.start_id == special.end_id == vocabulary["</s>"]
+    change(folder / "tokenizer_config.json", eos_token=None)
+    assert "the tokenizer has no end-of-text token" in refusal(f"language.source={folder}")
+
+
+def with_rows(folder, part, rows):
+    described = json.loads((folder / "config.json").read_text())
+    change(folder / "config.json", **{part: {**described[part], "vocab_size": rows}})
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(31_999, False), (32_000, True), (32_064, True), (128_256, False)])
+def test_in_llamas_vocabulary_the_end_token_is_2(folder, rows, refused):
+    with_rows(folder, "text_config", rows)
+    assert load(f"language.source={folder}").special.end_id == 2
+    rename_tokens(folder, {"<s>": "</s>", "</s>": "<s>"})
+    if refused:
+        said = refusal(f"language.source={folder}")
+        assert said.startswith(f"{folder}: </s> has another id than in LLaMA's vocabulary")
+        assert "got 1; allowed: 2" in said
+    else:
+        assert load(f"language.source={folder}").special.end_id == 1
+
+
+def test_an_instructblip_without_its_end_token_is_refused(folder):
+    rename_tokens(folder, {"</s>": "<end>"})
+    change(folder / "tokenizer_config.json", eos_token="<end>", pad_token="<end>")
+    assert f"{folder}: the tokenizer has no </s>" in refusal(f"language.source={folder}")
+
+
+@pytest.mark.parametrize(
+    ("branch", "part", "where"),
+    [("language", "text_config", ""), ("qformer", "qformer_config", "/qformer_tokenizer")],
+)
+def test_ids_that_the_network_does_not_know_are_refused(folder, tokenizers, branch, part, where):
+    largest = max(getattr(tokenizers, branch).get_vocab().values())
+    with_rows(folder, part, largest)
+    said = refusal(f"{branch}.source={folder}")
+    assert said.startswith(f"{folder}{where}: the tokenizer knows more than the network, whose embedding has {largest}")
+    assert f"has id {largest}; allowed: ids below {largest}" in said
+    with_rows(folder, part, largest + 1)
+    load(f"{branch}.source={folder}")
 
 
 # --- sources that are no tokenizers

@@ -1,0 +1,40 @@
+"""`pipeline export`: a run's best checkpoint as a model of its own."""
+
+from pathlib import Path
+
+from pipeline import locations
+from pipeline.console import emit_json, say
+from pipeline.run_folder import RunFolder
+from pipeline.stage2 import about_of
+from stages.checkpoint import Checkpoints
+from stages.errors import UserError
+from stages.exported import is_export, write_export
+
+
+def run(path: Path, folder: Path, *, with_heads: bool, as_json: bool) -> None:
+    """Write the folder and say what is in it."""
+    config = RunFolder.open(path).config()
+    checkpoints = Checkpoints(path)
+    best = checkpoints.best()
+    _require_free(folder)
+    tensors = checkpoints.model(best)
+    write_export(folder, tensors, about_of(config, locations.card_of(config)), with_heads=with_heads)
+    result = {
+        "run": str(path),
+        "checkpoint": best,
+        "folder": str(folder),
+        "bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+    }
+    if as_json:
+        emit_json(result)
+    say(f"{best} of {path} is in {folder}, {result['bytes']:,} bytes; the frozen networks stay where they are")
+
+
+def _require_free(folder: Path) -> None:
+    """UserError if something else than an older export is there."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError("a file of this name is there already", where=folder, hint="name another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
+        raise UserError(
+            "the folder holds something else than an exported model", where=folder, hint="name a new or empty folder"
+        )

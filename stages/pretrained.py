@@ -1,0 +1,169 @@
+"""The finished model: built on its device from checkpoints, saved as a folder, read back from there or from the hub."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from torch import Tensor
+
+from stages.device import autocast, move, pick_device, pick_dtype
+from stages.errors import UserError
+from stages.exported import HEADS, About, open_export, write_export
+from stages.instructblip import naming
+from stages.networks import build_diff_lmm, load_language, new_diff_lmm
+from stages.tokens import Tokenizers
+from stages.train import Compute
+from stages.weights import LoadingReport, open_tensors
+
+if TYPE_CHECKING:
+    from model.diff_lmm import DiffLMM
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answers to one question, best first, and each one's log-probability over length ** length_penalty."""
+
+    answers: tuple[str, ...]
+    log_probability: tuple[float, ...]
+
+
+class LoadedModel(ModelHubMixin):
+    """Stage 2's model on its device, and what goes with it.
+
+    `save_pretrained(folder)`, `push_to_hub(repo_id)` and `from_pretrained(folder_or_repo_id)` are those of
+    huggingface_hub; the last takes `sources={"language": ..., "qformer": ...}` for frozen networks that lie elsewhere
+    now, and `verify=False` to take them unseen.
+
+    Args:
+        model: on its device.
+        tokenizers: of Q-Former and language model.
+        compute: device and arithmetic.
+        about: what else there is to know.
+        loading: what was taken from each checkpoint, in order.
+    """
+
+    # Set, so that the mixin does not try to write the constructor's arguments into a configuration of its own.
+    _hub_mixin_config = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: "DiffLMM",
+        tokenizers: Tokenizers,
+        compute: Compute,
+        about: About,
+        loading: tuple[LoadingReport, ...] = (),
+    ) -> None:
+        self.model, self.tokenizers, self.compute = model, tokenizers, compute
+        self.about, self.loading = about, loading
+
+    @classmethod
+    def start(cls, about: About, *, visual_width: int, target_width: int, seed: int) -> Self:
+        """The model as training starts it, on this machine's device.
+
+        Args:
+            about: its networks.
+            visual_width: C of the features.
+            target_width: D of the teacher targets.
+            seed: of every weight that no checkpoint gives.
+
+        Raises:
+            UserError: a checkpoint is missing or damaged, or networks and settings do not fit each other.
+        """
+        reports: list[LoadingReport] = []
+        device, dtype = _compute(about)
+        tokenizers = Tokenizers.load(about.networks)
+        language = load_language(about.networks.language, dtype, reports.append)
+        try:
+            model = build_diff_lmm(
+                about.networks,
+                language=language,
+                special=tokenizers.special,
+                visual_width=visual_width,
+                target_width=target_width,
+                seed=seed,
+                on_loaded=reports.append,
+            )
+        except ValueError as error:
+            raise UserError(str(error), where="configuration") from error
+        return cls(model.to(device), tokenizers, Compute(device, dtype), about, tuple(reports))
+
+    @classmethod
+    def finished(cls, about: About, trained: Mapping[str, Tensor], *, visual_width: int, where: str | Path) -> Self:
+        """The model with trained parameters and without alignment heads, on this machine's device, in eval mode.
+
+        Args:
+            about: its networks.
+            trained: every trained parameter by the model's names; those of alignment heads are passed over.
+            visual_width: C of the features.
+            where: what `trained` was read from, for messages.
+
+        Raises:
+            UserError: a frozen network is missing or damaged, or the parameters do not fit.
+        """
+        device, dtype = _compute(about)
+        tokenizers = Tokenizers.load(about.networks)
+        model = new_diff_lmm(
+            about.networks,
+            language=load_language(about.networks.language, dtype),
+            special=tokenizers.special,
+            visual_width=visual_width,
+            target_width=None,
+            seed=0,
+        )
+        with naming(str(where)):
+            model.load_trained({name: trained[name] for name in trained if not name.startswith(HEADS)})
+        return cls(model.to(device).eval(), tokenizers, Compute(device, dtype), about)
+
+    @property
+    def trained_count(self) -> int:
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in self.model.trained_parameters().values())
+
+    @property
+    def frozen_count(self) -> int:
+        """Number of frozen values."""
+        return sum(parameter.numel() for parameter in self.model.parameters()) - self.trained_count
+
+    @torch.no_grad()
+    def answer(self, features: Tensor, questions: Sequence[str]) -> list[Reply]:
+        """Answer one question about each clip [B, T, P, C] of the visual encoder's features, as people put it."""
+        model, device, prompts = self.model.eval(), self.compute.device, [self.about.prompt(one) for one in questions]
+        ids, mask = self.tokenizers.prompts(prompts)
+        config = self.about.networks.language
+        with autocast(device, self.compute.dtype):
+            queries, _ = model.watch(features.to(device), move(self.tokenizers.question(prompts), device))
+            found = model.language.generate(queries, ids.to(device), mask.to(device), config)
+        texts = self.tokenizers.decode(found.ids)
+        scores = found.log_probability.tolist()
+        return [Reply(tuple(beams), tuple(each)) for beams, each in zip(texts, scores, strict=True)]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_export(save_directory, self.model.trained_tensors(), self.about)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        sources: Mapping[str, str] | None = None,
+        verify: bool = True,
+        **hub: Any,
+    ) -> Self:
+        export = open_export(model_id, hub)
+        networks = export.record.description.networks
+        for branch, source in (sources or {}).items():
+            moved = getattr(networks, branch).model_copy(update={"source": source})
+            networks = networks.model_copy(update={branch: moved})
+        if verify:
+            export.require_language(networks.language)
+        about = export.record.description.model_copy(update={"networks": networks})
+        trained, width = open_tensors(export.weights), export.record.visual_width
+        return cls.finished(about, trained, visual_width=width, where=export.source)
+
+
+def _compute(about: About) -> tuple[torch.device, torch.dtype]:
+    device = pick_device()
+    return device, pick_dtype(about.precision, device)
