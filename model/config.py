@@ -111,7 +111,7 @@ class QFormerConfig(Settings):
     """The trained Q-Former with its memory bank (MA-LMM; FACTS.md C.5)."""
 
     source: str = "Salesforce/instructblip-vicuna-7b"
-    """Hub id or folder of the InstructBLIP whose Q-Former, query tokens and language projection training starts from."""
+    """Hub id or folder of the InstructBLIP whose Q-Former, queries and language projection training starts from."""
     start: str | None = None
     """What is laid over them: a `.pth` of LAVIS or MA-LMM, a run, or an exported model (folder, safetensors file or hub
     id). What it lacks stays as in the source."""

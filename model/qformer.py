@@ -195,7 +195,7 @@ class MemoryQFormer(nn.Module):
             features: frozen visual features; they never get a gradient.
             text: the question.
             wanted_frames: indices into the clip; None means all.
-            frames_per_run: frames computed at once; None means the number of slots. It changes no value.
+            frames_per_run: frames computed at once; None means twice the number of slots. It changes no value.
             memory: what was seen before this clip; None means nothing.
 
         Raises:
@@ -248,7 +248,9 @@ class MemoryQFormer(nn.Module):
         if memory is None:
             memory = self.empty_memory(batch, patches, text.ids.shape[1])
         carried = clip.carry(self, memory)
-        for start, stop, needed in split_runs(wanted, frames, frames_per_run or self.config.memory_slots):
+        for start, stop, needed in split_runs(
+            wanted, frames, frames_per_run or frames_per_run_of(self.config.memory_slots)
+        ):
             with nullcontext() if needed else torch.no_grad():
                 levels, carried = clip.forward_run(self, carried, features[:, start:stop], text, feed_only=not needed)
             yield QFormerRun(start, *self._split_levels(levels)) if needed else None, carried
@@ -267,6 +269,14 @@ class MemoryQFormer(nn.Module):
         if layer.has_cross_attention:
             queries = cross(queries)
         return torch.cat([layer.feed_forward_chunk_query(queries), layer.feed_forward_chunk(words)], dim=1)
+
+
+def frames_per_run_of(memory_slots: int) -> int:
+    """Frames computed at once where nothing is said.
+
+    A run pays for the gradient of the slots carried in once, whatever its length, and keeps memory by its length.
+    """
+    return 2 * memory_slots
 
 
 def split_runs(wanted: Sequence[int], frames: int, longest: int) -> list[tuple[int, int, bool]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from model.config import TeacherConfig
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.findings import Finding
@@ -33,9 +34,10 @@ class _Needs:
     prefixes: tuple[str, ...] = ("",)
 
 
+_TEACHER = "teacher.source"
 _CHECKPOINTS = {
     "encoder.source": _Needs(("config.json",), prefixes=("vision_model.",)),
-    "teacher.source": _Needs(("transformer/config.json", "vae/config.json"), ("transformer", "vae")),
+    _TEACHER: _Needs(("transformer/config.json", "vae/config.json"), ("transformer", "vae")),
     "qformer.source": _Needs(
         ("config.json", "qformer_tokenizer/tokenizer_config.json"),
         prefixes=("qformer.", "query_tokens", "language_projection."),
@@ -124,8 +126,48 @@ def check_disk(config: PipelineConfig) -> Iterator[Finding]:
 def check_weights(config: PipelineConfig) -> Iterator[Finding]:
     """Look for every checkpoint in its folder or in the hub's cache on this machine; the hub is not asked."""
     for setting, needs in _CHECKPOINTS.items():
-        source: str = getattr(config, setting.partition(".")[0]).source
-        yield _find_checkpoint(setting, source, needs)
+        if setting == _TEACHER:
+            yield from _find_teacher(config.teacher, needs)
+        else:
+            yield _find_checkpoint(setting, getattr(config, setting.partition(".")[0]).source, needs)
+
+
+def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
+    """A DiT pipeline, a DINOv2, or an original DiT file with a VAE of its own (docs/teachers.md)."""
+    from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, ORIGINAL_VAE
+
+    vae = config.vae_source
+    if config.source.endswith(ORIGINAL_SUFFIXES):
+        there = Path(config.source).expanduser().is_file()
+        detail = config.source if there else f"{config.source}: no such file"
+        yield Finding(
+            "weights", _TEACHER, "ok" if there else "missing", detail, f"set {_TEACHER} to a file that exists"
+        )
+        vae = vae or ORIGINAL_VAE
+    elif _model_type(config.source) in DINOV2_FAMILY:
+        yield _find_checkpoint(_TEACHER, config.source, _Needs(("config.json",)))
+    else:
+        whole = vae is None
+        yield _find_checkpoint(
+            _TEACHER, config.source, pipeline if whole else _Needs(pipeline.files[:1], pipeline.components[:1])
+        )
+    if vae is not None:
+        inner = "vae/config.json"
+        of_pipeline = (Path(vae).expanduser() / inner).is_file() or _hub_snapshot_if_id(vae, inner) is not None
+        needs = _Needs((inner,), ("vae",)) if of_pipeline else _Needs(("config.json",))
+        yield _find_checkpoint("teacher.vae_source", vae, needs)
+
+
+def _model_type(source: str) -> str | None:
+    """`model_type` of the config.json of a folder, or of a hub repository on this machine; None without one."""
+    from stages.weights import Repository
+
+    folder = Repository(source).folder or _hub_snapshot_if_id(source, "config.json")
+    path = None if folder is None else folder / "config.json"
+    if path is None or not path.is_file():
+        return None
+    stated: str | None = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    return stated
 
 
 def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
@@ -161,6 +203,15 @@ def _hub_snapshot(source: str, file: str) -> Path | None:
 
     found = try_to_load_from_cache(source, file)
     return Path(found).parents[file.count("/")] if isinstance(found, str) else None
+
+
+def _hub_snapshot_if_id(source: str, file: str) -> Path | None:
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return _hub_snapshot(source, file)
+    except HFValidationError:
+        return None
 
 
 def _absent_weights(folder: Path, prefixes: tuple[str, ...]) -> list[str]:

@@ -190,7 +190,8 @@ _LOSSES: tuple[tuple[Split, str, str], ...] = (
     ("train", "kd_loss", "Distillation loss (Eq. 7)"),
     ("val", "top1", "Validation accuracy"),
     ("val", "answer_loss", "Validation answer loss"),
-    ("train", "saturated", "Share of gate weights above 0.99"),
+    ("train", "saturated", "Share of saturated weights (adaptive: above 0.99)"),
+    ("train", "target_to_mean", "Cosine of teacher targets to their running mean"),
     ("train", "lr", "Learning rate"),
     ("train", "samples_per_s", "Samples per second"),
 )

@@ -81,7 +81,7 @@ class TrainConfig(Settings):
     kd_frames: Literal["all", "last"] | PositiveInt = "all"
     """Frames that carry the distillation loss: all, the last, or so many drawn at random per step."""
     frames_per_run: PositiveInt | None = None
-    """Frames the Q-Former computes at once; None means as many as it has memory slots."""
+    """Frames the Q-Former computes at once, which bounds the memory of a step; None means twice its memory slots."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast of the networks; losses are float32. auto is bfloat16 on a GPU that has it, else float32."""
     workers: NonNegativeInt = 2

@@ -17,6 +17,7 @@ from stages.errors import UserError
 from stages.frame_plan import FramePlan
 from stages.frozen_networks import describe_encoder, describe_teacher
 from stages.manifest import Manifest
+from stages.weights import OnLoaded, log_loading
 from stages.worker import ExtractionJob, VideoOutcome, VideoTask
 
 
@@ -64,16 +65,19 @@ def settle_precision(extract: ExtractConfig) -> ExtractConfig:
     return extract.model_copy(update={"precision": dtype})
 
 
-def fingerprint(config: ModelConfig, extract: ExtractConfig) -> Fingerprint:
+def fingerprint(config: ModelConfig, extract: ExtractConfig, on_loaded: OnLoaded = log_loading) -> Fingerprint:
     """Everything that changes a cached feature, weights included: reads and hashes the weights that are used.
 
-    The precision must be settled (`settle_precision`).
+    `on_loaded` is told which tensors those are, checkpoint by checkpoint. The precision must be settled
+    (`settle_precision`).
     """
     assert extract.precision != "auto"
     computed: dict[str, Scalar] = {"precision": extract.precision, STORAGE_FIELD: extract.storage}
     for part, source in (("encoder", describe_encoder(config.encoder)), ("teacher", describe_teacher(config.teacher))):
         facts = {**source.facts, "weights": source.digest, "size_px": source.size_px}
         computed |= {f"{part}.{name}": value for name, value in facts.items()}
+        for report in source.loading:
+            on_loaded(report)
     return Fingerprint(fields={**feature_fields(config), **computed})
 
 

@@ -19,7 +19,7 @@ from model.pixels import CLIP_PIXELS, IMAGENET_PIXELS, PixelStatistics
 from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
 from stages.instructblip import INSTRUCTBLIP, instructblip_config, naming
-from stages.weights import CheckpointTensors, Repository, load_without_code
+from stages.weights import CheckpointTensors, LoadingReport, OnLoaded, Repository, load_without_code, log_loading
 
 if TYPE_CHECKING:
     from model.teacher import Teacher
@@ -42,10 +42,10 @@ _VAE_PREFIXES = ("encoder.", "quant_conv.")
 
 _CLIP, _CLIP_VISION = "clip", "clip_vision_model"
 _DINOV2 = "dinov2"
-_DINOV2_FAMILY = (_DINOV2, "dinov2_with_registers")
-_ORIGINAL_SUFFIXES = (".pt", ".pth")
+DINOV2_FAMILY = (_DINOV2, "dinov2_with_registers")
+ORIGINAL_SUFFIXES = (".pt", ".pth")
 # The VAE that DiT's own sampler takes by default (FACTS.md D.1); original files hold none.
-_ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
+ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
 # The published DINOv2's pictures; their table of positions is for 518 px.
 _DINO_SIZE_PX = 224
 
@@ -58,11 +58,13 @@ class FrozenSource:
         size_px: side of the square picture the network takes.
         digest: SHA-256 over the weights that the network reads.
         facts: what else the checkpoint decides of a feature, by name.
+        loading: of each checkpoint, what the network takes and leaves; none where weights are random.
     """
 
     size_px: int
     digest: str
     facts: dict[str, Scalar] = field(default_factory=dict)
+    loading: tuple[LoadingReport, ...] = ()
 
 
 def describe_encoder(config: EncoderConfig) -> FrozenSource:
@@ -79,13 +81,12 @@ def describe_encoder(config: EncoderConfig) -> FrozenSource:
     if opened.family == INSTRUCTBLIP and config.layer is None:
         names = (*names, "post_layernorm.")
     digest = opened.tensors.digest(opened.prefix + name for name in names)
-    return FrozenSource(
-        int(opened.described.image_size), digest, {"family": opened.family, "pixels": str(opened.pixels)}
-    )
+    facts: dict[str, Scalar] = {"family": opened.family, "pixels": str(opened.pixels)}
+    return FrozenSource(int(opened.described.image_size), digest, facts, (opened.tensors.loading(),))
 
 
-def load_encoder(config: EncoderConfig) -> "VisionEncoder":
-    """Build the visual encoder and read its weights, and only those.
+def load_encoder(config: EncoderConfig, on_loaded: OnLoaded = log_loading) -> "VisionEncoder":
+    """Build the visual encoder and read its weights, and only those; `on_loaded` is told what was read.
 
     Raises:
         UserError: no InstructBLIP or CLIP checkpoint, or one that lacks the layer or a tensor.
@@ -94,13 +95,15 @@ def load_encoder(config: EncoderConfig) -> "VisionEncoder":
 
     opened = _open_encoder(config)
     with naming(config.source):
-        return VisionEncoder(
+        encoder = VisionEncoder(
             config,
             vision_config=opened.described,
             tensors=opened.tensors,
             prefix=opened.prefix,
             pixels=opened.pixels,
         )
+    on_loaded(opened.tensors.loading())
+    return encoder
 
 
 def describe_teacher(config: TeacherConfig) -> FrozenSource:
@@ -114,15 +117,18 @@ def describe_teacher(config: TeacherConfig) -> FrozenSource:
         return opened.describe(config)
 
 
-def load_teacher(config: TeacherConfig) -> "Teacher":
-    """Build the teacher and read the weights that it needs, and only those.
+def load_teacher(config: TeacherConfig, on_loaded: OnLoaded = log_loading) -> "Teacher":
+    """Build the teacher and read the weights that it needs, and only those; `on_loaded` is told what was read.
 
     Raises:
         UserError: neither a DiT nor a DINOv2, or one that settings do not fit or that lacks a tensor.
     """
     opened = _open_teacher(config)
     with naming(config.source):
-        return opened.load(config)
+        teacher = opened.load(config)
+    for report in opened.loading():
+        on_loaded(report)
+    return teacher
 
 
 # --- visual encoders
@@ -200,7 +206,8 @@ class _OpenedDiT:
             digest = self._tensors().digest(("pos_embed.", *blocks))
         size = self.dit["sample_size"] * 2 ** (len(self.vae["block_out_channels"]) - 1)
         facts: dict[str, Scalar] = {"family": "dit", "latent": "posterior mode", "pooling": "mean over tokens"}
-        return FrozenSource(size, f"{digest}-{self.vae_tensors.digest(_VAE_PREFIXES)}", facts)
+        digest = f"{digest}-{self.vae_tensors.digest(_VAE_PREFIXES)}"
+        return FrozenSource(size, digest, facts, self.loading())
 
     def load(self, config: TeacherConfig) -> "Teacher":
         from model.dit_teacher import DiTTeacher
@@ -212,6 +219,11 @@ class _OpenedDiT:
         return DiTTeacher(
             config, dit_config=self.dit, dit_tensors=tensors, vae_config=self.vae, vae_tensors=self.vae_tensors
         )
+
+    def loading(self) -> tuple[LoadingReport, ...]:
+        """What has been read of the checkpoints."""
+        read = (self.dit_tensors, self.vae_tensors)
+        return tuple(tensors.loading() for tensors in read if tensors is not None)
 
     def _tensors(self) -> CheckpointTensors:
         assert self.dit_tensors is not None
@@ -241,7 +253,11 @@ class _OpenedDino:
             blocks = range(config.dino_block or self.described.num_hidden_layers)
             names = (*_DINO_EMBEDDINGS, *(f"encoder.layer.{index}." for index in blocks))
             digest = self.tensors.digest(names if config.dino_block else (*names, "layernorm."))
-        return FrozenSource(self.size_px, digest, facts)
+        return FrozenSource(self.size_px, digest, facts, self.loading())
+
+    def loading(self) -> tuple[LoadingReport, ...]:
+        """What has been read of the checkpoint."""
+        return () if self.tensors is None else (self.tensors.loading(),)
 
     def load(self, config: TeacherConfig) -> "Teacher":
         from model.dino_teacher import DinoTeacher
@@ -256,13 +272,13 @@ class _OpenedDino:
 
 
 def _open_teacher(config: TeacherConfig) -> _OpenedDiT | _OpenedDino:
-    if config.source.endswith(_ORIGINAL_SUFFIXES):
+    if config.source.endswith(ORIGINAL_SUFFIXES):
         return _open_original_dit(config)
     repository = Repository(config.source)
     found = repository.find("config.json")
     # A DiT pipeline has no configuration at its root.
     family = None if found is None else repository.json("config.json").get("model_type")
-    return _open_dino(config, repository, family) if family in _DINOV2_FAMILY else _open_dit(config, repository)
+    return _open_dino(config, repository, family) if family in DINOV2_FAMILY else _open_dit(config, repository)
 
 
 def _open_dit(config: TeacherConfig, repository: Repository) -> _OpenedDiT:
@@ -285,7 +301,7 @@ def _open_original_dit(config: TeacherConfig) -> _OpenedDiT:
     tensors = _OriginalTensors(path)
     with naming(config.source):
         dit = original_dit_config(tensors, config.heads)
-    return _OpenedDiT(dit, tensors, True, *_open_vae(config.vae_source or _ORIGINAL_VAE, pipeline=None))
+    return _OpenedDiT(dit, tensors, True, *_open_vae(config.vae_source or ORIGINAL_VAE, pipeline=None))
 
 
 class _OriginalTensors(CheckpointTensors):

@@ -150,6 +150,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
         self._repository = repository
         self._shard_of = shard_of
         self._opened: dict[str, Mapping[str, Tensor]] = {}
+        self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         shard = self._shard_of[name]
@@ -161,7 +162,15 @@ class CheckpointTensors(Mapping[str, Tensor]):
                 where=self._repository.require(shard),
                 hint="download the file again",
             )
+        self._read.add(name)
         return self._opened[shard][name]
+
+    def loading(self) -> "LoadingReport":
+        """What has been read so far, and what has not."""
+        by_use: dict[bool, list[str]] = {True: [], False: []}
+        for name in self._shard_of:
+            by_use[name in self._read].append(name)
+        return LoadingReport(self._repository.source, taken=tuple(by_use[True]), left=tuple(by_use[False]))
 
     def __contains__(self, name: object) -> bool:
         return name in self._shard_of

@@ -30,9 +30,8 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
     plan = plan_frames(manifest)
     root = locations.cache_root(config)
     extract = settle_precision(config.extract)
-    cache = FeatureCache.create_or_open(
-        root, fingerprint(config, extract), extract_command=locations.extract_command(config)
-    )
+    identity = fingerprint(config, extract, lambda report: say(report.summary()))
+    cache = FeatureCache.create_or_open(root, identity, extract_command=locations.extract_command(config))
     job = ExtractionJob(config.encoder, config.teacher, extract, str(root.resolve()))
     videos = locations.videos_folder(config).resolve()
     return Extraction(manifest, plan, cache, job, videos=videos, retry_failed=retry_failed)

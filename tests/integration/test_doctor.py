@@ -189,6 +189,34 @@ def test_a_folder_of_weights_must_be_complete(tmp_path, capsys):
     assert diagnose(settings, capsys)["weights/teacher.source"]["status"] == "ok"
 
 
+def test_a_teacher_of_another_family_needs_other_files(tmp_path, capsys):
+    make_dataset(tmp_path)
+    dino = tmp_path / "dino"
+    dino.mkdir()
+    (dino / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
+    settings = resolved(tmp_path, f"teacher.source={dino}")
+    assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without weights in dino/")
+    (dino / "model.safetensors").touch()
+    found = diagnose(settings, capsys)
+    assert found["weights/teacher.source"]["status"] == "ok"
+    assert "weights/teacher.vae_source" not in found
+
+
+def test_an_original_dit_file_needs_a_vae_beside_it(tmp_path, capsys):
+    make_dataset(tmp_path)
+    file, vae = tmp_path / "DiT.pt", tmp_path / "vae"
+    settings = resolved(tmp_path, f"teacher.source={file}", f"teacher.vae_source={vae}")
+    missing = diagnose(settings, capsys)
+    assert missing["weights/teacher.source"]["detail"].endswith("no such file")
+    assert missing["weights/teacher.vae_source"]["status"] == "missing"
+    file.touch()
+    vae.mkdir()
+    (vae / "config.json").write_text("{}")
+    (vae / "diffusion_pytorch_model.safetensors").touch()
+    found = diagnose(settings, capsys)
+    assert {found[f"weights/teacher.{name}"]["status"] for name in ("source", "vae_source")} == {"ok"}
+
+
 def test_a_source_that_cannot_be_a_hub_id_is_told_apart(tmp_path, capsys):
     make_dataset(tmp_path)
     weights = diagnose(resolved(tmp_path, "encoder.source=/no/such/folder"), capsys)["weights/encoder.source"]

@@ -80,3 +80,16 @@ def test_a_cache_knows_its_networks(tmp_path):
         with pytest.raises(UserError, match=changed.partition("=")[0]):
             made.require_match(feature_fields(other), "cache")
         assert fingerprint(other, settle_precision(other.extract)).digest != made.digest
+
+
+@pytest.mark.parametrize("networks", [lambda _: [], clip_and_dinov2, clip_and_original_dit])
+def test_the_tensors_that_are_hashed_are_those_that_are_read(networks, tmp_path):
+    config = configure(networks(tmp_path))
+    hashed, read = [], []
+    fingerprint(config, settle_precision(config.extract), hashed.append)
+    load_encoder(config.encoder, read.append)
+    load_teacher(config.teacher, read.append)
+    assert read == hashed
+    assert all(report.taken and not set(report.taken) & set(report.left) for report in read)
+    assert any(report.left for report in read)
+    assert not any("decoder" in name or "language" in name for report in read for name in report.taken)
