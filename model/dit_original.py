@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
+
+from model.frozen import TensorView
 
 # The sizes that DiT publishes (S, B, L, XL): heads cannot be read off the tensors, whose width alone they divide.
 HEADS_BY_WIDTH = {384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -58,42 +61,31 @@ def original_dit_config(tensors: Mapping[str, Tensor], heads: int | None) -> dic
     }
 
 
-class DiffusersNames(Mapping[str, Tensor]):
+class DiffusersNames(TensorView):
     """A view of the first blocks of an original checkpoint under diffusers' names, reading lazily.
 
     Args:
         tensors: the checkpoint, original names.
         blocks: how many blocks are shown.
 
+    Attributes:
+        originals: names in the file of all that is shown.
+
     Raises:
         ValueError: the checkpoint lacks tensors of these blocks; they are named as in the file.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], blocks: int) -> None:
-        self._tensors = tensors
-        self._stored = dict(_names(blocks))
+        stored = dict(_names(blocks))
+        super().__init__({mine: partial(_read, tensors, *place) for mine, place in stored.items()})
+        self.originals = sorted({name for name, _third in stored.values()})
         missing = [name for name in self.originals if name not in tensors]
         if missing:
             raise ValueError(f"checkpoint lacks {len(missing)} tensor(s) of the DiT: " + ", ".join(missing[:5]))
 
-    @property
-    def originals(self) -> list[str]:
-        """Names in the file of all that is shown."""
-        return sorted({name for name, _third in self._stored.values()})
 
-    def __getitem__(self, name: str) -> Tensor:
-        stored, third = self._stored[name]
-        tensor = self._tensors[stored]
-        return tensor if third is None else tensor.chunk(3)[third]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
+def _read(tensors: Mapping[str, Tensor], name: str, third: int | None) -> Tensor:
+    return tensors[name] if third is None else tensors[name].chunk(3)[third]
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

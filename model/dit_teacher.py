@@ -5,7 +5,8 @@ too. They are folded into the neighbouring LayerNorms and linear layers when the
 is a plain pre-norm transformer. Only the blocks up to the one that is read are ever built.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from diffusers.models.embeddings import PatchEmbed, Timesteps
 from torch import Tensor, nn
 
 from model.config import TeacherConfig
-from model.frozen import load_named
+from model.frozen import TensorView, load_named
 from model.teacher import Teacher
 
 # Both LayerNorms of the original DiT use 1e-6; diffusers' default for the second is 1e-5 (FACTS.md D.4).
@@ -108,7 +109,7 @@ class DiTTeacher(Teacher):
         config.require_fits(dit_config)
         weights = _Weights(dit_tensors, config.random_seed)
         self.latents = LatentEncoder(vae_config)
-        load_named(self.latents, _ModernVaeNames(vae_tensors))
+        load_named(self.latents, _under_modern_names(vae_tensors))
         self.width = dit_config["num_attention_heads"] * dit_config["attention_head_dim"]
         self.size_px = dit_config["sample_size"] * self.latents.downscale
         self.pos_embed = _patch_embed(dit_config, self.width)
@@ -225,27 +226,12 @@ def _stack_linear(*layers: nn.Linear) -> nn.Linear:
 _OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-class _ModernVaeNames(Mapping[str, Tensor]):
-    """A view of a VAE checkpoint under today's attention names, reading lazily."""
+def _under_modern_names(tensors: Mapping[str, Tensor]) -> TensorView:
+    """A VAE checkpoint under today's attention names."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-        self._stored = {self._modern(name): name for name in tensors}
-
-    @staticmethod
-    def _modern(name: str) -> str:
-        for modern, old in _OLD_VAE_NAMES.items():
-            name = name.replace(f".attentions.0.{old}.", f".attentions.0.{modern}.")
+    def modern(name: str) -> str:
+        for today, old in _OLD_VAE_NAMES.items():
+            name = name.replace(f".attentions.0.{old}.", f".attentions.0.{today}.")
         return name
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._stored[name]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
+    return TensorView({modern(name): partial(tensors.__getitem__, name) for name in tensors})

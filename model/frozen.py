@@ -1,6 +1,6 @@
 """What every frozen network shares: no gradients, always in eval mode, weights taken by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 from torch import Tensor, nn
@@ -46,3 +46,26 @@ def load_named(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str 
         raise ValueError(f"checkpoint does not fit {type(module).__name__}: " + "; ".join(wrong[:5]))
     module.load_state_dict(loaded)
     return tuple(prefix + name for name in state)
+
+
+class TensorView(Mapping[str, Tensor]):
+    """Tensors under other names than their checkpoint's, each read when it is asked for.
+
+    Args:
+        read: how to get each tensor, by the name it is shown under.
+    """
+
+    def __init__(self, read: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._reads = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reads[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._reads
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reads)
+
+    def __len__(self) -> int:
+        return len(self._reads)

@@ -7,12 +7,14 @@ file holds the visual tower and the language model too, and a network can be fil
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from model.frozen import TensorView
 from stages.errors import UserError
 from stages.weights import load_without_code
 
@@ -47,7 +49,7 @@ _INSIDE = {
 _HALF_BIAS = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.[qv]_bias$")
 
 
-class LavisTensors(Mapping[str, Tensor]):
+class LavisTensors(TensorView):
     """The tensors of a LAVIS state dict by transformers' names; what has no such name is not shown.
 
     Args:
@@ -65,26 +67,18 @@ class LavisTensors(Mapping[str, Tensor]):
                 self._sources[joined] = (f"{block}.q_bias", f"{block}.v_bias")
             elif (translated := translate(name)) is not None:
                 self._sources[translated] = (name,)
+        super().__init__({name: partial(self._join, sources) for name, sources in self._sources.items()})
 
     def stored_names(self, names: Iterable[str]) -> set[str]:
         """The file's own names of these tensors."""
         return {stored for name in names for stored in self._sources[name]}
 
-    def __getitem__(self, name: str) -> Tensor:
-        parts = [self.stored[stored] for stored in self._sources[name]]
+    def _join(self, sources: tuple[str, ...]) -> Tensor:
+        parts = [self.stored[stored] for stored in sources]
         if len(parts) == 1:
             return parts[0]
         query, value = parts
         return torch.cat([query, torch.zeros_like(query), value])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._sources
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
-
-    def __len__(self) -> int:
-        return len(self._sources)
 
 
 def translate(name: str) -> str | None:
