@@ -138,11 +138,11 @@ def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
 
     vae = config.vae_source
     if config.source.endswith(ORIGINAL_SUFFIXES):
-        there = Path(config.source).expanduser().is_file()
-        detail = config.source if there else f"{config.source}: no such file"
-        yield Finding(
-            "weights", _TEACHER, "ok" if there else "missing", detail, f"set {_TEACHER} to a file that exists"
-        )
+        if Path(config.source).expanduser().is_file():
+            yield Finding("weights", _TEACHER, "ok", config.source)
+        else:
+            fix = f"set {_TEACHER} to a file that exists"
+            yield Finding("weights", _TEACHER, "missing", f"{config.source}: no such file", fix)
         vae = vae or ORIGINAL_VAE
     elif _model_type(config.source) in DINOV2_FAMILY:
         yield _find_checkpoint(_TEACHER, config.source, _Needs(("config.json",)))
