@@ -170,6 +170,8 @@ class Alignment(nn.Module):
         )
         self.register_buffer("target_mean", torch.zeros(target_width, dtype=torch.float32))
         self.register_buffer("targets_seen", torch.zeros((), dtype=torch.int64))
+        # Heads are named by their place, so a checkpoint says which levels the places stand for.
+        self.register_buffer("level_numbers", torch.tensor(config.levels))
 
     @torch.no_grad()
     def observe(self, targets: Tensor) -> None:

@@ -153,8 +153,8 @@ def _key_value(attention: Any) -> tuple[Tensor, Tensor]:
 def _project_banks(layer: Any, words: Tensor, visual: Tensor) -> LayerSlots:
     """Project slots [B, m, N, H] and [B, m, P, C] as the layer's attentions do."""
     parts = [(layer.attention, words), *([(layer.crossattention, visual)] if layer.has_cross_attention else [])]
-    projected = [
-        project(slots, *_key_value(attention), attention.attention.num_attention_heads).float()
-        for attention, slots in parts
-    ]
+    projected = []
+    for attention, slots in parts:
+        weight, bias = _key_value(attention)
+        projected.append(project(slots.to(weight.dtype), weight, bias, attention.attention.num_attention_heads).float())
     return LayerSlots(projected[0], projected[1] if len(projected) > 1 else None)

@@ -42,6 +42,10 @@ def original_dit_config(tensors: Mapping[str, Tensor], heads: int | None) -> dic
     embedder, classes, positions = (
         _shape(tensors, name) for name in ("x_embedder.proj.weight", _CLASS_TABLE[1], "pos_embed")
     )
+    if (len(embedder), len(classes), len(positions)) != (4, 2, 3):
+        raise ValueError(
+            f"not an original DiT checkpoint: x_embedder, class table, pos_embed {embedder, classes, positions}"
+        )
     width, channels, patch, _ = embedder
     heads = heads or HEADS_BY_WIDTH.get(width)
     if heads is None or width % heads:

@@ -130,13 +130,14 @@ class MemoryQFormer(nn.Module):
         Raises:
             ValueError: the clip is longer than the temporal table.
         """
-        if first_frame + frames > self.config.max_frames:
-            raise ValueError(
-                f"clip of {first_frame + frames} frames is longer than qformer.max_frames = {self.config.max_frames}"
-            )
+        self._require_room(first_frame + frames)
         index = torch.arange(first_frame, first_frame + frames, device=self.query_tokens.device)
         table: Tensor = self.frame_positions(index)
         return table
+
+    def _require_room(self, frames: int) -> None:
+        if frames > self.config.max_frames:
+            raise ValueError(f"clip of {frames} frames is longer than qformer.max_frames = {self.config.max_frames}")
 
     def add_frame_positions(self, features: Tensor, first_frame: int) -> Tensor:
         """Eq. 1: f_t = s_t + PE(t); features [B, T, P, C] of frames first_frame, first_frame + 1, ...
@@ -196,7 +197,8 @@ class MemoryQFormer(nn.Module):
             text: the question.
             wanted_frames: indices into the clip; None means all.
             frames_per_run: frames computed at once; None means twice the number of slots. It changes no value.
-            memory: what was seen before this clip; None means nothing.
+            memory: what was seen before this clip; None means nothing. One made under `torch.inference_mode` cannot be
+                used where gradients are taken.
 
         Raises:
             ValueError: no frame is wanted, an index is out of range, or the clip is longer than the temporal table.
@@ -245,8 +247,11 @@ class MemoryQFormer(nn.Module):
         """Every run, None where no frame of it is wanted, with what is known after it."""
         batch, frames, patches, _ = features.shape
         wanted = _check_wanted(wanted_frames, frames)
+        if frames_per_run is not None and frames_per_run < 1:
+            raise ValueError(f"frames_per_run is {frames_per_run}; it must be at least 1")
         if memory is None:
             memory = self.empty_memory(batch, patches, text.ids.shape[1])
+        self._require_room(memory.frames_seen + frames)
         carried = clip.carry(self, memory)
         for start, stop, needed in split_runs(
             wanted, frames, frames_per_run or frames_per_run_of(self.config.memory_slots)
@@ -292,6 +297,8 @@ def split_runs(wanted: Sequence[int], frames: int, longest: int) -> list[tuple[i
 
 
 def _check_wanted(wanted: Sequence[int] | None, frames: int) -> Sequence[int]:
+    if not frames:
+        raise ValueError("the clip has no frames")
     if wanted is None:
         return range(frames)
     if not wanted:

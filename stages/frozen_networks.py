@@ -38,6 +38,26 @@ _DINO_EMBEDDINGS = (
     "embeddings.patch_embeddings.",
     "embeddings.position_embeddings",
 )
+_DIT_KEYS = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "num_layers",
+    "num_embeds_ada_norm",
+    "in_channels",
+    "patch_size",
+    "sample_size",
+    "activation_fn",
+    "attention_bias",
+)
+_VAE_KEYS = (
+    "in_channels",
+    "latent_channels",
+    "down_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "act_fn",
+    "norm_num_groups",
+)
 _VAE_PREFIXES = ("encoder.", "quant_conv.")
 
 _CLIP, _CLIP_VISION = "clip", "clip_vision_model"
@@ -283,6 +303,7 @@ def _open_teacher(config: TeacherConfig) -> _OpenedDiT | _OpenedDino:
 
 def _open_dit(config: TeacherConfig, repository: Repository) -> _OpenedDiT:
     dit = repository.json("transformer/config.json")
+    _require_keys(dit, _DIT_KEYS, f"{repository.source}/transformer/config.json", "a DiT")
     if config.heads is not None:
         raise UserError(
             "only an original DiT file is in need of it; transformer/config.json says how many heads there are",
@@ -324,7 +345,21 @@ def _open_vae(source: str | None, *, pipeline: Repository | None) -> tuple[dict[
     else:
         repository = Repository(source)
         folder = "" if repository.find("vae/config.json") is None else "vae"
-    return repository.json(f"{folder}/config.json".lstrip("/")), repository.tensors(folder)
+    vae = repository.json(f"{folder}/config.json".lstrip("/"))
+    _require_keys(vae, _VAE_KEYS, f"{repository.source}/{folder}/config.json", "an SD VAE")
+    return vae, repository.tensors(folder)
+
+
+def _require_keys(described: Mapping[str, Any], keys: tuple[str, ...], where: str, what: str) -> None:
+    """UserError if a configuration lacks what every network of its kind states: it is another kind."""
+    missing = [key for key in keys if key not in described]
+    if missing:
+        raise UserError(
+            f"not {what}: {missing[0]} is missing",
+            where=where,
+            received=described.get("_class_name"),
+            hint="set teacher.source to a DiT pipeline, an original DiT file or a DINOv2 (docs/teachers.md)",
+        )
 
 
 def _open_dino(config: TeacherConfig, repository: Repository, family: str) -> _OpenedDino:
@@ -386,4 +421,6 @@ def _pixel_statistics(repository: Repository, otherwise: PixelStatistics) -> Pix
 def _crop_size_px(repository: Repository) -> int:
     """Side of a DINOv2's picture: what its processor crops to, which is not what its table of positions is for."""
     stated = _preprocessor(repository).get("crop_size", _DINO_SIZE_PX)
-    return int(stated["height"] if isinstance(stated, dict) else stated)
+    if isinstance(stated, dict):
+        stated = stated.get("height", stated.get("shortest_edge", _DINO_SIZE_PX))
+    return int(stated)

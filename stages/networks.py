@@ -30,7 +30,8 @@ TRAINED_FILE = "model.safetensors"
 _QFORMER, _QUERIES, _PROJECTION = "qformer.", "query_tokens", "language_projection."
 _TABLE = "qformer.frame_positions.weight"
 # Parts that may start anew when a checkpoint's do not fit: they depend on teacher and language model.
-_REPLACEABLE = ("alignment.", _PROJECTION)
+_ALIGNMENT, _LEVELS = "alignment.", "alignment.level_numbers"
+_REPLACEABLE = (_ALIGNMENT, _PROJECTION)
 
 
 def load_language(config: LanguageConfig, dtype: torch.dtype, on_loaded: OnLoaded = log_loading) -> "PreTrainedModel":
@@ -200,6 +201,10 @@ def _lay_over(model: "DiffLMM", start: str, *, untouched: set[str]) -> LoadingRe
     name_of: Callable[[str], str] = _name_in_lavis if lavis else str
     own = model.trained_tensors()
     given = {name: name_of(name) for name in own if name_of(name) in tensors}
+    if not _same_alignment(own, tensors):
+        if any(name.startswith(_ALIGNMENT) for name in given):
+            _LOG.warning("%s keeps its starting values: the checkpoint's heads are of other levels", _ALIGNMENT[:-1])
+        given = {name: stored for name, stored in given.items() if not name.startswith(_ALIGNMENT)}
     if not any(name.startswith(_QFORMER) for name in given):
         raise UserError(
             "holds no tensor of the Q-Former",
@@ -219,6 +224,12 @@ def _lay_over(model: "DiffLMM", start: str, *, untouched: set[str]) -> LoadingRe
         left=tuple(name for name in names if name not in taken),
         initialised=tuple(name for name in own if name in untouched - filled),
     )
+
+
+def _same_alignment(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a checkpoint has the same heads and gates for the same levels."""
+    mine, theirs = ({name for name in names if name.startswith(_ALIGNMENT)} for names in (own, tensors))
+    return mine == theirs and (not mine or torch.equal(own[_LEVELS].cpu(), tensors[_LEVELS]))
 
 
 @torch.no_grad()

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from model.diff_lmm import DiffLMM
 
 
+# The networks that an export names by source.
+_MOVABLE = ("encoder", "qformer", "language")
+
+
 @dataclass(frozen=True)
 class Reply:
     """Answers to one question, best first, and each one's log-probability over length ** length_penalty."""
@@ -129,7 +133,19 @@ class LoadedModel(ModelHubMixin):
 
     @torch.no_grad()
     def answer(self, features: Tensor, questions: Sequence[str]) -> list[Reply]:
-        """Answer one question about each clip [B, T, P, C] of the visual encoder's features, as people put it."""
+        """Answer one question about each clip [B, T, P, C] of the visual encoder's features, as people put it.
+
+        Raises:
+            UserError: as many clips as questions are needed, of the Q-Former's visual width and room.
+        """
+        width, most = self.model.qformer.frame_positions.embedding_dim, self.model.qformer.config.max_frames
+        fits = features.ndim == 4 and features.shape[3] == width and 0 < features.shape[1] <= most
+        if not fits or len(features) != len(questions):
+            raise UserError(
+                "features do not fit the model or the questions",
+                received=tuple(features.shape),
+                allowed=f"[{len(questions)}, at most {most} frames, patches, {width}]",
+            )
         model, device, prompts = self.model.eval(), self.compute.device, [self.about.prompt(one) for one in questions]
         ids, mask = self.tokenizers.prompts(prompts)
         config = self.about.networks.language
@@ -155,6 +171,8 @@ class LoadedModel(ModelHubMixin):
         export = open_export(model_id, hub)
         networks = export.record.description.networks
         for branch, source in (sources or {}).items():
+            if branch not in _MOVABLE:
+                raise UserError("no such network", where="sources", received=branch, allowed=", ".join(_MOVABLE))
             moved = getattr(networks, branch).model_copy(update={"source": source})
             networks = networks.model_copy(update={branch: moved})
         if verify:

@@ -248,12 +248,23 @@ def load_without_code(path: Path, *, hint: str) -> Any:
         # Files from before torch 1.6 are no zip archives and cannot be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        if not _looks_like_a_checkpoint(path):
+            raise UserError("damaged, or not a checkpoint", where=path, hint="download the file again") from error
         raise UserError(
             "damaged, or holds more than tensors, which could run as code and is not loaded", where=path, hint=hint
         ) from error
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
+        # What the reader of pickles says of bytes that are none.
+        raise UserError("damaged, or not a checkpoint", where=path, hint="download the file again") from error
     except (RuntimeError, OSError, EOFError) as error:
         reason = str(error).partition(". ")[0] or "it ends too early"
         raise UserError(f"damaged checkpoint: {reason}", where=path, hint="download the file again") from error
+
+
+def _looks_like_a_checkpoint(path: Path) -> bool:
+    """Whether a file begins as `torch.save` writes it: as a zip archive, or before torch 1.6 as a pickle."""
+    with path.open("rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def _names_in(path: Path) -> list[str]:

@@ -150,41 +150,41 @@ def test_a_plan_of_merges_works_with_one_and_two_slots(max_slots):
 @pytest.mark.parametrize("content", ["random", "identical", "in pairs"])
 @pytest.mark.parametrize("num_carried", range(M + 1))
 @pytest.mark.parametrize("run", [1, M, 3 * M])
-def test_the_plans_table_shows_each_frame_the_bank_it_would_have_seen(content, num_carried, run):
+def test_the_plans_pages_show_each_frame_the_bank_it_would_have_seen_and_itself(content, num_carried, run):
     carried, frames = carried_bank(num_carried), CONTENTS[content](run)
     plan = plan_merges(carried, frames, M)
-    num_merges = max(0, num_carried + run - M)
-    assert plan.mixing.shape == (BATCH, TOKENS, num_merges, num_carried + run)
-    assert largest_difference(plan.mixing.sum(-1), torch.ones(BATCH, TOKENS, num_merges)) <= FLOAT32_MEAN
+    pages = torch.full((BATCH, plan.num_pages, TOKENS, WIDTH), float("nan"))
+    pages[:, :num_carried] = carried.slots
     before = carried
     for index in range(run):
-        for clip in range(BATCH):
-            for token in range(TOKENS):
-                slots, counts = visible_entries(plan, carried, frames, clip, token, index)
-                assert counts == before.counts[clip, :, token].tolist()
-                assert largest_difference(slots, before.slots[clip, :, token]) <= FLOAT32_MEAN
+        write(pages, plan.own[:, index], frames[:, index])
+        seen = pages[:, : plan.pages_seen(index)]
+        expected = torch.cat([before.slots, frames[:, index : index + 1]], dim=1)
+        assert largest_difference(in_some_order(seen), in_some_order(expected)) <= FLOAT32_MEAN
+        merge = plan.merge_after(index)
+        if merge is not None:
+            left, right, share = plan.left[:, merge], plan.right[:, merge], plan.share[:, merge, :, None]
+            write(pages, left, share * look(pages, left) + (1 - share) * look(pages, right))
+            write(pages, right, float("nan") * look(pages, right))  # free: nobody may look at it before it is written
         before = append(before, frames[:, index], M)
+    last = torch.stack([look(pages, plan.order[:, slot]) for slot in range(plan.order.shape[1])], dim=1)
+    assert largest_difference(last, before.slots) <= FLOAT32_MEAN
 
 
-def visible_entries(plan, carried, frames, clip, token, index):
-    """What frame `index` of the run sees of the table at one token position: slots in order of time, and counts."""
-    base = torch.cat([carried.slots[clip, :, token], frames[clip, :, token]])
-    base_counts = torch.cat([carried.counts[clip, :, token], torch.ones(frames.shape[1])])
-    found = []
-    for entry in range(plan.birth.shape[1]):
-        if not plan.birth[clip, entry, token] <= index < plan.death[clip, entry, token]:
-            continue
-        mixture = torch.zeros(len(base))
-        if entry < len(base):
-            mixture[entry] = 1.0
-        else:
-            mixture = plan.mixing[clip, token, entry - len(base)]
-        support = mixture.nonzero().flatten().tolist()
-        assert support == list(range(support[0], support[-1] + 1)), "a merge of frames that are not consecutive"
-        found.append((support[0], mixture @ base, base_counts[support].sum().item()))
-    found.sort(key=lambda entry: entry[0])
-    slots = torch.stack([value for _, value, _ in found]) if found else base[:0]
-    return slots, [count for _, _, count in found]
+def look(pages, page):
+    """Values [B, N, C] of the pages [B, N]."""
+    return pages.gather(1, page[:, None, :, None].expand(-1, -1, -1, WIDTH))[:, 0]
+
+
+def write(pages, page, values):
+    pages.scatter_(1, page[:, None, :, None].expand(-1, -1, -1, WIDTH), values[:, None])
+
+
+def in_some_order(slots):
+    """Slots [B, k, N, C] sorted, for each token position, by a projection that tells them apart."""
+    marks = slots @ torch.linspace(1, 2, WIDTH)  # [B, k, N]
+    order = marks.argsort(dim=1)[..., None].expand_as(slots)
+    return slots.gather(1, order)
 
 
 def test_memory_is_detached_and_its_inputs_stay_as_they_were():

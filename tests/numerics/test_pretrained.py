@@ -242,8 +242,11 @@ def begin(about, start, reports, **changed):
 def test_training_starts_from_a_model_of_our_own(loaded, exported, about, tmp_path, kind):
     (start, with_heads), reports = start_of(kind, loaded, exported, tmp_path / "run"), []
     own = begin(about, start, reports).trained_tensors()
+    same_anyhow = {"alignment.level_numbers"}
     for name, value in loaded.model.trained_tensors().items():
-        assert torch.equal(own[name], value) == (with_heads or not name.startswith("alignment.")), name
+        assert torch.equal(own[name], value) == (
+            with_heads or name in same_anyhow or not name.startswith("alignment.")
+        ), name
     assert [report.source for report in reports[1:]] == ["bundled:tiny-instructblip", str(start)]
     last = reports[-1]
     assert last.left == ()
@@ -252,8 +255,10 @@ def test_training_starts_from_a_model_of_our_own(loaded, exported, about, tmp_pa
     assert bool(last.initialised) != with_heads
 
 
-def test_heads_for_other_levels_start_anew(loaded, about, tmp_path, caplog):
-    alignment = about.networks.alignment.model_copy(update={"gate_width": 10})
+@pytest.mark.parametrize("change", [{"gate_width": 10}, {"levels": (1, 2, 3)}, {"levels": (5,)}, {"shared_head": True}])
+def test_heads_of_other_shapes_or_levels_start_anew(loaded, about, tmp_path, caplog, change):
+    assert about.networks.alignment.levels == (3, 4, 5)
+    alignment = about.networks.alignment.model_copy(update=change)
     reports = []
     model = begin(about, save_run(tmp_path / "run", loaded.model), reports, alignment=alignment)
     assert "alignment keeps its starting values" in caplog.text

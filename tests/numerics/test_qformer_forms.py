@@ -15,7 +15,7 @@ from tiny_qformer import (
     random_features,
     random_text,
 )
-from tolerances import BFLOAT16_EXCESS, BFLOAT16_GRADIENT, BFLOAT16_HIDDEN, rms_difference
+from tolerances import BFLOAT16_EXCESS, BFLOAT16_GRADIENT, BFLOAT16_HIDDEN, FLOAT32_HIDDEN, rms_difference
 
 LENGTHS = (5, 2)  # texts of a batch of two
 LONG, LONG_SLOTS = 100, 20  # the paper's clip
@@ -143,3 +143,36 @@ def test_dropout_acts_in_training_only(dropping_out):
     assert torch.equal(last_level(), last_level())
     dropping_out.train()
     assert not torch.equal(last_level(), last_level())
+
+
+def test_parameters_of_another_type_are_computed_with():
+    model = build_qformer()
+    features, text = random_features(2, M + 2), random_text(*LENGTHS)
+    expected = model(features, text).levels
+    for dtype, tolerance in ((torch.float64, FLOAT32_HIDDEN), (torch.bfloat16, BFLOAT16_HIDDEN)):
+        levels = model.to(dtype)(features.to(dtype), text).levels
+        assert rms_difference(levels, expected) <= tolerance
+
+
+@pytest.mark.parametrize("which", ["last", "some"])
+def test_frames_without_a_graph_and_frames_with_one_share_an_autocast(which):
+    """Weights cast while nothing needed a gradient must not be taken again where something does."""
+    wanted = WANTED[which](3 * M)
+    exact = run_clip("random", 3 * M, wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = run_clip("random", 3 * M, wanted)
+    assert {name for name, grad in low[2].items() if grad is None} == {
+        n for n, grad in exact[2].items() if grad is None
+    }
+    assert rms_difference(*flat_gradients(low, exact)) <= BFLOAT16_GRADIENT * BFLOAT16_EXCESS
+
+
+@pytest.mark.parametrize("frames_per_run", [0, -1])
+def test_runs_of_no_frames_are_refused(frames_per_run):
+    with pytest.raises(ValueError, match="frames_per_run"):
+        the_model()(random_features(2, 3), random_text(*LENGTHS), frames_per_run=frames_per_run)
+
+
+def test_a_clip_of_no_frames_is_refused():
+    with pytest.raises(ValueError, match="no frames"):
+        the_model()(random_features(2, 3)[:, :0], random_text(*LENGTHS))

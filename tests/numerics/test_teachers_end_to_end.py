@@ -93,3 +93,12 @@ def test_the_tensors_that_are_hashed_are_those_that_are_read(networks, tmp_path)
     assert all(report.taken and not set(report.taken) & set(report.left) for report in read)
     assert any(report.left for report in read)
     assert not any("decoder" in name or "language" in name for report in read for name in report.taken)
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae"])
+def test_a_pipeline_of_another_kind_is_refused(component, tmp_path):
+    save_pipeline(tmp_path)
+    (tmp_path / component / "config.json").write_text('{"_class_name": "PixArtTransformer2DModel", "num_layers": 28}')
+    config = configure([f"teacher.source={tmp_path}"])
+    with pytest.raises(UserError, match=r"not (a DiT|an SD VAE).*PixArt.*teacher\.source"):
+        load_teacher(config.teacher)

@@ -165,6 +165,15 @@ def test_a_truncated_bin_file_is_one_error_that_names_it(folder, kept):
     assert "damaged" in one_line_from(folder, dict)
 
 
+@pytest.mark.parametrize(
+    "content", [b"hello\n", b"<!DOCTYPE html>\n", b"version https://git-lfs", b'{"a": 1}', b"\x00" * 64]
+)
+def test_a_file_that_is_no_checkpoint_is_never_to_be_run(folder, content):
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(content)
+    assert one_line_from(folder, dict) == f"{path}: damaged, or not a checkpoint. Download the file again"
+
+
 def test_a_bin_file_without_names_is_an_error(folder):
     torch.save(torch.ones(3), folder / "pytorch_model.bin")
     assert one_line_from(folder, dict) == f"{folder / 'pytorch_model.bin'}: holds no tensors by name; got 'Tensor'"
