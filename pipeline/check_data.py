@@ -83,7 +83,8 @@ def _check_videos(card: Card, manifest: Manifest, folder: Path) -> Finding:
 def check_cache(config: PipelineConfig) -> Iterator[Finding]:
     """Say whether the cache fits the configuration, which videos it has, and what to run next."""
     root, extract = locations.cache_root(config), locations.extract_command(config)
-    if not (root / FILE_NAME).is_file():
+    # An HDF5 export is a file.
+    if not root.is_file() and not (root / FILE_NAME).is_file():
         yield Finding("cache", "cache", "missing", f"none at {root}", f"run `{extract}`")
         return
     cache = FeatureCache.open(root)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,9 @@ app.add_typer(config_app, name="config")
 
 # The shell's exit status for a program ended by Ctrl-C, which typer passes on.
 _INTERRUPTED = 130
-cache_app = typer.Typer(no_args_is_help=True, help="Look at a feature cache and check it.")
+# What `plan` measures for unless told otherwise, and `extract --dry-run` always.
+_CALIBRATE_S = 20.0
+cache_app = typer.Typer(no_args_is_help=True, help="Look at a feature cache, check it, convert it.")
 app.add_typer(cache_app, name="cache")
 
 _SETTINGS = "Settings"
@@ -41,11 +44,20 @@ Videos = Annotated[str | None, typer.Option(help="Folder of the videos; default 
 Annotations = Annotated[
     str | None, typer.Option(help="Folder of the annotation files; default data/<dataset>/annotations.")
 ]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")]
 CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory of the feature cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-CacheFolder = Annotated[Path, typer.Argument(help="Directory of the cache.")]
+CacheFolder = Annotated[Path, typer.Argument(help="Directory of the cache, or an export of it.")]
 RunFolder = Annotated[Path, typer.Option("--run", help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")]
 RunOrModel = Annotated[str, typer.Option("--run", help="Folder of a run, or an exported model: its folder or hub id.")]
+
+
+class CacheKind(StrEnum):
+    """The kinds of store that `pipeline cache convert` writes."""
+
+    ZARR = "zarr"
+    WEBDATASET = "webdataset"
+    HDF5 = "hdf5"
 
 
 @app.callback()
@@ -88,6 +100,41 @@ def synthesize(
 
 
 @app.command()
+def plan(
+    dataset: Dataset = None,
+    task: TaskName = None,
+    videos: Videos = None,
+    annotations: Annotations = None,
+    cache: CacheRoot = None,
+    retry_failed: RetryFailed = False,
+    calibrate_s: Annotated[float, typer.Option(help="Seconds to measure this machine for.")] = _CALIBRATE_S,
+    no_calibrate: Annotated[
+        bool, typer.Option("--no-calibrate", help="Measure nothing: counts and bytes, no times.")
+    ] = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """What `extract` would take: videos, frames, bytes, hours, and what of it is left. Nothing is written.
+
+    Give it the options of the extraction. Counts and bytes are exact and need the annotations and the networks'
+    configuration files only, so the videos may come later. Times are measured: some planned videos are decoded, go
+    through both networks and are written beside the cache, into a folder that is removed again. Without videos or
+    weights there are no times. It warns when the disk is too small for what is left.
+    """
+    from pipeline.commands.plan import run
+
+    options = _data_options(dataset, task, videos, annotations, cache)
+    run(
+        _resolve(preset, config, options, overrides),
+        calibrate_s=None if no_calibrate else calibrate_s,
+        retry_failed=retry_failed,
+        as_json=json,
+    )
+
+
+@app.command()
 def extract(
     dataset: Dataset = None,
     task: TaskName = None,
@@ -97,7 +144,13 @@ def extract(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, e.g. ray://head:10001; default this machine.")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")] = False,
+    retry_failed: RetryFailed = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take and do nothing, as `pipeline plan` does.")
+    ] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json-lines", help="Print events on stdout, one JSON object a line; the last is --json's.")
+    ] = False,
     preset: Preset = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -107,10 +160,15 @@ def extract(
 
     Run it again to go on where it stopped. Exit code 3 when any video failed.
     """
+    resolved = _resolve(preset, config, _data_options(dataset, task, videos, annotations, cache), overrides)
+    if dry_run:
+        from pipeline.commands.plan import run as plan_only
+
+        plan_only(resolved, calibrate_s=_CALIBRATE_S, retry_failed=retry_failed, as_json=json, as_lines=json_lines)
+        return
     from pipeline.commands.extract import run
 
-    options = _data_options(dataset, task, videos, annotations, cache)
-    failed = run(_resolve(preset, config, options, overrides), address=address, retry_failed=retry_failed, as_json=json)
+    failed = run(resolved, address=address, retry_failed=retry_failed, as_json=json, as_lines=json_lines)
     if failed:
         raise typer.Exit(3)
 
@@ -217,12 +275,45 @@ def cache_info(root: CacheFolder, json: Json = False) -> None:
 
 
 @cache_app.command("verify")
-def cache_verify(root: CacheFolder, json: Json = False) -> None:
-    """Check every stored byte against its checksum. Exit code 3 when anything is wrong."""
+def cache_verify(
+    root: CacheFolder,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Remove damaged videos, so that the next extraction writes them anew."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check every stored byte against its checksum. Exit code 3 when anything is wrong and stays so."""
     from pipeline.commands.cache import verify
 
-    if not verify(root, as_json=json):
+    if not verify(root, repair=repair, as_json=json):
         raise typer.Exit(3)
+
+
+@cache_app.command("convert")
+def cache_convert(
+    source: Annotated[Path, typer.Argument(help="A cache, or an export of one.")],
+    target: Annotated[Path, typer.Argument(help="A folder (hdf5: a file) that does not exist yet, or an empty one.")],
+    to: Annotated[CacheKind, typer.Option("--to", help="What to write.")],
+    shard_gb: Annotated[float, typer.Option(min=1e-6, help="webdataset: about how large a shard may become.")] = 1.0,
+    json: Json = False,
+) -> None:
+    """Write a cache as WebDataset shards or one HDF5 file to train from or to send, or an export as a cache again."""
+    from pipeline.commands.cache import convert
+
+    convert(source, target, to.value, shard_gb=shard_gb, as_json=json)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    root: CacheFolder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove what killed or overtaken writers left behind; committed videos are not touched."""
+    from pipeline.commands.cache import prune
+
+    prune(root, dry_run=dry_run, as_json=json)
 
 
 @config_app.command("show")

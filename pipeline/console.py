@@ -85,6 +85,12 @@ def emit_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
 
 
+def emit_json_line(content: Any) -> None:
+    """Print one JSON object on a line of its own, at once, for machines that read along."""
+    sys.stdout.write(json.dumps(content, sort_keys=True, default=str) + "\n")
+    sys.stdout.flush()
+
+
 def set_up_logging(*, verbose: bool) -> None:
     """Send the project's warnings (all of its log with `verbose`) to stderr."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

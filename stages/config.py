@@ -40,19 +40,20 @@ class ExtractConfig(Settings):
     tolerance_s: NonNegativeFloat = 0.5
     """How far past a video's last frame a time may lie and still show that frame, in seconds."""
     decode_workers: PositiveInt | None = None
-    """Decode children per model actor; None means one per CPU core."""
+    """Decode children per model actor; None means its node's CPU cores, divided by the actors there."""
     deadline_s: PositiveFloat = 300.0
-    """Longest time one video may take to decode before its child is killed, in seconds."""
+    """Longest time one attempt to decode a video may take before its child is killed, in seconds."""
     memory_gb: PositiveFloat = 8.0
     """Address space one decode child may take, in GiB."""
     batch_size: PositiveInt = 64
-    """Frames per pass through the frozen networks."""
+    """Frames per pass through the frozen networks on a GPU, halved where they do not fit; a CPU takes 8 at most."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of vision tower and DiT (never the VAE); auto is bfloat16 on a GPU that has it, else float32."""
-    storage: Literal["float16", "float32"] = "float16"
-    """Type of the stored features; targets are always float32."""
+    storage: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
+    """Type of the stored features; targets are always float32. int8 has a scale per channel of the video and takes half
+    the bytes of float16."""
     max_attempts: PositiveInt = 2
-    """How often a video whose worker died is tried before it counts as failed."""
+    """How often a video may be alone in a worker that dies before it counts as failed."""
 
 
 class TrainConfig(Settings):

@@ -1,5 +1,7 @@
 """Stage 1 from plan to summary: what is done already, what is asked of the workers, what the ledger is told."""
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from stages.manifest import Manifest
 from stages.weights import OnLoaded, log_loading
 from stages.worker import ExtractionJob, VideoOutcome, VideoTask
 
+_RATE_OVER_S = 60.0
+
 
 @dataclass(frozen=True)
 class ExtractionSummary:
@@ -32,6 +36,10 @@ class ExtractionSummary:
         pending: videos not tried yet, after an interruption.
         extracted_now: videos done by this run.
         frames_now: frames committed by this run.
+        seconds: how long this run took, with the start of its workers.
+        decode_s: seconds of this run's decode children, all together.
+        networks_s: seconds in which the frozen networks of all workers computed.
+        wait_share: part of their time in which they had nothing to do; None before any work.
     """
 
     planned: int
@@ -40,6 +48,94 @@ class ExtractionSummary:
     pending: int
     extracted_now: int
     frames_now: int
+    seconds: float = 0.0
+    decode_s: float = 0.0
+    networks_s: float = 0.0
+    wait_share: float | None = None
+
+
+@dataclass(frozen=True)
+class ExtractionProgress:
+    """How far a running extraction is; done + failed + left == planned.
+
+    Attributes:
+        planned: videos of the plan.
+        done: videos done, those of earlier runs included.
+        failed: videos failed, likewise.
+        left: videos that this run still has to do.
+        frames: frames committed by this run.
+        frames_left: frames of the videos left.
+        frames_per_s: rate over the last minute; None before the first frame.
+        left_s: seconds left at this rate; None without a rate.
+        seconds: since this run began.
+        decode_s: as in `ExtractionSummary`, like the next two.
+    """
+
+    planned: int
+    done: int
+    failed: int
+    left: int
+    frames: int
+    frames_left: int
+    frames_per_s: float | None
+    left_s: float | None
+    seconds: float
+    decode_s: float
+    networks_s: float
+    wait_share: float | None
+
+
+class _Meter:
+    """Adds up what the workers report."""
+
+    def __init__(self, status: LedgerStatus, tasks: list[VideoTask]) -> None:
+        self.planned = len(status.done) + len(status.failed) + len(status.pending)
+        self.frames_of = {task.video: len(task.times_s) for task in tasks}
+        self.done = len(status.done)
+        self.left, self.frames_left = len(tasks), sum(self.frames_of.values())
+        self.extracted, self.frames = 0, 0
+        self.decode_s, self.networks_s, self.idle_s = 0.0, 0.0, 0.0
+        self.began_s = time.monotonic()
+        self._history: deque[tuple[float, int]] = deque()
+
+    def add(self, outcome: VideoOutcome) -> ExtractionProgress:
+        """Count one video that has ended."""
+        self.left -= 1
+        self.frames_left -= self.frames_of[outcome.video]
+        if outcome.checksum is not None:
+            self.done, self.extracted, self.frames = self.done + 1, self.extracted + 1, self.frames + outcome.frames
+        self.decode_s += outcome.decode_s
+        self.networks_s += outcome.networks_s
+        self.idle_s += outcome.idle_s
+        rate = self._rate()
+        return ExtractionProgress(
+            planned=self.planned,
+            done=self.done,
+            failed=self.planned - self.done - self.left,
+            left=self.left,
+            frames=self.frames,
+            frames_left=self.frames_left,
+            frames_per_s=rate,
+            left_s=self.frames_left / rate if rate else None,
+            seconds=time.monotonic() - self.began_s,
+            decode_s=self.decode_s,
+            networks_s=self.networks_s,
+            wait_share=self.wait_share(),
+        )
+
+    def wait_share(self) -> float | None:
+        """Part of the networks' time in which they had nothing to do."""
+        known_s = self.networks_s + self.idle_s
+        return self.idle_s / known_s if known_s else None
+
+    def _rate(self) -> float | None:
+        """Frames per second since the first outcome, over a minute at most."""
+        now_s = time.monotonic()
+        self._history.append((now_s, self.frames))
+        while len(self._history) > 2 and self._history[0][0] < now_s - _RATE_OVER_S:
+            self._history.popleft()
+        since_s, before = self._history[0]
+        return (self.frames - before) / (now_s - since_s) if self.frames > before else None
 
 
 def feature_fields(config: ModelConfig, *, with_teacher: bool = True) -> dict[str, Scalar]:
@@ -111,43 +207,48 @@ class Extraction:
     def run(
         self,
         process_all: Callable[[list[VideoTask]], Iterator[tuple[VideoOutcome, int]]],
-        on_outcome: Callable[[VideoOutcome], None],
+        on_outcome: Callable[[VideoOutcome, ExtractionProgress], None],
     ) -> ExtractionSummary:
         """Extract what is to do and write the ledger.
 
         Args:
             process_all: gives tasks to workers and yields outcomes with attempts, see `stages.ray_flow`.
-            on_outcome: told of each outcome, for progress.
+            on_outcome: told of each outcome and of the progress.
 
         Raises:
             UserError: the cache cannot be written any more; what is committed stays.
         """
-        extracted, frames = 0, 0
+        meter = _Meter(self.before, [])
         with self.cache.ledger.writer() as ledger:
             self.cache.ledger.status(self.plan.times_s, adopt=ledger)
             if self.todo:
                 self.cache.sweep()
-                for outcome, attempts in process_all([self._task(video) for video in self.todo]):
-                    on_outcome(outcome)
+                tasks = [self._task(video) for video in self.todo]
+                meter = _Meter(self.before, tasks)
+                for outcome, attempts in process_all(tasks):
                     if outcome.fatal is not None:
                         raise UserError(outcome.fatal, exit_code=1)
                     if outcome.checksum is not None:
                         ledger.done(outcome.video, checksum=outcome.checksum, attempts=attempts)
-                        extracted, frames = extracted + 1, frames + outcome.frames
                     else:
                         ledger.failed(outcome.video, reason=outcome.reason or "", attempts=attempts)
-        return self.summary(extracted, frames)
+                    on_outcome(outcome, meter.add(outcome))
+        return self._summary(meter)
 
-    def summary(self, extracted_now: int = 0, frames_now: int = 0) -> ExtractionSummary:
-        """Read the ledger as it stands."""
+    def _summary(self, meter: _Meter) -> ExtractionSummary:
+        """The ledger as it stands, and what this run did."""
         status: LedgerStatus = self.cache.ledger.status(self.plan.times_s)
         return ExtractionSummary(
             planned=self.plan.num_videos,
             done=len(status.done),
             failed={video: failure.reason for video, failure in sorted(status.failed.items())},
             pending=len(status.pending),
-            extracted_now=extracted_now,
-            frames_now=frames_now,
+            extracted_now=meter.extracted,
+            frames_now=meter.frames,
+            seconds=time.monotonic() - meter.began_s,
+            decode_s=meter.decode_s,
+            networks_s=meter.networks_s,
+            wait_share=meter.wait_share(),
         )
 
     def _task(self, video: str) -> VideoTask:

@@ -6,28 +6,52 @@ assumed when the cluster has several nodes.
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stages.errors import UserError
+from stages.packing import frames_per_pass
 from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
 
 _LOG = logging.getLogger(__name__)
 
+# How long an actor may wait for a place that the cluster's nodes, as they are now, cannot give.
+PLACE_LIMIT_S = 60.0
+
+# How often every worker may die without any video done in between: then it is not the videos.
+_ROUNDS_OF_DEATHS = 12
+_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 20.0
+
+# Frames given to an actor ahead of its networks, in passes, and the most videos and frames that it may hold.
+_PASSES_AHEAD = 3
+_MOST_VIDEOS = 64
+_MOST_FRAMES = 4096
+
+_SHOWN_CHARS = 160
+_HEARTBEAT_S = 1.0
+_LAST_ANSWER_S = 10.0
+
 
 class WorkerActor:
-    """`ExtractionWorker` as a Ray actor; its threads let decoding and networks overlap."""
+    """`ExtractionWorker` as a Ray actor; its threads let decoding, networks and writing overlap."""
 
-    def __init__(self, job: ExtractionJob) -> None:
+    def __init__(self, job: ExtractionJob, cores: int) -> None:
         # Ray gives an actor with one CPU one OpenMP thread, which would leave the other cores idle without a GPU.
-        torch.set_num_threads(os.cpu_count() or 1)
-        self.worker = ExtractionWorker(job)
+        torch.set_num_threads(cores)
+        self.worker = ExtractionWorker(job, cores=cores)
+
+    def is_ready(self) -> bool:
+        """Answered once the networks are loaded."""
+        return True
 
     def process(self, task: VideoTask) -> VideoOutcome:
         """See `ExtractionWorker.process`."""
@@ -38,16 +62,19 @@ class WorkerActor:
 def cluster(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine for the time of the block.
 
+    Without an address the one in `RAY_ADDRESS` counts, and never a cluster that happens to run on this machine.
+
     Raises:
         UserError: the cluster does not answer.
     """
     # Ray would run its workers at low priority (nice 15); an actor that feeds a GPU must not starve beside other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    chosen = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=chosen, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise UserError(
-            f"no Ray cluster: {error}", where="--address", received=address, hint="start one with `ray start --head`"
+            f"no Ray cluster: {error}", where="--address", received=chosen, hint="start one with `ray start --head`"
         ) from error
     try:
         yield
@@ -55,104 +82,251 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def process_all(tasks: Sequence[VideoTask], job: ExtractionJob) -> Iterator[tuple[VideoOutcome, int]]:
+def process_all(
+    tasks: Sequence[VideoTask], job: ExtractionJob, *, place_limit_s: float = PLACE_LIMIT_S
+) -> Iterator[tuple[VideoOutcome, int]]:
     """Extract every task inside `cluster()` and yield each outcome, with its number of attempts, as it comes.
 
-    Each actor is given a few videos ahead of what it works on, never the whole list. A video whose actor died is given
-    to another one, at most `max_attempts` times; a fault of the video itself is not retried.
+    Each actor is given a few videos ahead of what it works on, never the whole list. When an actor dies, the videos
+    it held are tried one by one in an actor of their own, so that only the one that kills it is charged with that: at
+    `max_attempts` it has failed. A fault of the video itself is not retried.
+
+    Args:
+        tasks: what to extract.
+        job: what the workers are told.
+        place_limit_s: how long to wait for a node in place of one that is lost, before going on without.
+
+    Raises:
+        UserError: no worker can be placed or started; every video without an outcome is untouched.
     """
-    flow = _Flow(tasks, job)
+    flow = _Flow(tasks, job, place_limit_s)
     try:
         yield from flow.run()
     finally:
         flow.stop()
 
 
-class _Held(NamedTuple):
-    """A video that an actor works on: which attempt, and which of the actors."""
+class _Try(NamedTuple):
+    """A video that waits or is worked on; `attempt` counts from 1."""
 
     task: VideoTask
     attempt: int
-    place: int
+
+
+class _Place(NamedTuple):
+    """Where an actor runs: a node by preference, the GPUs it needs, and the share of the node's cores it may use."""
+
+    node_id: str
+    num_gpus: int
+    cores: int
+
+
+@dataclass(eq=False)
+class _Seat:
+    """One place and the actor that is there now.
+
+    `held` are the videos given to it by the reference of their outcome; `alone` says that they are one video that was
+    in a dead actor before.
+    """
+
+    place: _Place
     actor: Any
+    readiness: Any
+    started_s: float
+    is_ready: bool = False
+    alone: bool = False
+    held: dict[Any, _Try] = field(default_factory=dict)
+
+    @property
+    def frames(self) -> int:
+        return sum(len(one.task.times_s) for one in self.held.values())
 
 
 class _Flow:
     """The hand-out loop: which actor holds which videos."""
 
-    def __init__(self, tasks: Sequence[VideoTask], job: ExtractionJob) -> None:
-        self.job = job
-        self.waiting = deque((task, 1) for task in tasks)
-        # One more than the decode children, so that a child never waits for the driver.
-        self.ahead = num_decode_children(job.extract) + 1
-        self.places = _places(len(tasks))
-        self.actors = [self._start_actor(num_gpus) for num_gpus in self.places]
-        self.held: dict[Any, _Held] = {}
+    def __init__(self, tasks: Sequence[VideoTask], job: ExtractionJob, place_limit_s: float) -> None:
+        self.job, self.place_limit_s = job, place_limit_s
+        self.waiting = deque(_Try(task, 1) for task in tasks)
+        self.suspects: deque[_Try] = deque()
+        self.deaths_in_a_row = 0
+        self.seats = [self._start_actor(place) for place in _places(len(tasks))]
 
     def run(self) -> Iterator[tuple[VideoOutcome, int]]:
         """Hand out and collect until nothing is left."""
-        while self.waiting or self.held:
-            self._hand_out()
-            ready, _ = ray.wait(list(self.held), num_returns=1)
-            for reference in ready:
-                held = self.held.pop(reference)
-                outcome = self._collect(reference, held)
-                if outcome is not None:
-                    yield outcome, held.attempt
+        while self.waiting or self.suspects or any(seat.held for seat in self.seats):
+            for seat in self.seats:
+                self._hand_out(seat)
+            owners = {reference: seat for seat in self.seats for reference in self._references(seat)}
+            answered, _ = ray.wait(list(owners), num_returns=1, timeout=_HEARTBEAT_S)
+            for reference in answered:
+                yield from self._collect(reference, owners[reference])
+            self._give_up_places()
 
     def stop(self) -> None:
         """End every actor."""
-        for actor in self.actors:
-            ray.kill(actor)
+        for seat in self.seats:
+            ray.kill(seat.actor)
 
-    def _start_actor(self, num_gpus: int) -> Any:
-        actor_class = ray.remote(WorkerActor).options(
-            num_cpus=1, num_gpus=num_gpus, max_concurrency=self.ahead, scheduling_strategy="SPREAD"
+    def _start_actor(self, place: _Place) -> _Seat:
+        actor = (
+            ray.remote(WorkerActor)
+            .options(
+                num_cpus=1,
+                num_gpus=place.num_gpus,
+                max_concurrency=_MOST_VIDEOS,
+                # Soft: when the node is lost, any other with room will do.
+                scheduling_strategy=NodeAffinitySchedulingStrategy(place.node_id, soft=True),
+            )
+            .remote(self.job, place.cores)
         )
-        return actor_class.remote(self.job)
+        return _Seat(place, actor, actor.is_ready.remote(), time.monotonic())
 
-    def _hand_out(self) -> None:
-        load = [0] * len(self.actors)
-        for held in self.held.values():
-            load[held.place] += 1
-        while self.waiting and min(load) < self.ahead:
-            place = load.index(min(load))
-            task, attempt = self.waiting.popleft()
-            actor = self.actors[place]
-            self.held[actor.process.remote(task)] = _Held(task, attempt, place, actor)
-            load[place] += 1
+    @staticmethod
+    def _references(seat: _Seat) -> list[Any]:
+        return list(seat.held) if seat.is_ready else [seat.readiness]
 
-    def _collect(self, reference: Any, held: "_Held") -> VideoOutcome | None:
+    def _hand_out(self, seat: _Seat) -> None:
+        """Give videos to an actor that runs: one suspect alone, or as many others as keep it busy."""
+        if not seat.is_ready:
+            return
+        if not seat.held:
+            seat.alone = bool(self.suspects)
+            if self.suspects:
+                self._give(seat, self.suspects.popleft())
+        while self.waiting and not seat.alone and self._has_room(seat):
+            self._give(seat, self.waiting.popleft())
+
+    def _has_room(self, seat: _Seat) -> bool:
+        videos, frames = len(seat.held), seat.frames
+        if videos >= _MOST_VIDEOS or (videos and frames >= _MOST_FRAMES):
+            return False
+        # One more than the decode children, so that a child never waits for the driver; and enough short videos.
+        enough = _PASSES_AHEAD * frames_per_pass(self.job.extract, on_gpu=seat.place.num_gpus > 0)
+        return videos <= num_decode_children(self.job.extract, seat.place.cores) or frames < enough
+
+    @staticmethod
+    def _give(seat: _Seat, one: _Try) -> None:
+        seat.held[seat.actor.process.remote(one.task)] = one
+
+    def _collect(self, reference: Any, seat: _Seat) -> Iterator[tuple[VideoOutcome, int]]:
+        if reference != seat.readiness and reference not in seat.held:
+            return  # its actor's death was dealt with a moment ago
         try:
-            outcome: VideoOutcome = ray.get(reference)
-        except RayTaskError as error:
-            # A defect of ours in the worker: the video is named, the trace is kept, the others go on.
-            _LOG.exception("worker raised on video %s", held.task.video)
-            return VideoOutcome(held.task.video, reason=f"internal error: {error.cause!r}")
+            answer = _answer(reference)
         except RayError as error:
             # The actor died, was ended by Ray's memory monitor, or its node is gone.
-            return self._after_death(error, held)
-        return outcome
+            yield from self._replace(seat, error)
+            return
+        if reference == seat.readiness:
+            seat.is_ready = True
+        else:
+            yield self._outcome(seat.held.pop(reference), answer)
 
-    def _after_death(self, error: RayError, held: "_Held") -> VideoOutcome | None:
+    def _outcome(self, one: _Try, answer: VideoOutcome | Exception) -> tuple[VideoOutcome, int]:
+        if isinstance(answer, Exception):
+            # A defect of ours in the worker: the video is named, the trace is kept, the others go on.
+            _LOG.error("worker raised on video %s", one.task.video, exc_info=answer)
+            return VideoOutcome(one.task.video, reason=f"internal error: {answer!r}"), one.attempt
+        if answer.checksum is not None:
+            self.deaths_in_a_row = 0
+        return answer, one.attempt
+
+    def _replace(self, seat: _Seat, error: RayError) -> Iterator[tuple[VideoOutcome, int]]:
+        """Start another actor; what the dead one held and had not finished is tried again, video by video."""
         if getattr(error, "actor_init_failed", False):
             raise UserError(f"the extraction worker could not start: {_last_line(error)}", exit_code=1)
-        # The first of a dead actor's videos to be collected replaces it; the others find it replaced.
-        if self.actors[held.place] is held.actor:
-            self.actors[held.place] = self._start_actor(self.places[held.place])
-        if held.attempt >= self.job.extract.max_attempts:
-            return VideoOutcome(held.task.video, reason=f"worker died {held.attempt} times while it held this video")
-        self.waiting.append((held.task, held.attempt + 1))
-        return None
+        ray.kill(seat.actor)  # it may live, out of reach; two must not work on one video
+        victims = []
+        for reference, one in seat.held.items():
+            try:
+                yield self._outcome(one, _answer(reference))
+            except RayError:
+                victims.append(one)
+        self._count_death(error)
+        self.seats[self.seats.index(seat)] = self._start_actor(seat.place)
+        if len(victims) != 1:
+            self.suspects.extend(_again(one, one.attempt) for one in victims)
+        elif victims[0].attempt < self.job.extract.max_attempts:
+            self.suspects.appendleft(_again(victims[0], victims[0].attempt + 1))
+        else:
+            (one,) = victims
+            yield VideoOutcome(one.task.video, reason=f"its worker died {one.attempt} times with it alone"), one.attempt
+
+    def _count_death(self, error: RayError) -> None:
+        _LOG.warning("an extraction worker %s; starting another", _way_of_dying(error))
+        self.deaths_in_a_row += 1
+        rounds, rest = divmod(self.deaths_in_a_row, len(self.seats))  # a lost node takes all of its workers at once
+        if rest:
+            return
+        if rounds >= _ROUNDS_OF_DEATHS:
+            raise UserError(
+                f"{self.deaths_in_a_row} extraction workers died one after the other without a video done; the last "
+                f"{_way_of_dying(error)}",
+                hint="what is committed stays; see Ray's log on that node, then run the same command again",
+                exit_code=1,
+            )
+        # The first are replaced at once. When they go on dying, what kills them (a full memory) may need time to pass.
+        time.sleep(min(_PAUSE_S * (rounds - 1), _LONGEST_PAUSE_S))
+
+    def _give_up_places(self) -> None:
+        """Go on without the actors for which the cluster has no node any more."""
+        late = time.monotonic() - self.place_limit_s
+        for seat in [seat for seat in self.seats if not seat.is_ready and seat.started_s < late]:
+            have = ray.cluster_resources()
+            gpus = sum(other.place.num_gpus for other in self.seats)
+            if gpus <= have.get("GPU", 0) and len(self.seats) <= have.get("CPU", 0):
+                continue  # it loads its networks, or waits for other users of the cluster
+            ray.kill(seat.actor)
+            self.seats.remove(seat)
+            _LOG.warning("a node is lost; going on with %d workers", len(self.seats))
+        if not self.seats:
+            raise UserError(
+                f"the cluster has no node left that can run a worker, after {self.place_limit_s:g} s of waiting",
+                received=f"{have.get('GPU', 0):g} GPUs, {have.get('CPU', 0):g} CPU cores",
+                hint="what is committed stays; bring a node back and run the same command again to go on",
+                exit_code=1,
+            )
 
 
-def _places(num_tasks: int) -> list[int]:
-    """GPUs of each actor to start: an actor for each GPU of the cluster, or for each node without any."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus:
-        return [1] * min(gpus, num_tasks)
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    return [0] * max(1, min(nodes, num_tasks))
+def _answer(reference: Any) -> Any:
+    """What an actor answered, or the exception that its code raised.
+
+    Raises:
+        RayError: it has not answered and will not.
+    """
+    try:
+        return ray.get(reference, timeout=_LAST_ANSWER_S)
+    except RayTaskError as error:
+        return error.cause
+
+
+def _again(one: _Try, attempt: int) -> _Try:
+    return _Try(replace(one.task, again=True), attempt)
+
+
+def _places(num_tasks: int) -> list[_Place]:
+    """An actor for each GPU of the cluster, or for each node without any; a node's cores are divided among its own.
+
+    Raises:
+        UserError: no node has a CPU core to give.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    with_gpu = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
+    places = []
+    for node in with_gpu or nodes:
+        cores = int(node["Resources"]["CPU"])
+        actors = min(cores, int(node["Resources"]["GPU"])) if with_gpu else 1
+        places += [_Place(node["NodeID"], int(bool(with_gpu)), cores // actors)] * actors
+    if not places:
+        raise UserError("no node of the Ray cluster has a CPU core to give", hint="start a node with CPU cores")
+    return places[: max(1, num_tasks)]
+
+
+def _way_of_dying(error: RayError) -> str:
+    if isinstance(error, OutOfMemoryError):
+        return "was ended by Ray because the memory of its node was nearly full"
+    return f"died ({_last_line(error)[:_SHOWN_CHARS]})"
 
 
 def _last_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Window(NamedTuple):
-    """One sample's frames: features [T, P, C] as stored, targets y* [T, D] float32 or None."""
+    """One sample's frames: features [T, P, C] in the cache's type, targets y* [T, D] float32 or None."""
 
     sample: Sample
     features: Tensor
@@ -66,8 +66,11 @@ class WindowDataset(Dataset[Window]):
             sample.video, self.times[index], tolerance_s=self.tolerance_s, targets=self.with_targets
         )
         assert frames.features is not None
+        features = torch.from_numpy(frames.features)
+        if features.dtype == torch.uint16:
+            features = features.view(torch.bfloat16)  # numpy has no such type, so its bits come out of the cache
         targets = None if frames.targets is None else torch.from_numpy(frames.targets)
-        return Window(sample, torch.from_numpy(frames.features), targets)
+        return Window(sample, features, targets)
 
     def _check_equal_lengths(self) -> None:
         lengths = {len(times) for times in self.times}

@@ -1,6 +1,6 @@
 """The feature cache: one directory, one fingerprint, one Zarr group per video, and a commit record that decides.
 
-Importing this loads numpy and pydantic; zarr itself is loaded by the first write.
+Importing this loads numpy and pydantic; zarr is loaded by the first write, h5py by the first use of an HDF5 export.
 """
 
 from stages.cache.commit import CommitRecord
@@ -9,7 +9,7 @@ from stages.cache.feature_cache import CachedFrames, FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.cache.ledger import FailedVideo, Ledger, LedgerStatus, LedgerWriter
 from stages.cache.maintenance import CacheInfo, CheckResult, SweepReport
-from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES, StorageType, storage_type
+from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES, StorageType, storage_type, widen
 
 __all__ = [
     "STORAGE_FIELD",
@@ -30,4 +30,5 @@ __all__ = [
     "StorageType",
     "SweepReport",
     "storage_type",
+    "widen",
 ]

@@ -2,20 +2,24 @@
 
 <root>/commits/<video>.json      the record, replaced in one step, always written last
 <root>/videos/<video>.<revision> the group it names; 8 hexadecimal digits, new for every write
+
+Records are read through `SmallFiles`, because exports of a cache keep the same files in other places.
 """
 
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from stages.atomic import sync_file
 from stages.cache.errors import DamagedCacheError
 from stages.ids import check_id
 
@@ -23,6 +27,8 @@ COMMITS = "commits"
 VIDEOS = "videos"
 _SUFFIX = ".json"
 _GROUP = re.compile(r"(.+)\.[0-9a-f]{8}")
+# Array names become file names, and a record may come from somebody else's export.
+_ARRAY_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _READERS = 8
 _BATCH = 50
 
@@ -33,9 +39,15 @@ class ArrayRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shape: tuple[int, ...] = Field(min_length=1)
-    dtype: Literal["float16", "float32", "float64"]
+    dtype: Literal["float16", "float32", "float64", "uint16", "int8"]
     chunk_rows: int = Field(gt=0)
     crc32c: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.shape) < 1 or len(self.crc32c) != -(-self.shape[0] // self.chunk_rows):
+            raise ValueError("shape, rows per chunk and number of checksums contradict each other")
+        return self
 
     @property
     def row_bytes(self) -> int:
@@ -76,6 +88,10 @@ class CommitRecord(BaseModel):
         named = _GROUP.fullmatch(self.group)
         if named is None or named[1] != self.video:
             raise ValueError(f"group {self.group!r} does not belong to video {self.video!r}")
+        odd = [name for name in self.arrays if not _ARRAY_NAME.fullmatch(name)]
+        missing = {"times_s", "features", "targets"} - set(self.arrays)
+        if odd or missing:
+            raise ValueError(f"arrays are missing ({sorted(missing)}) or cannot be named so ({odd})")
         if self.checksum != content_checksum(self.video, self.fingerprint, self.times_array, self.arrays):
             raise ValueError("the checksum does not fit the record's content")
         return self
@@ -109,37 +125,83 @@ def record_path(root: Path, video: str) -> Path:
     return folder / (check_id(video, kind="video id", where=str(folder)) + _SUFFIX)
 
 
-def committed_ids(root: Path) -> list[str]:
+class SmallFiles(Protocol):
+    """The records, ledger files and fingerprint of a cache, wherever they lie; "" is the folder at the top."""
+
+    @property
+    def root(self) -> Path:
+        """The cache's directory, or the export's directory or file."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in `folder` that do not start with a dot; none when there is no such folder."""
+
+    def content(self, folder: str, name: str) -> bytes | None:
+        """Return a file's bytes, None when there is none."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """`SmallFiles` that are just that: files in folders."""
+
+    root: Path
+
+    def names(self, folder: str) -> list[str]:
+        """See `SmallFiles.names`."""
+        return names_in(self.root / folder)
+
+    def content(self, folder: str, name: str) -> bytes | None:
+        """See `SmallFiles.content`."""
+        try:
+            return (self.root / folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def add_file(self, folder: str, name: str, content: bytes) -> None:
+        """Write a new file and sync it to disk; its folder is made."""
+        path = self.root / folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        sync_file(path)
+
+
+def committed_ids(files: SmallFiles) -> list[str]:
     """Return the sorted ids of the videos that have a commit record, by one directory listing."""
-    return sorted(name.removesuffix(_SUFFIX) for name in names_in(root / COMMITS) if name.endswith(_SUFFIX))
+    return sorted(name.removesuffix(_SUFFIX) for name in files.names(COMMITS) if name.endswith(_SUFFIX))
 
 
-def load_record(root: Path, video: str) -> CommitRecord | None:
+def record_content(files: SmallFiles, video: str) -> bytes | None:
+    """Return the commit record of `video` as it is stored, None when there is none."""
+    return files.content(COMMITS, record_path(files.root, video).name)
+
+
+def load_record(files: SmallFiles, video: str) -> CommitRecord | None:
     """Return the commit record of `video`, None when there is none.
 
     Raises:
         DamagedCacheError: the file is no valid record of this video.
     """
-    path = record_path(root, video)
-    content = _content(path)
-    return None if content is None else _parse(content, path, video)
+    content = record_content(files, video)
+    return None if content is None else parse_commit(content, record_path(files.root, video), video)
 
 
-def load_records(root: Path, videos: Sequence[str]) -> Iterator[tuple[str, CommitRecord | DamagedCacheError | None]]:
+def load_records(
+    files: SmallFiles, videos: Sequence[str]
+) -> Iterator[tuple[str, CommitRecord | DamagedCacheError | None]]:
     """Yield (video, what `load_record` returns or raises) for many videos; about 0.1 s per 1,000.
 
     The files are fetched by threads, because on a network file system each one costs a round trip.
     """
 
     def fetch(start: int) -> list[bytes | None]:
-        return [_content(record_path(root, video)) for video in videos[start : start + _BATCH]]
+        return [record_content(files, video) for video in videos[start : start + _BATCH]]
 
     with ThreadPoolExecutor(_READERS) as pool:
         starts = range(0, len(videos), _BATCH)
         for start, contents in zip(starts, pool.map(fetch, starts), strict=True):
             for video, content in zip(videos[start : start + _BATCH], contents, strict=True):
                 try:
-                    yield video, None if content is None else _parse(content, record_path(root, video), video)
+                    path = record_path(files.root, video)
+                    yield video, None if content is None else parse_commit(content, path, video)
                 except DamagedCacheError as error:
                     yield video, error
 
@@ -148,18 +210,12 @@ def names_in(folder: Path) -> list[str]:
     """Return the names in `folder` that do not start with a dot; none when the folder does not exist yet."""
     try:
         return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
-def _parse(content: bytes, path: Path, video: str) -> CommitRecord:
+def parse_commit(content: bytes, path: Path, video: str) -> CommitRecord:
+    """Return the record of `video` in `content`; DamagedCacheError naming `path` when it is none."""
     try:
         record = CommitRecord.model_validate_json(content)
     except ValidationError as error:

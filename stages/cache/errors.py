@@ -19,6 +19,20 @@ class DamagedCacheError(UserError):
     """Files of a committed video are gone, cut short or contradict their commit record."""
 
 
+def read_only_export(kind: str, root: Path) -> UserError:
+    """The error for whoever wants to write into an export."""
+    return UserError(
+        f"this is a {kind} export of a cache, and exports are read-only",
+        where=root,
+        hint=f"write into the cache itself, or make one of this: `pipeline cache convert {root} DIR --to zarr`",
+    )
+
+
+def damaged_export(path: Path, what: str) -> DamagedCacheError:
+    """The error for an export that contradicts itself."""
+    return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then export the cache anew")
+
+
 @contextmanager
 def storage_errors(path: Path, needed_bytes: int) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a UserError with `path` and the bytes the write needs."""

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from stages.cache import maintenance
-from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_record, load_records
+from stages.cache.commit import CommitRecord, committed_ids, load_record, load_records
 from stages.cache.errors import CacheWriteError, DamagedCacheError, MissingFramesError, storage_errors
 from stages.cache.fingerprint import FILE_NAME, Fingerprint, load_fingerprint, save_fingerprint
 from stages.cache.ledger import Ledger
 from stages.cache.storage import STORAGE_FIELD, refuse_unstorable, storage_type
+from stages.cache.stores import Store, store_at
+from stages.cache.survey import STALE_AFTER_S
 from stages.cache.writing import commit_video
-from stages.cache.zarr_store import read_rows
 from stages.errors import UserError
 
 _OPEN_VIDEOS = 256
@@ -27,8 +28,9 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 class CachedFrames:
     """Frames of one video, T in the order they were asked for; what was not asked for is None.
 
-    `features [T, P, C]` in the storage type's own dtype, `targets [T, D]` float32, `times_s [T]` float64: the cached
-    times, which may differ from the asked ones by the tolerance.
+    `features [T, P, C]` float16 or float32 (of bfloat16 and int8 storage: bfloat16's bits in uint16, see
+    `storage.widen`), `targets [T, D]` float32, `times_s [T]` float64: the cached times, which may differ from the asked
+    ones by the tolerance.
     """
 
     times_s: np.ndarray
@@ -39,11 +41,12 @@ class CachedFrames:
 class FeatureCache:
     """One directory that holds the features of many videos, all made under one fingerprint.
 
+    An export of it (a folder of WebDataset shards, an HDF5 file) is opened and read in the same way, but not written.
     Cheap to copy to other processes (pickled as a path): each opens what it reads by itself.
     """
 
-    def __init__(self, root: Path, fingerprint: Fingerprint, *, extract_command: str | None = None) -> None:
-        self.root = Path(root)
+    def __init__(self, store: Store, fingerprint: Fingerprint, *, extract_command: str | None = None) -> None:
+        self.store, self.root = store, store.root
         self.fingerprint = fingerprint
         self.storage = storage_type(fingerprint.fields.get(STORAGE_FIELD))
         self.extract_command = extract_command or _extract_command(self.root)
@@ -59,10 +62,11 @@ class FeatureCache:
             extract_command: the command that fills this cache, quoted to the user when frames are missing.
 
         Raises:
-            UserError: another fingerprint (naming the field), a directory that holds something else, or a disk that
-                cannot be written.
+            UserError: another fingerprint (naming the field), a directory that holds something else, an export, or a
+                disk that cannot be written.
         """
         root = Path(root)
+        store_at(root).require_writable()
         storage_type(fingerprint.fields.get(STORAGE_FIELD))
         if not (root / FILE_NAME).exists():
             _refuse_foreign_directory(root)
@@ -76,23 +80,23 @@ class FeatureCache:
 
     @classmethod
     def open(cls, root: Path | str, *, extract_command: str | None = None) -> "FeatureCache":
-        """Open an existing cache, whatever its fingerprint; UserError when there is none or its file is broken."""
+        """Open an existing cache or export, whatever its fingerprint; UserError when there is none or it is broken."""
         root = Path(root)
-        command = extract_command or _extract_command(root)
-        return cls(root, load_fingerprint(root, extract_command=command), extract_command=command)
+        command, store = extract_command or _extract_command(root), store_at(root)
+        return cls(store, load_fingerprint(store, extract_command=command), extract_command=command)
 
     @property
     def ledger(self) -> Ledger:
         """The ledger of this cache."""
-        return Ledger(self.root)
+        return Ledger(self.store, self.fingerprint.digest)
 
     def video_ids(self) -> list[str]:
         """Return the sorted ids of all committed videos."""
-        return committed_ids(self.root)
+        return committed_ids(self.store)
 
     def commits(self) -> Iterator[CommitRecord]:
         """Yield the commit record of each video, sorted by id; DamagedCacheError at the first broken one."""
-        for _, record in load_records(self.root, self.video_ids()):
+        for _, record in load_records(self.store, self.video_ids()):
             if isinstance(record, DamagedCacheError):
                 raise record
             if record is not None:
@@ -100,7 +104,7 @@ class FeatureCache:
 
     def cached_times_s(self, video_id: str) -> np.ndarray:
         """Return the cached frame times `[T]` float64 of a video in seconds; none when it is not committed."""
-        record = load_record(self.root, video_id)
+        record = load_record(self.store, video_id)
         return np.empty(0) if record is None else record.times_array
 
     def write_video(
@@ -116,15 +120,18 @@ class FeatureCache:
 
         Raises:
             CacheWriteError: NaN, infinity, overflow, wrong shape or type, naming video, array and frame time.
-            UserError: an unsafe id, or a full, read-only or forbidden disk.
+            UserError: an unsafe id, an export, or a full, read-only or forbidden disk.
         """
+        self.store.require_writable()
         times_s = np.asarray(times_s, dtype=np.float64)
         _check_shapes(video_id, times_s, features, targets)
         refuse_unstorable(targets, largest=_LARGEST_FLOAT32, name="targets", video=video_id, times_s=times_s)
-        if merge:
-            times_s, features, targets = self._with_old_frames(video_id, times_s, features, targets)
-        arrays = {"times_s": times_s, **self.storage.encode(features, video=video_id, times_s=times_s)}
-        return commit_video(self.root, video_id, self.fingerprint.digest, {**arrays, "targets": targets})
+        kept = self._kept_frames(video_id, times_s, features, targets) if merge else None
+        arrays = {"times_s": times_s, **self.storage.encode(features, video=video_id, times_s=times_s, kept=kept)}
+        arrays["targets"] = targets
+        if kept is not None:
+            arrays = self._in_time_order(kept, arrays)
+        return commit_video(self.root, video_id, self.fingerprint.digest, arrays)
 
     def read(
         self,
@@ -146,34 +153,34 @@ class FeatureCache:
             MissingFramesError: the video or a frame is not cached; says which command adds it.
             DamagedCacheError: files of the video are gone or cut short.
         """
-        asked_s = np.asarray(times_s, dtype=np.float64)
-        record = self._opened(video_id)
-        while True:
-            try:
-                return self._read(record, asked_s, tolerance_s, features, targets)
-            except (DamagedCacheError, MissingFramesError):
-                # The video may have a new revision since its record was opened; the old group is then gone.
-                self._forget(video_id)
-                fresh = self._opened(video_id)
-                if fresh.group == record.group:
-                    raise
-                record = fresh
+        wanted = frozenset(name for name, asked in (("features", features), ("targets", targets)) if asked)
+        stored = self._stored(video_id, np.asarray(times_s, dtype=np.float64), tolerance_s, wanted)
+        return CachedFrames(
+            times_s=stored["times_s"],
+            features=self.storage.decode(stored) if features else None,
+            targets=stored.get("targets"),
+        )
 
     def verify(self, video_id: str) -> maintenance.CheckResult:
         """See `maintenance.verify`."""
-        return maintenance.verify(self.root, self.fingerprint.digest, video_id)
+        return maintenance.verify(self.store, self.fingerprint.digest, video_id)
 
     def verify_all(self) -> Iterator[maintenance.CheckResult]:
         """See `maintenance.verify_all`."""
-        return maintenance.verify_all(self.root, self.fingerprint.digest)
+        return maintenance.verify_all(self.store, self.fingerprint.digest)
 
-    def sweep(self, stale_after_s: float = maintenance.STALE_AFTER_S) -> maintenance.SweepReport:
-        """See `maintenance.sweep`."""
-        return maintenance.sweep(self.root, stale_after_s)
+    def requeue(self, videos: Iterable[str]) -> tuple[str, ...]:
+        """See `maintenance.requeue`."""
+        return maintenance.requeue(self.store, self.fingerprint.digest, videos)
+
+    def sweep(self, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = False) -> maintenance.SweepReport:
+        """See `maintenance.sweep`; UserError on an export."""
+        self.store.require_writable()
+        return maintenance.sweep(self.root, stale_after_s, dry_run=dry_run)
 
     def info(self) -> maintenance.CacheInfo:
         """See `maintenance.info`."""
-        return maintenance.info(self.root)
+        return maintenance.info(self.store)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_records", "_lock")}
@@ -182,22 +189,33 @@ class FeatureCache:
         self.__dict__.update(state)
         self._forget_opened()
 
-    def _read(
-        self, record: CommitRecord, asked_s: np.ndarray, tolerance_s: float, features: bool, targets: bool
-    ) -> CachedFrames:
+    def _stored(
+        self, video_id: str, asked_s: np.ndarray, tolerance_s: float, wanted: frozenset[str]
+    ) -> dict[str, np.ndarray]:
+        """Read, as stored, the rows nearest to `asked_s` of what is `wanted` ("features", "targets"), and `times_s`."""
+        record = self._opened(video_id)
+        while True:
+            try:
+                return self._stored_under(record, asked_s, tolerance_s, wanted)
+            except (DamagedCacheError, MissingFramesError):
+                # The video may have a new revision since its record was opened; the old group is then gone.
+                self._forget(video_id)
+                fresh = self._opened(video_id)
+                if fresh.group == record.group:
+                    raise
+                record = fresh
+
+    def _stored_under(
+        self, record: CommitRecord, asked_s: np.ndarray, tolerance_s: float, wanted: frozenset[str]
+    ) -> dict[str, np.ndarray]:
         rows = self._resolve(record, asked_s, tolerance_s)
-        group = self.root / VIDEOS / record.group
-        stored = {}
+        stored = {"times_s": record.times_array[rows]}
         for name, array in record.arrays.items():
-            if name == "times_s" or not (targets if name == "targets" else features):
-                continue
-            whole = name in self.storage.per_video
-            stored[name] = read_rows(group, name, array, np.arange(array.shape[0]) if whole else rows)
-        return CachedFrames(
-            times_s=record.times_array[rows],
-            features=self.storage.decode(stored) if features else None,
-            targets=stored.get("targets"),
-        )
+            # Whatever is neither times nor targets belongs to the features.
+            if name != "times_s" and ("targets" if name == "targets" else "features") in wanted:
+                whole = name in self.storage.per_video
+                stored[name] = self.store.read_rows(record, name, np.arange(array.shape[0]) if whole else rows)
+        return stored
 
     def _resolve(self, record: CommitRecord, asked_s: np.ndarray, tolerance_s: float) -> np.ndarray:
         """Return the row of the cached time nearest to each asked one, `[T]` int64."""
@@ -220,7 +238,7 @@ class FeatureCache:
         with self._lock:
             record = self._records.pop(video_id, None)
         if record is None:
-            record = load_record(self.root, video_id)
+            record = load_record(self.store, video_id)
             if record is None:
                 raise MissingFramesError(
                     f"video {video_id!r} is not in this cache",
@@ -247,27 +265,35 @@ class FeatureCache:
         self._records: OrderedDict[str, CommitRecord] = OrderedDict()
         self._lock = threading.Lock()
 
-    def _with_old_frames(
+    def _kept_frames(
         self, video_id: str, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> dict[str, np.ndarray] | None:
+        """The stored arrays of the cached frames that are not written now; None when there are none."""
         kept_s = np.setdiff1d(self.cached_times_s(video_id), times_s)
         if not kept_s.size:
-            return times_s, features, targets
-        old = self.read(video_id, kept_s)
-        assert old.features is not None
-        assert old.targets is not None
-        if old.features.shape[1:] != features.shape[1:] or old.targets.shape[1:] != targets.shape[1:]:
+            return None
+        # Bytes that changed after their commit must not get a new checksum, which nobody could tell from a true one.
+        if problems := self.verify(video_id).problems:
             raise CacheWriteError(
-                f"video {video_id!r}: new frames have features {features.shape[1:]} and targets {targets.shape[1:]}, "
-                f"the cached ones {old.features.shape[1:]} and {old.targets.shape[1:]}"
+                f"video {video_id!r}: the frames that it has are damaged ({problems[0]}), so none were added. "
+                "Run `pipeline cache verify --repair`, then the same extraction again"
             )
-        merged_s = np.concatenate([kept_s, times_s])
-        order = np.argsort(merged_s)
-        return (
-            merged_s[order],
-            np.concatenate([old.features, features])[order],
-            np.concatenate([old.targets, targets])[order],
-        )
+        kept = self._stored(video_id, kept_s, 0.0, frozenset({"features", "targets"}))
+        old, new = (kept["features"].shape[1:], kept["targets"].shape[1:]), (features.shape[1:], targets.shape[1:])
+        if old != new:
+            raise CacheWriteError(
+                f"video {video_id!r}: new frames have features {new[0]} and targets {new[1]}, "
+                f"the cached ones {old[0]} and {old[1]}"
+            )
+        return kept
+
+    def _in_time_order(self, kept: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Put the kept frames, which come first in the encoded features, and the new ones into the order of time."""
+        times_s = np.concatenate([kept["times_s"], arrays["times_s"]])
+        targets = np.concatenate([kept["targets"], arrays["targets"]])
+        order = np.argsort(times_s)
+        together = {**arrays, "times_s": times_s, "targets": targets}
+        return {name: a if name in self.storage.per_video else a[order] for name, a in together.items()}
 
 
 def _extract_command(root: Path) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from stages.atomic import atomic_write_text
+from stages.cache.commit import SmallFiles
 from stages.errors import UserError
-from stages.records import parse_record, read_json
+from stages.records import parse_record
 
 FORMAT_VERSION = 1
 FILE_NAME = "fingerprint.json"
@@ -87,24 +88,28 @@ def save_fingerprint(root: Path, fingerprint: Fingerprint) -> None:
     atomic_write_text(root / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_fingerprint(root: Path, *, extract_command: str = "pipeline extract") -> Fingerprint:
-    """Read the fingerprint of the cache at `root`.
+def load_fingerprint(files: SmallFiles, *, extract_command: str = "pipeline extract") -> Fingerprint:
+    """Read the fingerprint of a cache.
 
     Args:
-        root: the cache's directory.
+        files: of the cache.
         extract_command: the command that fills this cache, quoted to the user when there is none.
 
     Raises:
         UserError: no cache there, another format version, a broken file, or a digest that its fields do not give.
     """
-    path = root / FILE_NAME
-    if not path.is_file():
+    path = files.root / FILE_NAME
+    text = files.content("", FILE_NAME)
+    if text is None:
         raise UserError(
             f"no feature cache here (there is no {FILE_NAME})",
-            where=root,
+            where=files.root,
             hint=f"run `{extract_command}` first, or give the --cache directory it wrote to",
         )
-    content = read_json(path)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"not valid JSON ({error})", where=path) from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version is not None and version != FORMAT_VERSION:
         raise UserError(

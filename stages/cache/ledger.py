@@ -1,6 +1,7 @@
 """The ledger: which planned videos are done, failed or pending; append-only JSON Lines, one file per extraction run.
 
-    <root>/ledger/<writer>.jsonl   {"video", "state": "done"|"failed", "reason", "attempts", "checksum", "time"}
+    <root>/ledger/<writer>.jsonl
+    {"video", "state": "done"|"failed"|"requeued", "reason", "attempts", "checksum", "time"}
 
 Events carry no frame times: `status` reads the commit records, which are the truth about what is cached, instead of
 trusting a copy of them. That is affordable: see `Ledger.status`. A record removed or replaced by hand is thus seen.
@@ -12,27 +13,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_records, names_in
+from stages.cache.commit import CommitRecord, committed_ids, load_records
 from stages.cache.errors import DamagedCacheError, storage_errors
-from stages.cache.fingerprint import load_fingerprint
+from stages.cache.lock import CacheLock
 from stages.errors import UserError
 from stages.ids import check_id
+
+if TYPE_CHECKING:
+    from stages.cache.stores import Store
 
 LEDGER = "ledger"
 
 
 class LedgerEvent(BaseModel):
-    """One line: what became of one video in one run. `attempts` counts from 1; `checksum` is the commit record's."""
+    """One line: what became of one video in one run. `attempts` counts from 1; `checksum` is the commit record's.
+
+    requeued: its commit was damaged and is removed, so that the next extraction writes it anew.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     video: str
-    state: Literal["done", "failed"]
+    state: Literal["done", "failed", "requeued"]
     reason: str | None = None
     attempts: int = Field(ge=1)
     checksum: str | None = None
@@ -40,8 +47,8 @@ class LedgerEvent(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.state == "done") != (self.checksum is not None) or (self.state == "failed") != bool(self.reason):
-            raise ValueError("a done event has a checksum and no reason, a failed event a reason and no checksum")
+        if (self.state == "done") != (self.checksum is not None) or (self.state != "done") != bool(self.reason):
+            raise ValueError("a done event has a checksum and no reason, any other a reason and no checksum")
         return self
 
 
@@ -81,11 +88,13 @@ class LedgerStatus:
 class LedgerWriter:
     """Appends one run's events to a file of its own, which appears with the first event.
 
+    As a context it holds the cache's lock: entering is a UserError while another process writes into the cache.
     Lines are not synced to disk one by one: a power cut costs at most events, and the commit records restore those.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = CacheLock(path.parent.parent)
         self._descriptor: int | None = None
         self._last = datetime.min.replace(tzinfo=UTC)
 
@@ -97,6 +106,10 @@ class LedgerWriter:
         """Append that `video` was given up for `reason`, which is put on one line."""
         self._append(video=video, state="failed", reason=" ".join(reason.split()), attempts=attempts)
 
+    def requeued(self, video: str, *, reason: str) -> None:
+        """Append that the commit of `video` was removed for `reason`, which is put on one line."""
+        self._append(video=video, state="requeued", reason=" ".join(reason.split()), attempts=1)
+
     def close(self) -> None:
         """Sync and close the file; further events would start another."""
         if self._descriptor is not None:
@@ -105,10 +118,14 @@ class LedgerWriter:
             self._descriptor = None
 
     def __enter__(self) -> Self:
+        self._lock.acquire()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self._lock.release()
 
     def _append(self, **event: object) -> None:
         # Within one writer a clock that is set back must not reverse the order of events.
@@ -129,13 +146,23 @@ class LedgerWriter:
 
 
 class Ledger:
-    """The ledger of the cache at `root`; reading it changes nothing."""
+    """The ledger of a cache; reading it changes nothing.
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
+    Args:
+        store: of the cache.
+        fingerprint: digest of the cache's fingerprint.
+    """
+
+    def __init__(self, store: "Store", fingerprint: str) -> None:
+        self.root, self.store, self.fingerprint = store.root, store, fingerprint
 
     def writer(self, name: str | None = None) -> LedgerWriter:
-        """Return a writer for one extraction run; without a `name` (unique, safe) one is made from the time."""
+        """Return a writer for one extraction run; without a `name` (unique, safe) one is made from the time.
+
+        Raises:
+            UserError: an unsafe or used name, or an export, which is read-only.
+        """
+        self.store.require_writable()
         name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         path = self.root / LEDGER / f"{check_id(name, kind='ledger name')}.jsonl"
         if path.exists():
@@ -150,9 +177,9 @@ class Ledger:
         """
         events: list[LedgerEvent] = []
         torn = []
-        for name in sorted(names_in(self.root / LEDGER)):
+        for name in sorted(self.store.names(LEDGER)):
             path = self.root / LEDGER / name
-            lines = path.read_bytes().split(b"\n")
+            lines = (self.store.content(LEDGER, name) or b"").split(b"\n")
             last = lines.pop()
             events += [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
             if last:
@@ -178,7 +205,7 @@ class Ledger:
             adopt: writer to which an event is appended for each unlisted video.
 
         Raises:
-            UserError: a broken ledger line or fingerprint file.
+            UserError: a broken ledger line.
         """
         log = self.read()
         status = LedgerStatus(torn=log.torn)
@@ -205,17 +232,15 @@ class Ledger:
 
     def _usable_records(self, planned: Iterable[str], damaged: dict[str, str]) -> dict[str, CommitRecord]:
         """Return the planned videos' valid records; the reasons why others are not go into `damaged`."""
-        digest = load_fingerprint(self.root).digest
-        groups = set(names_in(self.root / VIDEOS))
-
-        committed = set(committed_ids(self.root))
+        groups = self.store.groups()
+        committed = set(committed_ids(self.store))
         usable = {}
-        for video, record in load_records(self.root, [video for video in planned if video in committed]):
+        for video, record in load_records(self.store, [video for video in planned if video in committed]):
             if isinstance(record, DamagedCacheError):
                 damaged[video] = str(record)
-            elif record is not None and record.fingerprint != digest:
+            elif record is not None and record.fingerprint != self.fingerprint:
                 damaged[video] = "committed with another fingerprint"
-            elif record is not None and record.group not in groups:
+            elif record is not None and groups is not None and record.group not in groups:
                 damaged[video] = f"its group {record.group} is gone"
             elif record is not None:
                 usable[video] = record

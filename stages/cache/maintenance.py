@@ -1,25 +1,21 @@
-"""Looking after a cache: check its bytes, count them, remove what killed or overtaken writers left behind."""
+"""Looking after a cache: check its bytes, count them, put damaged videos back into the queue, remove leftovers."""
 
-import json
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_record, load_records, names_in
+from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_record, load_records, names_in, record_path
 from stages.cache.errors import DamagedCacheError
-from stages.cache.writers import Writer
-from stages.cache.writing import PENDING_RECORD, TMP
-from stages.cache.zarr_store import group_problems
-
-STALE_AFTER_S = 24 * 3600.0
-"""Age after which a temporary folder counts as left behind even if its writer cannot be asked."""
+from stages.cache.ledger import Ledger
+from stages.cache.stores import Store
+from stages.cache.survey import STALE_AFTER_S, is_left_behind, survey
+from stages.cache.writing import TMP
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `verify` found for a video, or for an orphan (a group that no record names; `video` is whose it was)."""
+    """What `verify` found for a video, or for an orphan: what no commit record names (`video` is whose it was)."""
 
     video: str
     problems: tuple[str, ...]
@@ -33,19 +29,21 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What `sweep` removed, as paths relative to the cache."""
+    """What `sweep` removed, or would remove: paths relative to the cache, and the bytes of their files."""
 
     removed: tuple[str, ...]
+    freed_bytes: int
 
 
 @dataclass(frozen=True)
 class CacheInfo:
     """Counts over the valid commit records.
 
-    `num_bytes` are those of the arrays, `stored_bytes` those of their files, padding included; `damaged` are the ids
-    whose commit record is broken.
+    `kind` is zarr, webdataset or hdf5; `num_bytes` are those of the arrays, `stored_bytes` those of their files,
+    padding included; `damaged` are the ids whose commit record is broken.
     """
 
+    kind: str
     num_videos: int
     num_frames: int
     num_bytes: int
@@ -54,106 +52,111 @@ class CacheInfo:
     damaged: tuple[str, ...]
 
 
-def verify(root: Path, fingerprint: str, video: str) -> CheckResult:
+def verify(store: Store, fingerprint: str, video: str) -> CheckResult:
     """Read all of a video's bytes and compare them with its commit record; every fault is one of the `problems`.
 
     Args:
         fingerprint: digest of the cache's fingerprint.
     """
     try:
-        record = load_record(root, video)
+        record = load_record(store, video)
+        if record is None:
+            return CheckResult(video, ("there is no commit record",))
+        problems = store.problems(record)
     except DamagedCacheError as error:
         return CheckResult(video, (str(error),))
-    if record is None:
-        return CheckResult(video, ("there is no commit record",))
-    problems = group_problems(root / VIDEOS / record.group, record)
     if record.fingerprint != fingerprint:
         problems.insert(0, "it was committed with another fingerprint than this cache has")
     return CheckResult(video, tuple(problems))
 
 
-def verify_all(root: Path, fingerprint: str) -> Iterator[CheckResult]:
-    """Yield the result of `verify` for each committed video, then one for each orphan."""
-    for video in committed_ids(root):
-        yield verify(root, fingerprint, video)
-    for group in _survey(root, STALE_AFTER_S).orphans:
-        yield CheckResult(_video_of(group), (f"no commit record names the group {group}",), orphan=True)
+def verify_all(store: Store, fingerprint: str) -> Iterator[CheckResult]:
+    """Yield the result of `verify` for each committed video, then one for each missing video and each orphan.
+
+    Missing is a video that the ledger lists as done and nobody has put back into the queue since.
+
+    Raises:
+        UserError: a broken ledger line.
+    """
+    # In this order, so that a video that is being committed meanwhile is not missing.
+    log = Ledger(store, fingerprint).read()
+    committed = committed_ids(store)
+    for video in committed:
+        yield verify(store, fingerprint, video)
+    requeued = {video for video, event in log.latest.items() if event.state == "requeued"}
+    for video in sorted(set(log.done) - set(committed) - requeued):
+        yield CheckResult(video, ("the ledger lists it as done, but nothing is committed",))
+    for what, why in store.orphans():
+        yield CheckResult(what, (why,), orphan=True)
 
 
-def info(root: Path) -> CacheInfo:
+def info(store: Store) -> CacheInfo:
     """Count videos, frames and bytes from the commit records alone."""
-    survey = _survey(root, STALE_AFTER_S)
+    records: list[CommitRecord] = []
+    damaged = []
+    for video, record in load_records(store, committed_ids(store)):
+        if isinstance(record, CommitRecord):
+            records.append(record)
+        elif record is not None:
+            damaged.append(video)
     return CacheInfo(
-        num_videos=len(survey.records),
-        num_frames=sum(len(record.times_s) for record in survey.records),
-        num_bytes=sum(record.num_bytes for record in survey.records),
-        stored_bytes=sum(record.stored_bytes for record in survey.records),
-        num_orphans=len(survey.orphans),
-        damaged=survey.damaged,
+        kind=store.kind,
+        num_videos=len(records),
+        num_frames=sum(len(record.times_s) for record in records),
+        num_bytes=sum(record.num_bytes for record in records),
+        stored_bytes=store.stored_bytes(records),
+        num_orphans=len(store.orphans()),
+        damaged=tuple(damaged),
     )
 
 
-def sweep(root: Path, stale_after_s: float = STALE_AFTER_S) -> SweepReport:
+def requeue(store: Store, fingerprint: str, videos: Iterable[str]) -> tuple[str, ...]:
+    """Remove the commit records of those `videos` that are damaged, and say so in the ledger; returns their ids.
+
+    The next extraction writes them anew. Each is checked once more, because it may have been replaced meanwhile.
+
+    Raises:
+        UserError: an export, another process writes into the cache, or the disk refuses.
+    """
+    removed = []
+    with Ledger(store, fingerprint).writer() as ledger:
+        for video in videos:
+            found = verify(store, fingerprint, video)
+            if not found.ok:
+                record_path(store.root, video).unlink(missing_ok=True)
+                ledger.requeued(video, reason=found.problems[0])
+                removed.append(video)
+    return tuple(removed)
+
+
+def sweep(root: Path, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = False) -> SweepReport:
     """Remove temporary folders that nobody writes any more, and groups that no commit record names.
 
     A temporary folder is left behind if its writer ran on this host and is known to be dead, or if nothing in it
     changed for `stale_after_s` seconds, whoever wrote it. A writer on another host is therefore trusted for a day.
     A group is an orphan if no commit record names it and no live temporary folder holds a record about to name it.
     Groups of a video whose commit record is damaged stay: they may be all that is left of it.
+
+    Args:
+        dry_run: only say what would be removed.
     """
-    orphans = [root / VIDEOS / group for group in _survey(root, stale_after_s).orphans]
+    orphans = [root / VIDEOS / group for group in survey(root, stale_after_s).orphans]
     attempts = [root / TMP / name for name in names_in(root / TMP)]
-    removed = orphans + [attempt for attempt in attempts if _is_left_behind(attempt, stale_after_s)]
-    for path in removed:
-        # Another sweep or the writer itself may be removing it too.
-        shutil.rmtree(path, ignore_errors=True)
-    return SweepReport(tuple(str(path.relative_to(root)) for path in removed if not path.exists()))
+    leftovers = orphans + [attempt for attempt in attempts if is_left_behind(attempt, stale_after_s)]
+    sizes = {path: _tree_bytes(path) for path in leftovers}
+    if not dry_run:
+        for path in leftovers:
+            # Another sweep or the writer itself may be removing it too.
+            shutil.rmtree(path, ignore_errors=True)
+    gone = [path for path in leftovers if dry_run or not path.exists()]
+    return SweepReport(tuple(str(path.relative_to(root)) for path in gone), sum(sizes[path] for path in gone))
 
 
-@dataclass(frozen=True)
-class _Survey:
-    records: list[CommitRecord]
-    damaged: tuple[str, ...]
-    orphans: list[str]
-
-
-def _survey(root: Path, stale_after_s: float) -> _Survey:
-    """Read all commit records and find the groups that neither one of them nor a live attempt names."""
-    # The order matters: a live attempt holds its pending record until the commit record names the group, so a group
-    # that is listed first and found in neither afterwards is not about to be committed.
-    groups = names_in(root / VIDEOS)
-    attempts = [root / TMP / name for name in names_in(root / TMP)]
-    needed = {_pending_group(attempt) for attempt in attempts if not _is_left_behind(attempt, stale_after_s)}
-    records, damaged = [], set()
-    for video, record in load_records(root, committed_ids(root)):
-        if isinstance(record, DamagedCacheError):
-            damaged.add(video)
-        elif record is not None:
-            records.append(record)
-    needed.update(record.group for record in records)
-    orphans = sorted(group for group in groups if group not in needed and _video_of(group) not in damaged)
-    return _Survey(records, tuple(sorted(damaged)), orphans)
-
-
-def _pending_group(attempt: Path) -> str | None:
-    try:
-        return str(json.loads((attempt / PENDING_RECORD).read_bytes())["group"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # no record there yet, or not whole: then its group has not been moved yet
-
-
-def _is_left_behind(attempt: Path, stale_after_s: float) -> bool:
-    writer = Writer.of(attempt.name)
-    if writer is not None and writer.is_known_dead():
-        return True
-    changes = []
-    for path in [attempt, *attempt.rglob("*")]:
+def _tree_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
         try:
-            changes.append(path.stat().st_mtime)
+            total += path.stat().st_size if path.is_file() else 0
         except FileNotFoundError:
-            continue  # moved into place meanwhile
-    return not changes or time.time() - max(changes) > stale_after_s
-
-
-def _video_of(group: str) -> str:
-    return group.rpartition(".")[0]
+            continue  # another sweep was first
+    return total

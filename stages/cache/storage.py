@@ -3,9 +3,12 @@
 A storage type may spread the features over several arrays: `features` itself, one row per frame, and `per_video` arrays
 that belong to the whole video (the scales of a quantised type). Writer, reader and verification handle both kinds by
 the commit record alone, so another type is one more entry in `STORAGE_TYPES`.
+
+numpy has no bfloat16: such features are stored and returned as their 16 bits, in uint16; `widen` gives the numbers.
+int8 is returned as bfloat16, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -18,8 +21,14 @@ STORAGE_FIELD = "storage"
 """The fingerprint field that names a cache's storage type."""
 
 _BLOCK_FRAMES = 10
+_LARGEST_BFLOAT16 = float(np.array(0x7F7F_0000, np.uint32).view(np.float32))
+# Symmetric, so that zero is exact; -128 is left to the fill value of chunks that were never written.
+_LARGEST_INT8 = 127
 # Bits of a float without its sign, per item size: as integers they order like magnitudes, with inf and NaN on top.
 _MAGNITUDE = {2: (np.uint16, 0x7FFF), 4: (np.uint32, 0x7FFF_FFFF)}
+
+
+Stored = Mapping[str, np.ndarray]
 
 
 class StorageType(Protocol):
@@ -33,10 +42,15 @@ class StorageType(Protocol):
     def per_video(self) -> tuple[str, ...]:
         """Names of the arrays that are read whole, whatever frames are asked for."""
 
-    def encode(self, features: np.ndarray, *, video: str, times_s: np.ndarray) -> dict[str, np.ndarray]:
-        """Turn features `[T, P, C]` (float16 or float32) into stored arrays by name; CacheWriteError if they cannot."""
+    def encode(
+        self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
+    ) -> dict[str, np.ndarray]:
+        """Turn features `[T, P, C]` (float16 or float32) into stored arrays by name; CacheWriteError if they cannot.
 
-    def decode(self, stored: Mapping[str, np.ndarray]) -> np.ndarray:
+        With `kept`, the stored arrays of K older frames, the result holds those frames first: `[K + T, P, C]`.
+        """
+
+    def decode(self, stored: Stored) -> np.ndarray:
         """Turn the stored arrays of some frames into features `[T, P, C]`."""
 
 
@@ -47,18 +61,91 @@ class FloatStorage:
     name: str
     per_video: ClassVar[tuple[str, ...]] = ()
 
-    def encode(self, features: np.ndarray, *, video: str, times_s: np.ndarray) -> dict[str, np.ndarray]:
+    def encode(
+        self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
+    ) -> dict[str, np.ndarray]:
         """See `StorageType.encode`; magnitudes beyond the type's largest number are refused, never made infinite."""
         largest = float(np.finfo(self.name).max)
         refuse_unstorable(features, largest=largest, name="features", video=video, times_s=times_s)
-        return {"features": features.astype(self.name, copy=False)}
+        return {"features": _after(kept, features.astype(self.name, copy=False))}
 
-    def decode(self, stored: Mapping[str, np.ndarray]) -> np.ndarray:
+    def decode(self, stored: Stored) -> np.ndarray:
         """See `StorageType.decode`; the stored type is kept."""
         return stored["features"]
 
 
-STORAGE_TYPES: dict[str, StorageType] = {kind.name: kind for kind in (FloatStorage("float16"), FloatStorage("float32"))}
+@dataclass(frozen=True)
+class BFloat16Storage:
+    """bfloat16, rounded to nearest even: float32's range with 8 bits of precision; stored as its bits, in uint16."""
+
+    name: ClassVar[str] = "bfloat16"
+    per_video: ClassVar[tuple[str, ...]] = ()
+
+    def encode(
+        self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
+    ) -> dict[str, np.ndarray]:
+        """See `StorageType.encode`; magnitudes beyond the type's largest number are refused, never made infinite."""
+        refuse_unstorable(features, largest=_LARGEST_BFLOAT16, name="features", video=video, times_s=times_s)
+        bits = np.empty(features.shape, np.uint16)
+        for block in _blocks(len(features)):
+            bits[block] = _bfloat16_bits(np.ascontiguousarray(features[block], dtype=np.float32))
+        return {"features": _after(kept, bits)}
+
+    def decode(self, stored: Stored) -> np.ndarray:
+        """See `StorageType.decode`; the bits, which torch views as bfloat16 without a copy."""
+        return stored["features"]
+
+
+@dataclass(frozen=True)
+class Int8Storage:
+    """Integers of 8 bits, times one float32 scale per channel of the video: `scales [C]`, a channel's peak / 127.
+
+    One scale per token instead would be set by the outlier channels of vision transformers and cost all others most of
+    their precision. A stored value is off by half a step of its channel at most. Frames that are added later keep the
+    scales, but for channels in which they exceed the old peak: there the old frames are rounded once more, to the wider
+    step.
+    """
+
+    name: ClassVar[str] = "int8"
+    per_video: ClassVar[tuple[str, ...]] = ("scales",)
+
+    def encode(
+        self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
+    ) -> dict[str, np.ndarray]:
+        """See `StorageType.encode`; magnitudes beyond bfloat16's largest number are refused."""
+        refuse_unstorable(features, largest=_LARGEST_BFLOAT16, name="features", video=video, times_s=times_s)
+        scales = _channel_peaks(features) / np.float32(_LARGEST_INT8)
+        if kept is not None:
+            scales = np.maximum(scales, kept["scales"])
+        # A channel that is zero throughout has scale 0; any divisor gives it zeros.
+        steps = np.where(scales > 0, scales, np.float32(1))
+        quantised = np.empty(features.shape, np.int8)
+        for block in _blocks(len(features)):
+            # The quotient of a peak and its own scale may exceed 127 by a rounding.
+            quantised[block] = np.clip(np.rint(features[block] / steps), -_LARGEST_INT8, _LARGEST_INT8)
+        if kept is not None:
+            kept = {"features": _on_wider_steps(kept["features"], kept["scales"], steps)}
+        return {"features": _after(kept, quantised), "scales": scales}
+
+    def decode(self, stored: Stored) -> np.ndarray:
+        """See `StorageType.decode`; bfloat16's bits, which numpy makes four times as fast as float16.
+
+        Both roundings together are off by less than a step of the channel.
+        """
+        bits = np.empty(stored["features"].shape, np.uint16)
+        for frame, quantised in enumerate(stored["features"]):
+            bits[frame] = _bfloat16_bits(quantised * stored["scales"])
+        return bits
+
+
+STORAGE_TYPES: dict[str, StorageType] = {
+    kind.name: kind for kind in (FloatStorage("float16"), FloatStorage("float32"), BFloat16Storage(), Int8Storage())
+}
+
+
+def widen(features: np.ndarray) -> np.ndarray:
+    """Return features as the cache gives them as numbers that numpy knows: bfloat16's bits become float32."""
+    return (features.astype(np.uint32) << 16).view(np.float32) if features.dtype == np.uint16 else features
 
 
 def storage_type(name: object) -> StorageType:
@@ -68,6 +155,38 @@ def storage_type(name: object) -> StorageType:
     raise UserError(
         f"unknown storage type (fingerprint field {STORAGE_FIELD!r})", received=name, allowed=", ".join(STORAGE_TYPES)
     )
+
+
+def _after(kept: Stored | None, rows: np.ndarray) -> np.ndarray:
+    return rows if kept is None else np.concatenate([kept["features"], rows])
+
+
+def _bfloat16_bits(wide: np.ndarray) -> np.ndarray:
+    """Round finite, contiguous float32 to the nearest bfloat16; its 16 bits, in uint32."""
+    bits = wide.view(np.uint32)
+    # Half a unit of the last kept bit, a hair less for even numbers, which then stay even on a tie.
+    return (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+
+
+def _blocks(num_frames: int) -> Iterator[slice]:
+    """Cut frames into blocks that fit a processor's cache better than a whole video of float32 would."""
+    return (slice(start, start + _BLOCK_FRAMES) for start in range(0, num_frames, _BLOCK_FRAMES))
+
+
+def _channel_peaks(features: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each channel, `[C]` float32."""
+    peaks = np.zeros(features.shape[2], np.float32)
+    for block in _blocks(len(features)):
+        np.maximum(peaks, np.abs(features[block]).max(axis=(0, 1)), out=peaks)
+    return peaks
+
+
+def _on_wider_steps(quantised: np.ndarray, scales: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Round stored integers to wider steps in the channels whose step grew; all others stay as they are."""
+    grown = np.flatnonzero(steps > np.where(scales > 0, scales, np.float32(1)))
+    moved = quantised.copy()
+    moved[:, :, grown] = np.rint(quantised[:, :, grown] * (scales[grown] / steps[grown]))
+    return moved
 
 
 def refuse_unstorable(array: np.ndarray, *, largest: float, name: str, video: str, times_s: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.atomic import sync_directory, sync_file
-from stages.cache.commit import VIDEOS, CommitRecord, content_checksum, load_record, record_path
+from stages.cache.commit import VIDEOS, CommitRecord, Directory, content_checksum, load_record, record_path
 from stages.cache.errors import DamagedCacheError, storage_errors
 from stages.cache.writers import current_writer
 from stages.cache.zarr_store import write_group
@@ -79,7 +79,7 @@ def _write_aside(attempt: Path, video: str, fingerprint: str, arrays: Mapping[st
 
 def _previous_group(root: Path, video: str) -> str | None:
     try:
-        previous = load_record(root, video)
+        previous = load_record(Directory(root), video)
     except DamagedCacheError:
         return None  # it is about to be replaced; the sweep finds its group
     return previous.group if previous else None

@@ -1,25 +1,29 @@
 """One Zarr v3 group per video: `times_s`, `features` and `targets` side by side, rows are frames.
 
 zarr-python writes the groups, so any Zarr v3 reader opens them. Layout: 10 frames a chunk, no sharding, no codec but
-little-endian bytes, NaN fill, files named `c.<chunk>.0.0`. Because a chunk file is then the plain rows one after
-another, reading does not go through zarr-python: it reads the wanted rows straight into the result, five times faster
-(as fast as a memory map) and without touching the rest of a chunk. The shapes it relies on come from the commit record.
+little-endian bytes, NaN fill (-128 for int8), files named `c.<chunk>.0.0`. Because a chunk file is then the plain rows
+one after another, reading does not go through zarr-python: it reads the wanted rows straight into the result, five
+times faster (as fast as a memory map) and without touching the rest of a chunk. The shapes it relies on come from the
+commit record.
 """
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 
 from stages.atomic import sync_directory, sync_file
+from stages.cache.blocks import chunk_problems, chunk_span, crc32c, read_into, runs, times_problems
 from stages.cache.commit import ArrayRecord, CommitRecord
-from stages.cache.errors import DamagedCacheError
 
 CHUNK_FRAMES = 10
+# What no writer writes, so that a chunk that is missing shows to whoever reads the group with zarr. uint16 holds the
+# bits of bfloat16, and this is its NaN.
+_FILL = {"uint16": 0x7FC0, "int8": -128}
 
 assert sys.byteorder == "little", "stored rows are read as they lie on disk, little-endian"
 
@@ -50,20 +54,21 @@ def write_group(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Array
     return records
 
 
-def read_rows(group: Path, name: str, array: ArrayRecord, rows: np.ndarray) -> np.ndarray:
+def read_rows(group: Path, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
     """Return `rows` (any order, repeats allowed) of an array, in its stored type; neighbours are read in one go.
 
     Raises:
         DamagedCacheError: a chunk file is gone or too short.
     """
+    array = record.arrays[name]
     out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
     target = out.view(np.uint8).reshape(-1).data
     filled = 0
-    for first, count in _runs(rows, array.chunk_rows):
+    for first, count in runs(rows, array.chunk_rows):
         chunk, row = divmod(first, array.chunk_rows)
         size = count * array.row_bytes
         path = _chunk_path(group, name, array, chunk)
-        _read_into(path, row * array.row_bytes, target[filled : filled + size])
+        read_into(path, row * array.row_bytes, target[filled : filled + size])
         filled += size
     return out
 
@@ -76,12 +81,8 @@ def group_problems(group: Path, record: CommitRecord) -> list[str]:
     for name, array in record.arrays.items():
         problems += _metadata_problems(group / name / "zarr.json", name, array)
         for chunk in range(len(array.crc32c)):
-            problems += _chunk_problems(group, name, record, chunk)
-    if not problems:
-        times = record.arrays["times_s"]
-        if not np.array_equal(read_rows(group, "times_s", times, np.arange(times.shape[0])), record.times_array):
-            problems.append("times_s differs from the times in the commit record")
-    return problems
+            problems += _file_problems(group, record, name, chunk)
+    return problems or times_problems(record, partial(read_rows, group, record))
 
 
 def _write_array(group: Any, name: str, array: np.ndarray) -> ArrayRecord:
@@ -94,7 +95,7 @@ def _write_array(group: Any, name: str, array: np.ndarray) -> ArrayRecord:
         chunks=(chunk_rows, *array.shape[1:]),
         compressors=None,
         filters=None,
-        fill_value=np.nan,
+        fill_value=_FILL.get(array.dtype.name, np.nan),
         # With the default "/" every chunk would get folders of its own: three times as many inodes.
         chunk_key_encoding={"name": "default", "separator": "."},
         # Otherwise zarr compares each chunk with the fill value, which takes four times as long as the writing.
@@ -104,44 +105,12 @@ def _write_array(group: Any, name: str, array: np.ndarray) -> ArrayRecord:
     for start in range(0, len(array), chunk_rows):
         block = np.ascontiguousarray(array[start : start + chunk_rows])
         stored[start : start + chunk_rows] = block
-        sums.append(_crc32c(block))
+        sums.append(crc32c(block))
     return ArrayRecord(shape=array.shape, dtype=array.dtype.name, chunk_rows=chunk_rows, crc32c=tuple(sums))
-
-
-def _crc32c(block: np.ndarray) -> str:
-    plain = block.view(np.uint8).reshape(-1)
-    plain.flags.writeable = False  # google_crc32c accepts read-only buffers only
-    return f"{google_crc32c.value(plain):08x}"
 
 
 def _chunk_path(group: Path, name: str, array: ArrayRecord, chunk: int) -> Path:
     return group / name / ".".join(["c", str(chunk), *["0"] * (len(array.shape) - 1)])
-
-
-def _runs(rows: np.ndarray, chunk_rows: int) -> Iterator[tuple[int, int]]:
-    """Cut `rows` into (first row, count) runs of neighbours that lie in one chunk."""
-    if rows.size:
-        cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % chunk_rows == 0)) + 1
-        for run in np.split(rows, cuts):
-            yield int(run[0]), len(run)
-
-
-def _read_into(path: Path, offset: int, target: memoryview) -> None:
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            filled = 0
-            while filled < len(target):
-                count = file.readinto(target[filled:])
-                if not count:
-                    raise _damaged(path, "this chunk is cut short")
-                filled += count
-    except FileNotFoundError:
-        raise _damaged(path, "this chunk is gone") from None
-
-
-def _damaged(path: Path, what: str) -> DamagedCacheError:
-    return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then the same extraction again")
 
 
 def _metadata_problems(path: Path, name: str, array: ArrayRecord) -> list[str]:
@@ -158,25 +127,22 @@ def _metadata_problems(path: Path, name: str, array: ArrayRecord) -> list[str]:
             "name": "regular",
             "configuration": {"chunk_shape": [array.chunk_rows, *array.shape[1:]]},
         },
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+        # A type of one byte has no order of bytes to name.
+        "codecs": [{"name": "bytes", **({} if array.dtype == "int8" else {"configuration": {"endian": "little"}})}],
     }
     wrong = [key for key, value in expected.items() if not isinstance(stored, dict) or stored.get(key) != value]
     return [f"{name}: zarr.json has another {key} than the commit record" for key in wrong]
 
 
-def _chunk_problems(group: Path, name: str, record: CommitRecord, chunk: int) -> list[str]:
+def _file_problems(group: Path, record: CommitRecord, name: str, chunk: int) -> list[str]:
     array = record.arrays[name]
-    first, last = chunk * array.chunk_rows, min((chunk + 1) * array.chunk_rows, array.shape[0]) - 1
-    place = f"{name}: chunk {chunk} (rows {first} to {last})"
-    path = _chunk_path(group, name, array, chunk)
+    first, end = chunk_span(array, chunk)
+    place = f"{name}: chunk {chunk} (rows {first} to {end - 1})"
     try:
-        size = path.stat().st_size
+        size = _chunk_path(group, name, array, chunk).stat().st_size
     except FileNotFoundError:
         return [f"{place} is missing"]
     expected = array.chunk_rows * array.row_bytes
     if size != expected:
         return [f"{place} has {size} bytes instead of {expected}"]
-    found = _crc32c(read_rows(group, name, array, np.arange(first, last + 1)))
-    if found != array.crc32c[chunk]:
-        return [f"{place} has CRC-32C {found} instead of {array.crc32c[chunk]}: its bytes changed after the commit"]
-    return []
+    return chunk_problems(name, array, chunk, partial(read_rows, group, record))

@@ -1,5 +1,6 @@
 """Opening a local video file safely with PyAV, and listing its packets without decoding any."""
 
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # Above these a header is taken for damaged (or hostile) and no frame is allocated.
 _MAX_SIDE_PX = 16_384
 _MAX_PICTURE_PX = 150_000_000
+
+# Of sizes that FFmpeg itself does not accept it forgets the numbers, and only its message tells them.
+_NO_SIZE = "the file does not say how large its pictures are"
+_TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) is invalid")
 
 # A video may lack this much of its declared duration before it counts as cut short. Containers round, and encoders
 # drop a frame or two at the end; a time beyond the real end still fails as "out_of_range".
@@ -63,6 +68,11 @@ def ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
                 yield messages
             except av.error.FFmpegError as error:
                 raise _translate(error, messages) from error
+            except DecodeError as error:
+                size_px = _TOO_LARGE.search(" ".join(text for _, _, text in messages))
+                if error.reason != _NO_SIZE or size_px is None:
+                    raise
+                raise _too_large(int(size_px[1]), int(size_px[2])) from error
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skip)
@@ -123,13 +133,17 @@ def _video_stream(container: Any) -> Any:
 
 def _check_size(width_px: int, height_px: int) -> None:
     if width_px <= 0 or height_px <= 0:
-        raise DecodeError("unreadable", "the file does not say how large its pictures are")
+        raise DecodeError("unreadable", _NO_SIZE)
     if max(width_px, height_px) > _MAX_SIDE_PX or width_px * height_px > _MAX_PICTURE_PX:
-        raise DecodeError(
-            "refused",
-            f"pictures of {width_px} x {height_px} pixels; at most {_MAX_SIDE_PX} a side and "
-            f"{_MAX_PICTURE_PX // 1_000_000} million in all are decoded",
-        )
+        raise _too_large(width_px, height_px)
+
+
+def _too_large(width_px: int, height_px: int) -> DecodeError:
+    return DecodeError(
+        "refused",
+        f"pictures of {width_px} x {height_px} pixels; at most {_MAX_SIDE_PX} a side and "
+        f"{_MAX_PICTURE_PX // 1_000_000} million in all are decoded",
+    )
 
 
 def list_packets(path: Path) -> PacketList:

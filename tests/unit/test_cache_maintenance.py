@@ -1,5 +1,6 @@
 """Checking, counting and sweeping a cache: each kind of damage is named, and nothing that is needed is removed."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from stages.cache import DamagedCacheError, FeatureCache, Fingerprint
 from stages.cache.writers import current_writer
+from tests.conftest import run_pipeline
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_reading_damaged_frames_stops_instead_of_returning_fill_values(cache, da
     written = content(25)
     cache.write_video("v", **written)
     damage(group_of(cache, "v"))
-    with pytest.raises(DamagedCacheError, match=r"this chunk is (gone|cut short)\. Run `pipeline cache verify`"):
+    with pytest.raises(DamagedCacheError, match=r"this file is (gone|cut short)\. Run `pipeline cache verify`"):
         cache.read("v", written["times_s"])
 
 
@@ -158,3 +160,117 @@ def test_a_group_about_to_be_named_by_a_live_attempt_is_no_orphan(cache):
     assert (cache.root / "videos" / record.group).is_dir()
     shutil.rmtree(attempt)
     assert cache.sweep().removed == (f"videos/{record.group}",)
+
+
+# --- repair and prune
+
+
+def planned(*videos):
+    return dict.fromkeys(videos, np.arange(25) / 25)
+
+
+def commit(cache, *videos):
+    with cache.ledger.writer() as ledger:
+        for video in videos:
+            ledger.done(video, checksum=cache.write_video(video, **content(25)).checksum, attempts=1)
+
+
+def break_record(cache, video):
+    (cache.root / "commits" / f"{video}.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_missing, damage_bit, damage_cut, damage_shape, damage_metadata, damage_group, break_record]
+)
+def test_a_damaged_video_is_put_back_into_the_queue_and_extracting_again_mends_it(cache, damage):
+    commit(cache, "good", "bad")
+    damage(cache, "bad") if damage is break_record else damage(group_of(cache, "bad"))
+    assert cache.requeue(["good", "bad"]) == ("bad",)
+    cache.sweep()
+    status = cache.ledger.status(planned("good", "bad"))
+    assert (status.done, status.pending, status.failed, status.damaged) == ({"good"}, {"bad"}, {}, {})
+    assert all(result.ok for result in cache.verify_all())
+    assert [path.name.partition(".")[0] for path in (cache.root / "videos").iterdir()] == ["good"]
+    commit(cache, "bad")
+    assert cache.ledger.status(planned("good", "bad")).done == {"good", "bad"}
+
+
+def test_a_requeued_video_is_pending_even_if_adding_frames_to_it_had_failed(cache):
+    commit(cache, "v")
+    with cache.ledger.writer() as ledger:
+        ledger.failed("v", reason="timeout", attempts=1)
+    damage_bit(group_of(cache, "v"))
+    cache.requeue(["v"])
+    assert cache.ledger.status(planned("v")).pending == {"v"}
+    assert "CRC-32C" in cache.ledger.read().latest["v"].reason
+
+
+def test_verify_names_a_video_that_the_ledger_lists_and_nobody_finds(cache):
+    commit(cache, "here", "gone")
+    shutil.rmtree(group_of(cache, "gone"))
+    (cache.root / "commits" / "gone.json").unlink()
+    bad = [result for result in cache.verify_all() if not result.ok]
+    assert [(result.video, result.orphan) for result in bad] == [("gone", False)]
+    assert bad[0].problems == ("the ledger lists it as done, but nothing is committed",)
+
+
+def leave_leftovers(cache):
+    orphan = cache.root / "videos" / "v.00c0ffee"
+    shutil.copytree(group_of(cache, "v"), orphan)
+    dead = cache.root / "tmp" / f"dddd.{2**22 + 1}.1.{current_writer().split('.', 2)[2]}"
+    dead.mkdir(parents=True)
+    (dead / "half").write_bytes(bytes(1000))
+    return sum(path.stat().st_size for path in orphan.rglob("*") if path.is_file()) + 1000
+
+
+def test_a_dry_run_says_what_and_how_much_and_removes_nothing(cache):
+    commit(cache, "v")
+    expected = leave_leftovers(cache)
+    before = sorted(cache.root.rglob("*"))
+    told = cache.sweep(dry_run=True)
+    assert (len(told.removed), told.freed_bytes) == (2, expected)
+    assert sorted(cache.root.rglob("*")) == before
+    assert cache.sweep() == told
+    assert cache.sweep(dry_run=True).removed == ()
+    assert cache.verify("v").ok
+
+
+def pipeline_cache(*arguments):
+    done = run_pipeline("cache", *arguments)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_the_commands_verify_repair_and_prune_go_together(cache):
+    commit(cache, "good", "bad")
+    damage_bit(group_of(cache, "bad"))
+    found = pipeline_cache("verify", cache.root)
+    assert found.returncode == 3
+    assert "video bad: targets: chunk 2" in found.stderr
+    assert f"pipeline cache verify {cache.root} --repair" in found.stderr.replace("\n", " ")
+    mended = pipeline_cache("verify", cache.root, "--repair", "--json")
+    assert mended.returncode == 0
+    assert json.loads(mended.stdout)["requeued"] == ["bad"]
+    assert "it extracts 1 videos anew" in mended.stderr
+    assert pipeline_cache("verify", cache.root).returncode == 0
+    shutil.copytree(group_of(cache, "good"), cache.root / "videos" / "good.00c0ffee")
+    told = json.loads(pipeline_cache("prune", cache.root, "--dry-run", "--json").stdout)
+    assert (told["removed"], told["dry_run"]) == (["videos/good.00c0ffee"], True)
+    assert json.loads(pipeline_cache("prune", cache.root, "--json").stdout)["freed_bytes"] == told["freed_bytes"] > 0
+    assert not (cache.root / "videos" / "good.00c0ffee").exists()
+
+
+def test_the_command_convert_writes_what_the_commands_info_and_verify_read(cache, tmp_path):
+    commit(cache, "a", "b")
+    target = tmp_path / "export.h5"
+    done = pipeline_cache("convert", cache.root, target, "--to", "hdf5", "--json")
+    assert done.returncode == 0
+    said = json.loads(done.stdout)
+    assert (said["kind"], said["num_videos"], said["num_frames"]) == ("hdf5", 2, 50)
+    assert json.loads(pipeline_cache("info", target, "--json").stdout)["kind"] == "hdf5"
+    data = bytearray(target.read_bytes())
+    data[-3000] ^= 1
+    target.write_bytes(data)
+    assert pipeline_cache("verify", target).returncode in (2, 3)
+    refused = pipeline_cache("verify", target, "--repair")
+    assert (refused.returncode, "exports are read-only" in refused.stderr) == (2, True)

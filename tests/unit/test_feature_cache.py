@@ -149,6 +149,20 @@ def test_a_merge_keeps_old_frames_between_the_new_ones(cache):
     np.testing.assert_array_equal(cache.read("v", whole["times_s"]).targets, whole["targets"])
 
 
+@pytest.mark.parametrize("damage", ["bit", "missing"])
+def test_a_merge_does_not_put_a_new_checksum_under_damaged_frames(cache, damage):
+    whole = content(30)
+    cache.write_video("v", **{name: array[:20] for name, array in whole.items()})
+    chunk = group_of(cache, "v") / "features" / "c.1.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(data) if damage == "bit" else chunk.unlink()
+    with pytest.raises(CacheWriteError, match=r"the frames that it has are damaged \(features: chunk 1 .* --repair"):
+        cache.write_video("v", **{name: array[20:] for name, array in whole.items()}, merge=True)
+    assert len(cache.cached_times_s("v")) == 20
+    assert not cache.verify("v").ok
+
+
 def test_a_reader_that_opened_an_old_revision_goes_on_with_the_new_one(cache):
     reader = FeatureCache.open(cache.root)
     cache.write_video("v", **content(12, seed=1))
@@ -179,13 +193,13 @@ def test_an_opened_cache_can_be_handed_to_a_spawned_worker(cache):
     np.testing.assert_array_equal(features, written["features"])
 
 
-def test_reading_loads_neither_zarr_nor_torch(cache):
+def test_reading_loads_neither_zarr_nor_torch_nor_h5py(cache):
     cache.write_video("v", **content(3))
     program = f"""
         import sys
         from stages.cache import FeatureCache
         FeatureCache.open({str(cache.root)!r}).read("v", [0.04])
-        assert not {{"zarr", "torch", "ray"}} & set(sys.modules)
+        assert not {{"zarr", "torch", "ray", "h5py"}} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
 

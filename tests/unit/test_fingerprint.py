@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stages.cache.commit import Directory
 from stages.cache.fingerprint import Fingerprint, load_fingerprint, save_fingerprint
 from stages.errors import UserError
 
@@ -22,7 +23,7 @@ def change(cache, **changes):
 
 
 def test_a_saved_fingerprint_is_read_back_with_the_types_of_its_values(cache):
-    read = load_fingerprint(cache)
+    read = load_fingerprint(Directory(cache))
     assert read == Fingerprint(fields=FIELDS)
     assert [type(value) for value in read.fields.values()] == [str, int, float, bool, type(None), str]
 
@@ -71,13 +72,13 @@ def test_numbers_that_json_cannot_hold_are_refused():
 def test_a_file_edited_by_hand_is_refused(cache):
     change(cache, fields={**FIELDS, "layer": 12})
     with pytest.raises(UserError, match=r"fingerprint\.json: the digest does not belong to the fields"):
-        load_fingerprint(cache)
+        load_fingerprint(Directory(cache))
 
 
 def test_a_file_of_another_format_version_is_refused(cache):
     change(cache, format_version=2, new_key=1)
     with pytest.raises(UserError, match=r"another format version; got 2; allowed: 1"):
-        load_fingerprint(cache)
+        load_fingerprint(Directory(cache))
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ def test_a_file_of_another_format_version_is_refused(cache):
 def test_a_broken_file_is_one_clear_error_with_its_name(cache, content):
     (cache / "fingerprint.json").write_text(content)
     with pytest.raises(UserError, match=r"fingerprint\.json"):
-        load_fingerprint(cache)
+        load_fingerprint(Directory(cache))
 
 
 def test_a_directory_without_fingerprint_is_no_cache(tmp_path):
     with pytest.raises(UserError, match=r"no feature cache here .*Run `pipeline extract` first"):
-        load_fingerprint(tmp_path)
+        load_fingerprint(Directory(tmp_path))

@@ -141,10 +141,10 @@ def test_a_failed_re_run_after_a_good_one_takes_nothing_away(cache):
 
 
 def test_the_latest_event_wins_over_writers_by_time_and_within_one_by_order(cache):
-    with cache.ledger.writer("z-first") as first, cache.ledger.writer("a-second") as second:
-        first.failed("v", reason="one", attempts=1)
-        second.failed("v", reason="two", attempts=2)
-        second.failed("v", reason="three", attempts=3)
+    first, second = cache.ledger.writer("z-first"), cache.ledger.writer("a-second")
+    first.failed("v", reason="one", attempts=1)
+    second.failed("v", reason="two", attempts=2)
+    second.failed("v", reason="three", attempts=3)
     assert states(cache, plan("v")).failed["v"].reason == "three"
 
 
@@ -196,8 +196,7 @@ def test_every_run_has_a_ledger_file_of_its_own(cache):
         cache.ledger.writer("run")
     with pytest.raises(UserError, match="ledger name"):
         cache.ledger.writer("../run")
-    with cache.ledger.writer() as one, cache.ledger.writer() as other:
-        assert one.path != other.path
+    assert cache.ledger.writer().path != cache.ledger.writer().path
 
 
 def test_a_run_without_events_leaves_no_ledger_file(cache):

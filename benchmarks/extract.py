@@ -1,0 +1,219 @@
+"""Stage 1 end to end against its parts and against a plain loop, on the same videos, frames and networks.
+
+    end to end   the extraction worker: decode children, both networks, commits; several videos in work at once
+    decode       the same children and requests alone, without networks
+    networks     the same frames through the same networks in the same passes alone, without decoding
+    commits      what came out of them written into the cache alone
+    plain loop   as people write it: for each video decode in this process, run both networks on its frames, save
+
+All run in one process (its decode children aside), in turns, after a round that is not counted. Times are medians over
+the repetitions. Without a GPU the parts compete for the same cores; then even a perfect overlap takes their processor
+time together, and `bound` says that: processor seconds of decode + networks + commits / cores.
+
+    python benchmarks/extract.py --videos 48 --repeat 3
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config import resolve
+from stages.cache.feature_cache import FeatureCache
+from stages.decode import DecodeChild, FrameRequest
+from stages.decode.reader import decode
+from stages.extraction import fingerprint, settle_precision
+from stages.synthetic import generate
+from stages.worker import ExtractionJob, ExtractionWorker, VideoTask, num_decode_children
+
+RESULTS = Path(__file__).parent / "results"
+DEADLINE_S = 600.0
+
+
+def build(arguments, folder):
+    """The job, and a task for each synthetic video: a frame every `every_s` seconds."""
+    per_split = {"train": arguments.videos}
+    generate(folder / "data", seed=0, videos_per_split=per_split)
+    config = resolve(preset=arguments.preset, overrides=arguments.set).config
+    extract = settle_precision(config.extract)
+    job = ExtractionJob(config.encoder, config.teacher, extract, str(folder / "cache"))
+    FeatureCache.create_or_open(folder / "cache", fingerprint(config, extract))
+    times_s = np.arange(0.0, arguments.seconds, arguments.every_s)
+    videos = sorted((folder / "data" / "videos").glob("*.mp4"))
+    return job, [VideoTask(path.stem, str(path), times_s, fresh=True) for path in videos]
+
+
+def request(task, worker):
+    extract = worker.job.extract
+    return FrameRequest(Path(task.path), task.times_s, worker.networks.sizes_px, extract.decoder, extract.tolerance_s)
+
+
+def end_to_end(worker, tasks, _views, arguments):
+    """More videos than children, so that full passes can be had of short ones, as the flow on Ray does."""
+    with ThreadPoolExecutor(arguments.ahead) as threads:
+        for outcome in threads.map(worker.process, tasks):
+            assert outcome.checksum is not None, outcome
+
+
+def decode_alone(worker, tasks, _views, _arguments):
+    children = [DecodeChild() for _ in range(num_decode_children(worker.job.extract))]
+    free = list(children)
+    for child, task in zip(children, tasks, strict=False):  # started, as they are before the worker's first video
+        child.decode(request(task, worker), DEADLINE_S)
+
+    def one(task):
+        child = free.pop()
+        decoded = child.decode(request(task, worker), DEADLINE_S)
+        free.append(child)
+        return decoded
+
+    started = time.perf_counter(), cpu_seconds(children)
+    with ThreadPoolExecutor(len(children)) as threads:
+        for _ in threads.map(one, tasks):
+            pass
+    taken = time.perf_counter() - started[0], cpu_seconds(children) - started[1]
+    for child in children:
+        child.close()
+    return taken
+
+
+def networks_alone(worker, _tasks, views, _arguments):
+    worker.encode(*views)
+
+
+def commits_alone(worker, tasks, _views, arguments):
+    """In as many threads as the worker has, with the features of any one video."""
+    count = len(tasks[0].times_s)
+    features, targets = arguments.encoded
+    content = {"times_s": tasks[0].times_s, "features": features[:count], "targets": targets[:count]}
+    with ThreadPoolExecutor(arguments.ahead) as threads:
+        for _ in threads.map(lambda task: worker.cache.write_video(task.video, **content), tasks):
+            pass
+
+
+def plain_loop(worker, tasks, _views, arguments):
+    """One video after the other, one pass per video's frames up to the batch size, one file per video."""
+    out = arguments.folder / "plain"
+    out.mkdir(exist_ok=True)
+    size = worker.job.extract.batch_size
+    networks = worker.networks
+    for task in tasks:
+        views = decode(request(task, worker)).views
+        features, targets = [], []
+        for start in range(0, len(task.times_s), size):
+            pictures = [torch.from_numpy(view[start : start + size]).to(networks.device) for view in views]
+            features.append(networks.encoder(pictures[0]).float().cpu())
+            targets.append(networks.teacher(pictures[1]).cpu())
+        np.savez(out / task.video, features=torch.cat(features).half().numpy(), targets=torch.cat(targets).numpy())
+
+
+def cpu_seconds(children):
+    """Processor time of this process and of the children given."""
+    ticks = 0
+    for child in children:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+FORMS = {
+    "decode": decode_alone,
+    "networks": networks_alone,
+    "commits": commits_alone,
+    "end to end": end_to_end,
+    "plain loop": plain_loop,
+}
+PARTS = ("decode", "networks", "commits")
+
+
+def measure(arguments, worker, tasks):
+    views = [np.concatenate(parts) for parts in zip(*(decode(request(t, worker)).views for t in tasks), strict=True)]
+    arguments.encoded = worker.encode(*(view[: len(tasks[0].times_s)] for view in views))
+    seconds = {form: [] for form in FORMS}
+    processor = {form: [] for form in FORMS}
+    for repetition in range(arguments.repeat + 1):
+        for form, function in FORMS.items():
+            started = time.perf_counter(), time.process_time()
+            taken = function(worker, tasks, views, arguments)
+            taken = taken or (time.perf_counter() - started[0], time.process_time() - started[1])
+            if repetition:  # the first round pays for what happens once
+                seconds[form].append(taken[0])
+                processor[form].append(taken[1])
+    return seconds, processor
+
+
+def summarise(seconds, processor, frames):
+    median = {form: statistics.median(times) for form, times in seconds.items()}
+    busy = {form: statistics.median(times) for form, times in processor.items()}
+    slower = max(median["decode"], median["networks"])
+    found = {
+        "seconds": seconds,
+        "frames_per_s": {form: frames / value for form, value in median.items()},
+        "share_of_the_slower_part": slower / median["end to end"],
+        "plain_loop_over_end_to_end": median["plain loop"] / median["end to end"],
+    }
+    if not torch.cuda.is_available():
+        bound = max(slower, sum(busy[part] for part in PARTS) / (os.cpu_count() or 1))
+        found |= {"processor_s": busy, "bound_s": bound, "share_of_bound": bound / median["end to end"]}
+    return found
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--videos", type=int, default=48)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each video; the shortest has four")
+    parser.add_argument("--every-s", type=float, default=0.5)
+    parser.add_argument("--ahead", type=int, default=8, help="videos in work at once")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--set", action="append", default=[], help="a setting, as for `pipeline extract`")
+    parser.add_argument("--name", default="extract", help="beginning of the result file's name")
+    return parser.parse_args()
+
+
+def main():
+    arguments = parse()
+    arguments.folder = Path(tempfile.mkdtemp(prefix="bench-extract-"))
+    try:
+        job, tasks = build(arguments, arguments.folder)
+        worker = ExtractionWorker(job)
+        frames = sum(len(task.times_s) for task in tasks)
+        seconds, processor = measure(arguments, worker, tasks)
+        worker.close()
+    finally:
+        shutil.rmtree(arguments.folder, ignore_errors=True)
+    result = {
+        "hardware": hardware(),
+        "work": {"videos": len(tasks), "frames": frames, "preset": arguments.preset, "settings": arguments.set},
+        "frames_per_pass": worker.networks.batch_frames,
+        "decode_children": num_decode_children(job.extract),
+        **summarise(seconds, processor, frames),
+    }
+    for form, rate in result["frames_per_s"].items():
+        print(f"{form}: {rate:.1f} frames/s")
+    print({key: round(value, 2) for key, value in result.items() if key.startswith(("share", "plain", "bound"))})
+    RESULTS.mkdir(exist_ok=True)
+    target = RESULTS / f"{arguments.name}-{datetime.now(UTC):%Y-%m-%d}.json"
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {target}")
+
+
+def hardware():
+    found = {"cpu_cores": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+    if torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+    return {**found, "torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What all three kinds of store share: runs of rows, reading them straight into a result, checksums of blocks."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from stages.cache.commit import ArrayRecord, CommitRecord
+from stages.cache.errors import DamagedCacheError
+
+ReadRows = Callable[[str, np.ndarray], np.ndarray]
+"""Array name and row numbers [n] -> the rows [n, ...] in their stored type."""
+
+
+def crc32c(block: np.ndarray) -> str:
+    """CRC-32C of a contiguous array's bytes, 8 hexadecimal digits."""
+    plain = block.view(np.uint8).reshape(-1)
+    plain.flags.writeable = False  # google_crc32c accepts read-only buffers only
+    return f"{google_crc32c.value(plain):08x}"
+
+
+def runs(rows: np.ndarray, chunk_rows: int) -> Iterator[tuple[int, int]]:
+    """Cut `rows` into (first row, count) runs of neighbours that lie in one chunk."""
+    if rows.size:
+        cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % chunk_rows == 0)) + 1
+        for run in np.split(rows, cuts):
+            yield int(run[0]), len(run)
+
+
+def read_into(path: Path, offset: int, target: memoryview) -> None:
+    """Fill `target` with a file's bytes from `offset` on.
+
+    One copy, as from a memory map, and as fast; but a file that somebody cuts short meanwhile is an error here and not
+    the end of the process.
+
+    Raises:
+        DamagedCacheError: the file is gone or too short.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            filled = 0
+            while filled < len(target):
+                count = file.readinto(target[filled:])
+                if not count:
+                    raise damaged(path, "this file is cut short")
+                filled += count
+    except FileNotFoundError:
+        raise damaged(path, "this file is gone") from None
+
+
+def damaged(path: Path, what: str) -> DamagedCacheError:
+    """The error for bytes that contradict their commit record."""
+    return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then the same extraction again")
+
+
+def chunk_span(array: ArrayRecord, chunk: int) -> tuple[int, int]:
+    """First row of a chunk, and the row after its last."""
+    first = chunk * array.chunk_rows
+    return first, min(first + array.chunk_rows, array.shape[0])
+
+
+def chunk_problems(name: str, array: ArrayRecord, chunk: int, read: ReadRows) -> list[str]:
+    """Compare one chunk's rows with their checksum; at most one sentence."""
+    first, end = chunk_span(array, chunk)
+    found = crc32c(read(name, np.arange(first, end)))
+    if found == array.crc32c[chunk]:
+        return []
+    where = f"{name}: chunk {chunk} (rows {first} to {end - 1})"
+    return [f"{where} has CRC-32C {found} instead of {array.crc32c[chunk]}: its bytes changed after the commit"]
+
+
+def times_problems(record: CommitRecord, read: ReadRows) -> list[str]:
+    """Compare the stored frame times with those in the commit record; at most one sentence."""
+    stored = read("times_s", np.arange(record.arrays["times_s"].shape[0]))
+    return [] if np.array_equal(stored, record.times_array) else ["times_s differs from the times in the commit record"]
+
+
+def content_problems(record: CommitRecord, read: ReadRows) -> list[str]:
+    """Check every chunk of every array and the times, for arrays that lie in one piece each."""
+    problems = []
+    for name, array in record.arrays.items():
+        for chunk in range(len(array.crc32c)):
+            try:
+                problems += chunk_problems(name, array, chunk, read)
+            except DamagedCacheError as error:
+                problems.append(f"{name}: {error}")
+                break
+    return problems or times_problems(record, read)

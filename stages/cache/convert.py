@@ -1,0 +1,229 @@
+"""Between the three kinds of store, without loss: arrays, records, fingerprint and ledger are copied bit for bit.
+
+Everything is written under a temporary name beside the target and renamed at the end, so a conversion that is
+interrupted leaves nothing that looks like a cache. What a killed one left is removed by the next to the same target.
+"""
+
+import glob
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stages.atomic import sync_directory, sync_file
+from stages.cache.blocks import chunk_span, crc32c
+from stages.cache.commit import COMMITS, VIDEOS, CommitRecord, Directory, parse_commit, record_content, record_path
+from stages.cache.errors import DamagedCacheError, storage_errors
+from stages.cache.feature_cache import FeatureCache
+from stages.cache.fingerprint import FILE_NAME
+from stages.cache.hdf5_store import Hdf5Writer
+from stages.cache.ledger import LEDGER
+from stages.cache.stores import HDF5, WEBDATASET, ZARR
+from stages.cache.webdataset_store import WebDatasetWriter
+from stages.cache.writers import Writer, current_writer
+from stages.cache.zarr_store import write_group
+from stages.errors import UserError
+from stages.ids import check_id
+
+KINDS = (ZARR, WEBDATASET, HDF5)
+
+
+class ExportWriter(Protocol):
+    """Writes a new store of one kind, from the first small file to `finish`."""
+
+    def add_file(self, folder: str, name: str, content: bytes) -> None:
+        """Write the fingerprint (folder "") or a ledger file."""
+
+    def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a committed video: its contiguous arrays, which fit `record`, and the record's bytes as stored."""
+
+    def finish(self) -> None:
+        """Write what makes the store whole."""
+
+    def close(self) -> None:
+        """Let go of open files, after a failure."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written: counts over the videos, and the bytes of their arrays."""
+
+    kind: str
+    num_videos: int
+    num_frames: int
+    num_bytes: int
+
+
+def convert(
+    source: FeatureCache, target: Path, kind: str, *, shard_bytes: int, on_video: Callable[[], None]
+) -> Conversion:
+    """Write all that is committed in `source`, and its ledger, to a new store at `target`.
+
+    Args:
+        kind: zarr or webdataset (`target` becomes a folder), or hdf5 (a file).
+        shard_bytes: about how large a shard of WebDataset may become.
+        on_video: called after each video, for progress.
+
+    Raises:
+        UserError: `target` is not empty, the disk is full or too small, or an id in `source` cannot be a file name.
+        DamagedCacheError: a video's bytes are not those that were committed; nothing is left at `target`.
+    """
+    assert kind in KINDS
+    _refuse_occupied(target)
+    found = source.info()
+    with storage_errors(target.parent, found.num_bytes):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_small_disk(target.parent, found.num_bytes)
+        with _written_aside(target) as aside:
+            writer = _writer(kind, aside, shard_bytes)
+            try:
+                _copy_small_files(source, writer)
+                total = _copy_videos(source, kind, writer, on_video)
+                writer.finish()
+            except BaseException:
+                with suppress(OSError):  # the first error is the one to tell
+                    writer.close()
+                raise
+    return total
+
+
+class ZarrWriter:
+    """Writes committed groups with the records that they were exported with, into a folder that exists."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in (COMMITS, VIDEOS):
+            (folder / name).mkdir()
+
+    def add_file(self, folder: str, name: str, content: bytes) -> None:
+        """See `ExportWriter.add_file`."""
+        Directory(self.folder).add_file(folder, name, content)
+
+    def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `ExportWriter.add_video`."""
+        written = write_group(self.folder / VIDEOS / record.group, arrays)
+        if written != record.arrays:
+            raise DamagedCacheError(
+                f"video {record.video!r} was not written in this program's layout", where=self.folder
+            )
+        self.add_file(COMMITS, record_path(self.folder, record.video).name, content)
+
+    def finish(self) -> None:
+        """See `ExportWriter.finish`."""
+        for name in (COMMITS, VIDEOS):
+            sync_directory(self.folder / name)
+
+    def close(self) -> None:
+        """See `ExportWriter.close`."""
+
+
+def _writer(kind: str, aside: Path, shard_bytes: int) -> ExportWriter:
+    if kind == HDF5:
+        return Hdf5Writer(aside)
+    aside.mkdir()
+    return WebDatasetWriter(aside, shard_bytes) if kind == WEBDATASET else ZarrWriter(aside)
+
+
+def _copy_small_files(source: FeatureCache, writer: ExportWriter) -> None:
+    # Before the records: of a video that is committed meanwhile the copy has no event, which a status makes good; an
+    # event of a record that it does not have would make the video pending.
+    fingerprint = source.store.content("", FILE_NAME)
+    assert fingerprint is not None, "the source was opened with it"
+    writer.add_file("", FILE_NAME, fingerprint)
+    for name in source.store.names(LEDGER):
+        check_id(name, kind="ledger file", where=str(source.root))
+        writer.add_file(LEDGER, name, source.store.content(LEDGER, name) or b"")
+
+
+def _copy_videos(source: FeatureCache, kind: str, writer: ExportWriter, on_video: Callable[[], None]) -> Conversion:
+    videos = frames = num_bytes = 0
+    for video in source.video_ids():
+        found = _committed(source, video)
+        if found is not None:
+            record, content, arrays = found
+            writer.add_video(record, content, arrays)
+            videos, frames, num_bytes = videos + 1, frames + len(record.times_s), num_bytes + record.num_bytes
+        on_video()
+    return Conversion(kind, videos, frames, num_bytes)
+
+
+def _committed(source: FeatureCache, video: str) -> tuple[CommitRecord, bytes, dict[str, np.ndarray]] | None:
+    """A video's record, its bytes, and its arrays after their checksums; None when it has lost its record meanwhile."""
+    while True:
+        content = record_content(source.store, video)
+        if content is None:
+            return None
+        record = parse_commit(content, record_path(source.root, video), video)
+        try:
+            return record, content, {name: _checked(source, record, name) for name in record.arrays}
+        except DamagedCacheError as error:
+            # An extraction may have replaced the video while it was read.
+            if record_content(source.store, video) == content:
+                raise DamagedCacheError(
+                    f"video {video!r} is damaged ({error}), so nothing was converted",
+                    where=source.root,
+                    hint="run `pipeline cache verify --repair` and extract it anew, or export the cache again",
+                ) from error
+
+
+def _checked(source: FeatureCache, record: CommitRecord, name: str) -> np.ndarray:
+    array = record.arrays[name]
+    if record.fingerprint != source.fingerprint.digest:
+        raise DamagedCacheError("it was committed with another fingerprint than this cache has")
+    content = source.store.read_rows(record, name, np.arange(array.shape[0]))
+    for chunk, expected in enumerate(array.crc32c):
+        first, end = chunk_span(array, chunk)
+        if crc32c(content[first:end]) != expected:
+            raise DamagedCacheError(f"{name}, rows {first} to {end - 1}: the checksum does not fit")
+    return content
+
+
+def _refuse_occupied(target: Path) -> None:
+    if target.is_symlink() or target.exists():
+        empty = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+        if not empty:
+            raise UserError("the target exists and is not empty", where=target, hint="give a new folder or file name")
+
+
+def _refuse_small_disk(folder: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise UserError(
+            f"the disk is too small: {needed_bytes / 1e9:.3f} GB are to be written, {free_bytes / 1e9:.3f} GB are free",
+            where=folder,
+            hint="free space there, or give a target on another disk",
+            exit_code=1,
+        )
+
+
+@contextmanager
+def _written_aside(target: Path) -> Iterator[Path]:
+    """Give a free path beside `target`; what is there at the end becomes `target`, after a failure it is removed."""
+    prefix = f".{target.name}.convert-"
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}*"):
+        writer = Writer.of(leftover.name.removeprefix(prefix))
+        if writer is not None and writer.is_known_dead():
+            _remove(leftover)
+    aside = target.parent / f"{prefix}{secrets.token_hex(4)}.{current_writer()}"
+    try:
+        yield aside
+        sync_directory(aside) if aside.is_dir() else sync_file(aside)
+        _refuse_occupied(target)
+        if aside.is_file() and target.is_dir():
+            target.rmdir()  # it is empty
+        aside.rename(target)
+        sync_directory(target.parent)
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""The frozen networks of Stage 1's worker: frames of several videos share a pass, and every pass has one shape."""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from model.config import EncoderConfig, TeacherConfig
+from stages.config import ExtractConfig
+from stages.device import pick_device, pick_dtype
+from stages.errors import UserError
+from stages.frozen_networks import load_encoder, load_teacher
+
+_LOG = logging.getLogger(__name__)
+
+# On a CPU more frames at once are not faster, and fewer of them are wasted on filling up a pass.
+_CPU_FRAMES = 8  # a power of two, as its halves are: threads share other numbers unevenly, and last bits differ
+
+# How long frames that do not fill a pass wait for those of videos that are still being decoded.
+_LINGER_S = 0.5
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """What every worker of one extraction is told."""
+
+    encoder: EncoderConfig
+    teacher: TeacherConfig
+    extract: ExtractConfig
+    cache_root: str
+
+
+class FrozenPair:
+    """Both frozen networks on one device, always given `batch_frames` frames, the missing ones filled up.
+
+    With a fixed shape a frame's numbers do not depend on how many frames it shares a pass with: on a CPU they are the
+    same bit for bit, so that an extraction that was killed and resumed equals one that was not.
+
+    Args:
+        job: which networks, in which precision, how many frames at once.
+
+    Raises:
+        UserError: a checkpoint cannot be opened.
+    """
+
+    def __init__(self, job: ExtractionJob) -> None:
+        self.device = pick_device()
+        self.dtype = pick_dtype(job.extract.precision, self.device)
+        self.batch_frames = frames_per_pass(job.extract, on_gpu=self.device.type != "cpu")
+        self.encoder = load_encoder(job.encoder).to(self.device, self.dtype)
+        self.teacher = load_teacher(job.teacher).to(self.device)
+        self.teacher.lower_precision(self.dtype)
+        self.sizes_px = tuple((size, size) for size in (self.encoder.size_px, self.teacher.size_px))
+
+    def encode(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both networks on the same frames, each in its own size; a lack of memory halves `batch_frames`.
+
+        Views [T, S, S, 3] uint8 -> features [T, P, C] float32 and y* [T, D] float32.
+
+        Raises:
+            UserError: not even one frame fits into the memory.
+        """
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        start = 0
+        while start < len(encoder_view):
+            rows = slice(start, start + self.batch_frames)
+            part = self._try_pass(encoder_view[rows], teacher_view[rows])
+            if part is None:
+                self._halve()
+                continue
+            parts.append(part)
+            start += len(part[0])
+        return _joined(parts)
+
+    def _try_pass(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """One pass, None where the memory did not hold it; what it held is free again once this has returned."""
+        count = len(encoder_view)
+        try:
+            features = self.encoder(self._to_device(encoder_view))[:count].float().cpu().numpy()
+            return features, self.teacher(self._to_device(teacher_view))[:count].cpu().numpy()
+        except (MemoryError, RuntimeError) as error:
+            # torch has a class of its own for a GPU's memory only.
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                return None
+            raise
+
+    def _to_device(self, frames: np.ndarray) -> torch.Tensor:
+        """Fill up to the fixed shape and send."""
+        missing = self.batch_frames - len(frames)
+        if missing:
+            frames = np.concatenate([frames, np.zeros((missing, *frames.shape[1:]), dtype=np.uint8)])
+        return torch.from_numpy(frames).to(self.device, non_blocking=True)
+
+    def _halve(self) -> None:
+        if self.batch_frames == 1:
+            raise UserError("the memory does not hold both frozen networks and one frame", where=str(self.device))
+        self.batch_frames //= 2
+        _LOG.warning("too little memory: going on with %d frames per pass", self.batch_frames)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(eq=False)
+class _Share:
+    """One video's frames on their way through the networks; `given` rows are in a pass already."""
+
+    views: tuple[np.ndarray, np.ndarray]
+    since_s: float
+    given: int = 0
+    parts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    error: BaseException | None = None
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def left(self) -> int:
+        return len(self.views[0]) - self.given
+
+
+class FramePacker:
+    """Joins the frames of several videos into full passes, so that short clips do not leave the networks idle.
+
+    A pass starts when it is full, when no announced video is still to come, or when its first frame has waited long
+    enough.
+
+    Args:
+        networks: served by one thread of this object.
+    """
+
+    def __init__(self, networks: FrozenPair) -> None:
+        self._networks = networks
+        self._changed = threading.Condition()
+        self._waiting: deque[_Share] = deque()
+        self._announced = 0
+        self._closed = False
+        self._busy_s, self._idle_s = 0.0, 0.0
+        self._thread = threading.Thread(target=self._serve, name="networks", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def announce(self) -> Iterator[None]:
+        """While this block runs another video's frames may come soon."""
+        with self._changed:
+            self._announced += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._announced -= 1
+                self._changed.notify()
+
+    def encode(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Wait until the frames have been through both networks; see `FrozenPair.encode`."""
+        share = _Share((encoder_view, teacher_view), time.monotonic())
+        with self._changed:
+            self._waiting.append(share)
+            self._changed.notify()
+        share.ready.wait()
+        if share.error is not None:
+            raise UserError(f"the frozen networks failed: {share.error}") from share.error
+        return _joined(share.parts)
+
+    def take_times(self) -> tuple[float, float]:
+        """Seconds in which the networks computed and in which they had nothing to do, since the last call."""
+        with self._changed:
+            taken = self._busy_s, self._idle_s
+            self._busy_s, self._idle_s = 0.0, 0.0
+        return taken
+
+    def close(self) -> None:
+        """Serve what has come and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            waited_from = time.perf_counter()
+            with self._changed:
+                while not self._is_worth_a_pass():
+                    if self._closed:
+                        return
+                    self._changed.wait(self._linger_s())
+                pieces = self._take()
+            started = time.perf_counter()
+            self._run(pieces)
+            with self._changed:
+                self._idle_s += started - waited_from
+                self._busy_s += time.perf_counter() - started
+            for share, _ in pieces:
+                if share.error is not None or not share.left:
+                    share.ready.set()
+
+    def _is_worth_a_pass(self) -> bool:
+        if not self._waiting:
+            return False
+        if self._closed or not self._announced or self._linger_s() == 0:
+            return True
+        return sum(share.left for share in self._waiting) >= self._networks.batch_frames
+
+    def _linger_s(self) -> float | None:
+        """How long the first frame that waits may wait on; None where none does."""
+        if not self._waiting:
+            return None
+        return max(0.0, self._waiting[0].since_s + _LINGER_S - time.monotonic())
+
+    def _take(self) -> list[tuple[_Share, slice]]:
+        """The rows of the next pass, in the order in which their videos came."""
+        pieces: list[tuple[_Share, slice]] = []
+        room = self._networks.batch_frames
+        while self._waiting and room:
+            share = self._waiting[0]
+            rows = slice(share.given, share.given + min(room, share.left))
+            pieces.append((share, rows))
+            share.given, share.since_s = rows.stop, time.monotonic()
+            room -= rows.stop - rows.start
+            if not share.left:
+                self._waiting.popleft()
+        return pieces
+
+    def _run(self, pieces: list[tuple[_Share, slice]]) -> None:
+        try:
+            views = [np.concatenate([share.views[view][rows] for share, rows in pieces]) for view in (0, 1)]
+            features, targets = self._networks.encode(*views)
+        except Exception as error:  # noqa: BLE001 - whatever it is, each video's thread must hear of it
+            with self._changed:
+                for share, _ in pieces:
+                    share.error = error
+                    if share.left:
+                        self._waiting.remove(share)
+            return
+        start = 0
+        for share, rows in pieces:
+            stop = start + rows.stop - rows.start
+            share.parts.append((features[start:stop], targets[start:stop]))
+            start = stop
+
+
+def frames_per_pass(config: ExtractConfig, *, on_gpu: bool) -> int:
+    """Frames that go through the frozen networks at once, as long as they fit into the memory."""
+    return config.batch_size if on_gpu else 2 ** int(math.log2(min(config.batch_size, _CPU_FRAMES)))
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    features, targets = zip(*parts, strict=True)
+    return np.concatenate(features), np.concatenate(targets)

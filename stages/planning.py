@@ -1,0 +1,312 @@
+"""What an extraction will ask for, before anything runs: the shape of its frames, its bytes, what is cached already.
+
+Nothing is built, decoded or written here; how long it takes is measured by `stages.calibration`.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.config import EncoderConfig, ModelConfig, TeacherConfig
+from model.dit_original import original_dit_config
+from stages.cache.feature_cache import FeatureCache
+from stages.cache.fingerprint import FILE_NAME, Scalar
+from stages.cache.storage import STORAGE_TYPES, StorageType
+from stages.cache.stores import store_at
+from stages.cache.zarr_store import CHUNK_FRAMES
+from stages.errors import UserError
+from stages.frame_plan import FramePlan
+from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES
+from stages.instructblip import INSTRUCTBLIP, instructblip_config, naming
+from stages.manifest import Manifest
+from stages.weights import Repository, load_without_code
+
+# What the default checkpoints' configurations say, so that they can be planned for before they are downloaded: P and C
+# of InstructBLIP's ViT-g, D of DiT-XL/2 (FACTS.md A.2).
+_PUBLISHED_ENCODERS = {"Salesforce/instructblip-vicuna-7b": (257, 1408)}
+_PUBLISHED_TEACHERS = {"facebook/DiT-XL-2-256": 1152}
+
+
+def count_windows(manifest: Manifest) -> int:
+    """Distinct windows of a split's videos: samples of several tasks may ask about the same frames."""
+    return len(
+        {
+            (one.split, one.video, one.start_s, one.end_s, one.num_frames, one.index_fps, one.times_s)
+            for one in manifest.samples
+        }
+    )
+
+
+# --- the shape of a frame
+
+
+@dataclass(frozen=True)
+class FrameShape:
+    """What the cache holds of one frame: features [P, C] and a target [D].
+
+    Attributes:
+        tokens: P, patch tokens with the class token.
+        width: C.
+        teacher_width: D.
+        assumed: checkpoints that are not on this machine, whose published sizes were taken.
+    """
+
+    tokens: int
+    width: int
+    teacher_width: int
+    assumed: tuple[str, ...] = ()
+
+
+def frame_shape(config: ModelConfig) -> FrameShape:
+    """Read the sizes off the configuration files of encoder and teacher; no weights are read.
+
+    Raises:
+        UserError: a configuration that cannot be had, or that settings do not fit.
+    """
+    encoder, teacher = config.encoder.source, config.teacher.source
+    assumed = tuple(
+        source
+        for source, published in ((encoder, _PUBLISHED_ENCODERS), (teacher, _PUBLISHED_TEACHERS))
+        if source in published and not _can_be_had(source)
+    )
+    tokens, width = _PUBLISHED_ENCODERS[encoder] if encoder in assumed else _encoder_shape(config.encoder)
+    teacher_width = _PUBLISHED_TEACHERS[teacher] if teacher in assumed else _teacher_width(config.teacher)
+    return FrameShape(tokens, width, teacher_width, assumed)
+
+
+def _can_be_had(source: str) -> bool:
+    try:
+        Repository(source).find("config.json")
+    except UserError:
+        return False
+    return True
+
+
+def _encoder_shape(config: EncoderConfig) -> tuple[int, int]:
+    """P and C."""
+    repository = Repository(config.source)
+    vision = _vision_config(repository)
+    with naming(config.source):
+        config.require_fits(vision.num_hidden_layers)
+    return (vision.image_size // vision.patch_size) ** 2 + 1, int(vision.hidden_size)
+
+
+def _vision_config(repository: Repository) -> Any:
+    from transformers import CLIPConfig, CLIPVisionConfig
+
+    described = repository.json("config.json")
+    family = described.get("model_type")
+    if family == CLIPConfig.model_type:
+        return CLIPConfig.from_dict(described).vision_config
+    if family == CLIPVisionConfig.model_type:
+        return CLIPVisionConfig.from_dict(described)
+    if family != INSTRUCTBLIP:
+        known = f"{INSTRUCTBLIP}, {CLIPConfig.model_type} or {CLIPVisionConfig.model_type}"
+        raise UserError(
+            "not a visual encoder that is known here",
+            where=repository.source,
+            received=family,
+            allowed=f"config.json with model_type {known}",
+        )
+    return instructblip_config(repository).vision_config
+
+
+def _teacher_width(config: TeacherConfig) -> int:
+    """D."""
+    if config.source.endswith(ORIGINAL_SUFFIXES):
+        dit = _original_dit(config)
+    else:
+        repository = Repository(config.source)
+        if repository.find("config.json") is not None:
+            described = repository.json("config.json")
+            if described.get("model_type") in DINOV2_FAMILY:
+                return _dino_width(config, described)
+        dit = repository.json("transformer/config.json")
+    with naming(config.source):
+        config.require_fits(dit)
+    return int(dit["num_attention_heads"] * dit["attention_head_dim"])
+
+
+def _original_dit(config: TeacherConfig) -> Mapping[str, Any]:
+    path = Path(config.source).expanduser()
+    if not path.is_file():
+        raise UserError("no such file", where="teacher.source", received=config.source)
+    loaded = load_without_code(path, hint="save its moving average alone: torch.save(checkpoint['ema'], path)")
+    with naming(config.source):
+        return original_dit_config(loaded.get("ema", loaded), config.heads)
+
+
+def _dino_width(config: TeacherConfig, described: dict[str, Any]) -> int:
+    from transformers import Dinov2Config, Dinov2WithRegistersConfig
+
+    plain = described["model_type"] == Dinov2Config.model_type
+    dino = (Dinov2Config if plain else Dinov2WithRegistersConfig).from_dict(described)
+    with naming(config.source):
+        config.require_fits_dino(dino.num_hidden_layers)
+    return int(dino.hidden_size)
+
+
+# --- bytes
+
+
+@dataclass(frozen=True)
+class _StoredArray:
+    """One array of a video; `rows` is None where there is one for each frame."""
+
+    row_bytes: int
+    rows: int | None
+    in_chunks: bool
+
+    def num_bytes(self, frames: int, *, padded: bool) -> int:
+        rows = frames if self.rows is None else self.rows
+        if padded and self.in_chunks and rows:
+            # As stages.cache.zarr_store lays it out: whole chunks, of fewer rows where the array has fewer.
+            chunk = min(CHUNK_FRAMES, rows)
+            rows = -(-rows // chunk) * chunk
+        return rows * self.row_bytes
+
+
+@dataclass(frozen=True)
+class VideoSize:
+    """How many bytes a video of so many frames takes in one storage type."""
+
+    arrays: tuple[_StoredArray, ...]
+
+    def zarr_bytes(self, frames: int) -> int:
+        """Bytes of all chunk files of a Zarr group, the last chunk padded; nothing for no frames."""
+        return sum(array.num_bytes(frames, padded=True) for array in self.arrays) if frames else 0
+
+    def array_bytes(self, frames: int) -> int:
+        """Bytes of the arrays alone, as exports store them."""
+        return sum(array.num_bytes(frames, padded=False) for array in self.arrays) if frames else 0
+
+
+def video_sizes(shape: FrameShape) -> dict[str, VideoSize]:
+    """The size of a video in each storage type that the cache knows, by the type's name."""
+    return {name: _video_size(kind, shape) for name, kind in STORAGE_TYPES.items()}
+
+
+def _video_size(kind: StorageType, shape: FrameShape) -> VideoSize:
+    # Two frames go through the type itself, so that whatever arrays it makes of them are counted.
+    frames = np.ones((2, shape.tokens, shape.width), np.float32)
+    times_s = np.arange(2.0)
+    encoded = kind.encode(frames, video="plan", times_s=times_s)
+    stored = {**encoded, "times_s": times_s, "targets": np.ones((2, shape.teacher_width), np.float32)}
+    return VideoSize(
+        tuple(
+            _StoredArray(array[0].nbytes, len(array) if name in kind.per_video else None, array.ndim > 1)
+            for name, array in stored.items()
+        )
+    )
+
+
+# --- what is cached already
+
+
+@dataclass(frozen=True)
+class VideoWork:
+    """What is left to do of one video: frames to decode, and the frames cached before and after."""
+
+    frames: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """What a cache has of a plan; done + failed + pending are all its videos.
+
+    Attributes:
+        done: videos whose planned frames are all cached.
+        failed: videos given up.
+        pending: videos not done yet.
+        work: what is left to do, by video id.
+    """
+
+    done: int
+    failed: int
+    pending: int
+    work: dict[str, VideoWork]
+
+
+def cache_state(root: Path, plan: FramePlan, wanted: Mapping[str, Scalar], *, retry_failed: bool = False) -> CacheState:
+    """Look up in the cache's ledger and commit records what is left of a plan; nothing is changed.
+
+    Args:
+        root: the cache's directory; there need not be one.
+        plan: the frames wanted.
+        wanted: the fields of the fingerprint that are known without reading weights.
+        retry_failed: whether videos that failed before are work, too.
+
+    Raises:
+        UserError: an export, which is read-only, a cache made under another fingerprint, or a broken ledger.
+    """
+    store_at(root).require_writable()
+    if not (root / FILE_NAME).is_file():
+        everything = {video: VideoWork(len(times), 0, len(times)) for video, times in plan.times_s.items()}
+        return CacheState(0, 0, len(everything), everything)
+    cache = FeatureCache.open(root)
+    cache.fingerprint.require_match(wanted, root)
+    status = cache.ledger.status(plan.times_s)
+    todo = sorted(status.pending | (set(status.failed) if retry_failed else set()))
+    work = {
+        video: _work(plan.times_s[video], np.empty(0) if video in status.damaged else cache.cached_times_s(video))
+        for video in todo
+    }
+    return CacheState(len(status.done), len(status.failed), len(status.pending), work)
+
+
+def _work(planned_s: np.ndarray, cached_s: np.ndarray) -> VideoWork:
+    missing = len(np.setdiff1d(planned_s, cached_s))
+    if not missing:
+        # Cached, but not as the ledger vouches for: it is written anew.
+        return VideoWork(len(planned_s), len(cached_s), len(planned_s))
+    return VideoWork(missing, len(cached_s), len(cached_s) + missing)
+
+
+# --- the disk
+
+
+@dataclass(frozen=True)
+class DiskRoom:
+    """Free space where the cache is or will be, in bytes, against what is still to be written."""
+
+    folder: Path
+    free_bytes: int
+    needed_bytes: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether it fits."""
+        return self.free_bytes >= self.needed_bytes
+
+
+def disk_room(root: Path, needed_bytes: int) -> DiskRoom:
+    """Measure the free space at `root`, or at its nearest parent that exists."""
+    folder = nearest_folder(root)
+    return DiskRoom(folder, shutil.disk_usage(folder).free, needed_bytes)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.is_dir())
+
+
+def total_bytes(sizes: Mapping[str, VideoSize], frame_counts: Sequence[int], *, zarr: bool) -> dict[str, int]:
+    """Bytes of videos with these numbers of frames, by storage type."""
+    return {
+        name: sum(size.zarr_bytes(frames) if zarr else size.array_bytes(frames) for frames in frame_counts)
+        for name, size in sizes.items()
+    }
+
+
+def bytes_left(sizes: Mapping[str, VideoSize], work: Mapping[str, VideoWork]) -> dict[str, int]:
+    """Bytes by which a Zarr cache still grows, by storage type."""
+    return {
+        name: sum(size.zarr_bytes(video.after) - size.zarr_bytes(video.before) for video in work.values())
+        for name, size in sizes.items()
+    }

@@ -1,0 +1,120 @@
+"""A corpus for the extraction's fault tests, its tasks, and a cache of it that nobody disturbed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import locations
+from pipeline.config import resolve
+from stages.cache.feature_cache import FeatureCache
+from stages.extraction import Extraction, fingerprint, settle_precision
+from stages.frame_plan import plan_frames
+from stages.worker import ExtractionJob, ExtractionWorker
+
+VIDEOS_PER_SPLIT = {"train": 4, "val": 4, "test": 4}
+VIDEOS = sum(VIDEOS_PER_SPLIT.values())
+
+# Passes of two frames: the moments at which a kill may fall are many.
+SETTINGS = ("extract.batch_size=2",)
+
+
+def prepare(folder, cache="cache", *settings, retry_failed=False):
+    """What `pipeline extract` does before it starts Ray."""
+    options = {
+        "data.dataset": "synthetic",
+        "data.videos": str(folder / "data" / "videos"),
+        "data.annotations": str(folder / "data" / "annotations"),
+    }
+    config = resolve(preset="tiny", options=options, overrides=[*SETTINGS, *settings]).config
+    manifest = locations.manifest_of(config, with_videos=True)
+    extract = settle_precision(config.extract)
+    made = FeatureCache.create_or_open(folder / cache, fingerprint(config, extract))
+    job = ExtractionJob(config.encoder, config.teacher, extract, str(folder / cache))
+    videos = locations.videos_folder(config)
+    return Extraction(manifest, plan_frames(manifest), made, job, videos=videos, retry_failed=retry_failed)
+
+
+def run_here(extraction, before_video=lambda _count: None, threads=None):
+    """Run an extraction in this process, video by video; `before_video` is told how many have ended.
+
+    With as many threads as an actor on a node with so many cores has: the last bits depend on them.
+    """
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    worker = ExtractionWorker(extraction.job)
+
+    def process_all(tasks):
+        for count, task in enumerate(tasks):
+            before_video(count)
+            yield worker.process(task), 1
+
+    try:
+        return extraction.run(process_all, lambda _outcome, _progress: None)
+    finally:
+        worker.close()
+        torch.set_num_threads(usual)
+
+
+def checksums(cache):
+    """The checksum of each committed video's content: equal where every bit is."""
+    return {record.video: record.checksum for record in FeatureCache.open(cache).commits()}
+
+
+def problems(cache):
+    """What `pipeline cache verify` complains of; leftovers of a kill are swept by the next run."""
+    return [result for result in FeatureCache.open(cache).verify_all() if not result.ok]
+
+
+def committed(folder):
+    """Each commit record's bytes: they name a revision, so they change when a video is written again."""
+    commits = folder / "cache" / "commits"
+    return {path.stem: path.read_bytes() for path in commits.glob("*.json")} if commits.is_dir() else {}
+
+
+def descendants(pid):
+    """Processes that `pid` started, and those that they started."""
+    children = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found[1:]
+
+
+def named(pid, words):
+    """The descendants of `pid` whose command line holds `words`."""
+    found = []
+    for child in descendants(pid):
+        try:
+            line = (Path("/proc") / str(child) / "cmdline").read_text()
+        except OSError:
+            continue
+        if words in line:
+            found.append(child)
+    return found
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """The videos, and `whole`: their undisturbed cache."""
+    from stages.synthetic import generate
+
+    folder = tmp_path_factory.mktemp("source")
+    generate(folder / "data", seed=3, videos_per_split=VIDEOS_PER_SPLIT, workers=1)
+    assert run_here(prepare(folder, "whole")).done == VIDEOS
+    return folder
+
+
+@pytest.fixture
+def corpus(source, tmp_path):
+    """The same videos in a folder of the test's own."""
+    shutil.copytree(source / "data", tmp_path / "data")
+    return tmp_path

@@ -1,0 +1,152 @@
+"""Extraction on two Ray nodes of this machine whose actors and nodes are killed."""
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from stages.errors import UserError
+from stages.ray_flow import cluster, process_all
+from tests.faults.extract_corpus import (
+    VIDEOS,
+    checksums,
+    committed,
+    named,
+    prepare,
+    problems,
+    run_here,
+)
+from tests.video_files import RATE_FPS, write_video
+
+KILLS = int(os.environ.get("EXTRACT_KILLS", "1"))
+PLACE_LIMIT_S = 3.0
+
+
+class Nodes:
+    """A head that has no core to give, and nodes with one core each."""
+
+    def __init__(self):
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.address, self.workers = self.cluster.address, []
+
+    def have(self, count):
+        while len(self.workers) < count:
+            self.workers.append(self.cluster.add_node(num_cpus=1, include_dashboard=False))
+
+    def lose_one(self):
+        self.cluster.remove_node(self.workers.pop(), allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with pytest.MonkeyPatch.context() as patch:
+        # Other programs on this machine may fill its memory; that is not what is tested.
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
+        made = Nodes()
+        made.have(2)
+        with cluster(made.address):
+            yield made
+        made.cluster.shutdown()
+
+
+def prepared(folder, *settings):
+    return prepare(folder, "cache", "extract.decode_workers=1", *settings)
+
+
+def run(extraction, on_count=lambda _count: None):
+    """Extract, calling `on_count` with the number of videos that have ended; return the summary and their attempts."""
+    attempts = {}
+
+    def watched(tasks):
+        for outcome, attempt in process_all(tasks, extraction.job, place_limit_s=PLACE_LIMIT_S):
+            assert outcome.video not in attempts, "a video ended twice"
+            attempts[outcome.video] = attempt
+            yield outcome, attempt
+            on_count(len(attempts))
+
+    return extraction.run(watched, lambda _outcome, _progress: None), attempts
+
+
+def actors():
+    return named(os.getpid(), "ray::WorkerActor")
+
+
+def test_a_lost_node_and_killed_actors_cost_nothing(nodes, source, corpus):
+    chance, before, kills = random.Random(11), {}, []
+    nodes.have(2)
+
+    def disturb(count):
+        if count == 2:
+            before.update(committed(corpus))
+            nodes.lose_one()
+        elif count > 4 and len(kills) < KILLS and chance.random() < 0.7:
+            kills.append(actors()[0])
+            os.kill(kills[-1], signal.SIGKILL)
+
+    summary, attempts = run(prepared(corpus), disturb)
+    assert (summary.done, summary.failed, summary.pending) == (VIDEOS, {}, 0)
+    assert problems(corpus / "cache") == []
+    assert run_here(prepare(source, "one-core"), threads=1).done == VIDEOS
+    assert checksums(corpus / "cache") == checksums(source / "one-core")
+    assert kills
+    assert len(attempts) == VIDEOS
+    after = committed(corpus)
+    assert before
+    assert {video: after[video] for video in before} == before, "a finished video was extracted again"
+
+
+def test_a_video_that_kills_its_worker_fails_alone(nodes, corpus):
+    """Whoever opens this file is killed, and so is the actor behind."""
+    nodes.have(1)
+    poison = corpus / "data" / "videos" / "train_0001.mp4"
+    write_video(poison, count=9 * RATE_FPS, height=480, width=640, options={"preset": "ultrafast"})
+    ended = threading.Event()
+
+    def hunt():
+        while not ended.wait(0.02):
+            if any(opened(child, poison) for child in named(os.getpid(), "decode.child_main")):
+                for actor in actors():
+                    os.kill(actor, signal.SIGKILL)
+
+    hunter = threading.Thread(target=hunt)
+    hunter.start()
+    try:
+        summary, attempts = run(prepared(corpus, "extract.max_attempts=1"))
+    finally:
+        ended.set()
+        hunter.join()
+    assert summary.failed == {"train_0001": "its worker died 1 times with it alone"}
+    assert (summary.done, summary.pending) == (VIDEOS - 1, 0)
+    assert set(attempts.values()) == {1}
+
+
+def opened(pid, path):
+    try:
+        return any(entry.samefile(path) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.exists())
+    except OSError:
+        return False
+
+
+def test_without_a_node_left_it_stops_with_one_line_and_goes_on_later(nodes, corpus):
+    nodes.have(1)
+
+    def lose_all(count):
+        while count == 2 and nodes.workers:
+            nodes.lose_one()
+
+    began_s = time.monotonic()
+    with pytest.raises(UserError, match="the cluster has no node left that can run a worker") as caught:
+        run(prepared(corpus), lose_all)
+    assert time.monotonic() - began_s < 60
+    assert "0 CPU cores" in str(caught.value)
+    assert "run the same command again" in str(caught.value)
+    before = committed(corpus)
+    assert 2 <= len(before) < VIDEOS
+    unfinished = prepared(corpus)
+    assert set(unfinished.before.done) == set(before)
+    assert unfinished.before.failed == {}

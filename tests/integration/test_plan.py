@@ -1,0 +1,243 @@
+"""`pipeline plan`: exact before anything runs, and equal to what an extraction then stores."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import locations
+from pipeline.cli import main
+from pipeline.config import resolve
+from stages.cache.feature_cache import FeatureCache
+from stages.extraction import fingerprint, settle_precision
+from stages.frame_plan import plan_frames
+from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
+
+LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
+PUBLISHED_FRAME_BYTES = 257 * 1408 * 2 + 1152 * 4 + 8
+
+CARD = """\
+name: own
+title: One long video
+annotations: {format: jsonl, file: samples.jsonl}
+tasks: {scene: {labels: [office, street]}}
+frame_rule: {kind: uniform, num_frames: %d, index_fps: 10}
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Run a command in this process, in a folder without data: exit status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def plan(command):
+    def run(*arguments):
+        code, out, err = command("plan", *arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    return run
+
+
+def without_videos(world):
+    options = world.options()
+    at = options.index("--videos")
+    return options[:at] + options[at + 2 :]
+
+
+def files_below(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+# --- counts and bytes
+
+
+def test_a_finished_cache_holds_exactly_what_is_planned(world, plan):
+    planned = plan(*world.options(), "--no-calibrate")
+    stored = FeatureCache.open(world.cache).info()
+    assert (planned["videos"], planned["frames"]) == (stored.num_videos, stored.num_frames)
+    assert planned["videos"] == planned["videos_found"] == 24
+    assert planned["bytes"]["float16"] == stored.stored_bytes
+    assert planned["bytes_by_backend"]["zarr"] == planned["bytes"]
+    assert planned["bytes_by_backend"]["hdf5"]["float16"] == stored.num_bytes
+    assert planned["cache"] == {"root": str(world.cache), "done": 24, "failed": 0, "pending": 0}
+    assert (planned["left"]["videos"], planned["left"]["frames"]) == (0, 0)
+    assert set(planned["left"]["bytes"].values()) == {0}
+    assert (planned["storage"], planned["frame"]["tokens"]) == ("float16", 65)
+
+
+def test_samples_are_those_of_the_annotations(world, plan):
+    manifest = locations.manifest_of(
+        resolve(preset="tiny", options={"data.annotations": str(world.folder / "data" / "annotations")}).config
+    )
+    every, one = (plan(*world.options(task=task), "--no-calibrate") for task in ("all", "scene"))
+    assert every["samples"] == len(manifest.samples) == 7 * one["samples"]
+    assert every["windows"] == one["windows"] == one["samples"]
+    assert every["frames"] == one["frames"] == plan_frames(manifest).num_frames
+
+
+@pytest.fixture(scope="module")
+def half_done(world, tmp_path_factory):
+    """A cache of three videos, one of them with its first two frames only, made by the real worker."""
+    options = {"data.videos": world.videos, "data.annotations": world.folder / "data" / "annotations"}
+    config = resolve(
+        preset="tiny",
+        options={key: str(value) for key, value in options.items()},
+        overrides=["extract.decode_workers=1"],
+    ).config
+    root = tmp_path_factory.mktemp("half") / "cache"
+    extract = settle_precision(config.extract)
+    FeatureCache.create_or_open(root, fingerprint(config, extract))
+    worker = ExtractionWorker(ExtractionJob(config.encoder, config.teacher, extract, str(root)))
+    times = plan_frames(locations.manifest_of(config)).times_s
+    try:
+        for video, count in zip(sorted(times)[:3], (2, None, None), strict=True):
+            task = VideoTask(video, str(world.videos / f"{video}.mp4"), times[video][:count])
+            assert worker.process(task).checksum is not None
+    finally:
+        worker.close()
+    return root
+
+
+def test_what_is_left_and_what_is_there_make_the_whole(world, plan, half_done):
+    planned = plan(*world.options(cache=half_done), "--no-calibrate")
+    stored = FeatureCache.open(half_done).info()
+    assert planned["cache"] == {"root": str(half_done), "done": 2, "failed": 0, "pending": 22}
+    assert planned["left"]["videos"] == 22
+    assert planned["left"]["frames"] == planned["frames"] - stored.num_frames
+    assert planned["left"]["bytes"]["float16"] == planned["bytes"]["float16"] - stored.stored_bytes
+    assert planned["disk"]["needed_bytes"] == planned["left"]["bytes"]["float16"]
+    assert planned["disk"]["enough"]
+
+
+@pytest.mark.skipif(not LVU.is_dir(), reason="the LVU annotations are not here")
+def test_lvu_is_planned_from_its_annotations_alone(plan, tmp_path):
+    planned = plan("--dataset", "lvu", "--annotations", LVU, "--cache", tmp_path / "cache")
+    assert (planned["videos"], planned["frames"]) == (8198, 1_052_940)
+    assert (planned["samples"], planned["windows"]) == (15612 + 3601 + 3110, 21_054)
+    # Nearly all videos have a whole number of chunks.
+    assert planned["bytes_by_backend"]["hdf5"]["float16"] == 1_052_940 * PUBLISHED_FRAME_BYTES
+    assert 1 <= planned["bytes"]["float16"] / (1_052_940 * PUBLISHED_FRAME_BYTES) < 1.01
+    assert (planned["seconds"], planned["decode_s"], planned["calibration"]) == (None, None, None)
+    assert planned["not_calibrated"] == "none of the planned videos is on this machine"
+
+
+# --- times
+
+
+def test_times_are_measured_on_the_real_thing_and_nothing_stays_behind(world, plan, half_done, tmp_path):
+    before = files_below(half_done.parent) | files_below(world.folder)
+    planned = plan(*world.options(cache=half_done), "--calibrate-s", "2", "--set", "extract.decode_workers=2")
+    assert files_below(half_done.parent) | files_below(world.folder) == before
+    assert list(tmp_path.iterdir()) == []
+    measured = planned["calibration"]
+    assert measured["decode_children"] == 2
+    assert measured["failed"] == {}
+    assert 1 <= measured["videos"] <= 24
+    assert all(measured[stage]["frames"] >= 1 for stage in ("decode", "networks", "write"))
+    for part in (planned, planned["left"]):
+        seconds = part["seconds"]
+        assert part["decode_s"] == pytest.approx(part["frames"] * measured["decode"]["seconds_per_frame"])
+        assert seconds["decode"] == pytest.approx(part["decode_s"] / 2)
+        assert 0 < max(seconds["decode"], seconds["networks"], seconds["write"]) <= seconds["total"]
+        assert part["hours"] == pytest.approx(seconds["total"] / 3600)
+        assert (part["gpu_hours"] is None) == (not measured["is_gpu"])
+    assert planned["left"]["seconds"]["total"] < planned["seconds"]["total"]
+
+
+def test_files_that_are_no_videos_leave_the_times_unknown_and_the_counts_known(world, command, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in world.videos.glob("test_*.mp4"):
+        (videos / path.name).write_text("no video")
+    code, out, err = command(
+        "plan", *world.options(videos=videos, cache=tmp_path / "cache"), "--calibrate-s", "0.01", "--json"
+    )
+    planned = json.loads(out)
+    assert (code, planned["videos"], planned["videos_found"], planned["calibration"]) == (0, 24, 4, None)
+    assert planned["not_calibrated"].startswith("no video could be decoded; the first: unreadable")
+    assert "times: unknown" in err
+    assert not (tmp_path / "cache").exists()
+
+
+# --- dry run
+
+
+def test_a_dry_run_is_the_plan_and_extracts_nothing(world, command, tmp_path):
+    options = [*without_videos(world), "--cache", tmp_path / "cache", "--json"]
+    planned, dry = command("plan", *options), command("extract", *options, "--dry-run")
+    assert planned[0] == dry[0] == 0
+    first, second = json.loads(planned[1]), json.loads(dry[1])
+    # Other programs write on this disk, too.
+    assert abs(first["disk"].pop("free_bytes") - second["disk"].pop("free_bytes")) < 10e9
+    assert first == second
+    line = json.loads(command("extract", *options[:-1], "--dry-run", "--json-lines")[1].splitlines()[-1])
+    assert (line["event"], line["bytes"]) == ("plan", first["bytes"])
+    assert first["cache"]["pending"] == 24
+    assert not (tmp_path / "cache").exists()
+
+
+def test_no_ray_is_loaded(world):
+    arguments = ["pipeline", "plan", *world.options(), "--no-calibrate"]
+    code = (
+        f"import sys\nfrom pipeline.cli import main\nsys.argv = {arguments!r}\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'stages.extraction' in sys.modules\nassert 'ray' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "24 videos" in done.stderr
+
+
+# --- the disk
+
+
+def test_a_disk_that_is_too_small_is_said_with_both_numbers(command, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    frames = int(1.5 * free / PUBLISHED_FRAME_BYTES)
+    (tmp_path / "own.yaml").write_text(CARD % frames)
+    sample = {"video": "v", "path": "v.mp4", "duration_s": float(frames), "task": "scene", "question": "?"}
+    (tmp_path / "samples.jsonl").write_text(json.dumps({**sample, "answer": "office", "split": "train"}))
+    code, out, err = command("plan", "--dataset", "own.yaml", "--annotations", tmp_path, "--json")
+    disk, line = json.loads(out)["disk"], next(line for line in err.splitlines() if "WARNING" in line)
+    assert code == 0
+    assert not disk["enough"]
+    assert disk["needed_bytes"] >= frames * PUBLISHED_FRAME_BYTES > disk["free_bytes"]
+    assert f"the disk is too small: {disk['free_bytes']:,} bytes free at {tmp_path}" in line
+    assert f"{disk['needed_bytes']:,} bytes needed as float16" in line
+    assert "--set extract.storage=int8" in line
+
+
+# --- wrong input
+
+
+def test_what_extract_refuses_plan_refuses(world, command, tmp_path):
+    def refused(*arguments):
+        code, out, err = command("plan", *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        return err
+
+    assert "annotations folder not found" in refused(*world.options(annotations=tmp_path / "none"))
+    assert "data set 'synthetic' has no task 'scenes'" in refused(*world.options(task="scenes"))
+    assert "videos folder not found" in refused(*world.options(videos=tmp_path / "none"))
+    assert "--calibrate-s: not a time to measure for; got 0.0" in refused(*world.options(), "--calibrate-s", "0")
+    other = refused(*world.options(), "--no-calibrate", "--set", "extract.storage=float32")
+    assert "this cache was made with another storage" in other
+    block = refused(*world.options(), "--no-calibrate", "--set", "teacher.block=11")
+    assert "teacher.block is 11, but the DiT has 10 blocks" in block
+    assert list(tmp_path.iterdir()) == []
