@@ -1,4 +1,4 @@
-"""The two operations that the plain and the clip form of the Q-Former's attention share."""
+"""Attention of the Q-Former's plain form, by torch's own kernel; the clip form's is `model.paged_attention`."""
 
 from typing import Any
 
@@ -8,11 +8,7 @@ from torch import Tensor, nn
 
 def project_heads(linear: nn.Linear, inputs: Tensor, heads: int) -> Tensor:
     """Project [B, K, width] and split into heads: [B, heads, K, H / heads]."""
-    return split_heads(linear(inputs), heads)
-
-
-def split_heads(projected: Tensor, heads: int) -> Tensor:
-    """[B, K, H] -> [B, heads, K, H / heads]."""
+    projected: Tensor = linear(inputs)
     return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 

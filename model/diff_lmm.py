@@ -176,8 +176,10 @@ class DiffLMM(nn.Module):
         if self.alignment.config.tokens == "all":
             levels = tuple(torch.cat(pair, dim=2) for pair in zip(run.levels, run.words, strict=True))
             valid = torch.cat([clips.question.mask.new_ones(run.levels[0].shape[::2]), clips.question.mask], dim=1)
-        places = [frame - run.start for frame in frames]
-        kd, report = self.alignment([level[:, places] for level in levels], clips.targets[:, frames], valid)
+        if len(frames) < len(run.frames):
+            places = [frame - run.start for frame in frames]
+            levels = tuple(level[:, places] for level in levels)
+        kd, report = self.alignment(levels, clips.targets[:, frames], valid)
         return _Part(answer, kd * self.alignment.part_of(len(frames), len(distilled)), report, len(frames))
 
     def _distilled_frames(self, clips: Clips, kd_frames: Sequence[int] | None) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 from stages.cache import FeatureCache, Fingerprint
 from stages.cache.convert import convert
 from stages.errors import UserError
+from tests.small_disk import small_disk_at
 
 KINDS = ["zarr", "webdataset", "hdf5"]
 NUM_VIDEOS = 40
@@ -85,13 +86,8 @@ def test_a_conversion_that_still_runs_is_not_cleaned_up_by_another(cache, tmp_pa
 
 @pytest.fixture
 def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk_at(tmp_path / "disk", "5m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,6 +23,7 @@ from pipeline.run_folder import RunFolder
 from stages.cache import FeatureCache
 from stages.frame_plan import plan_frames
 from stages.synthetic import generate
+from tests.small_disk import small_disk_at
 
 TASKS = "relationship, way_speaking, scene, director, genre, writer, year, all"
 
@@ -441,13 +442,8 @@ def test_a_run_below_a_file(made, refused, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with small_disk_at(tmp_path / "disk", "512k") as folder:
+        yield folder
 
 
 def test_a_read_only_folder_for_runs(made, refused, small_disk):
