@@ -18,8 +18,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup        ## the whole path on the bundled synthetic videos, CPU only
 	$(BIN)/pipeline demo
 
+# Two processes of one thread each: tests start programs of their own, which would fight over more.
 test: setup        ## the whole suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup        ## lint, format check, type check
 	$(BIN)/ruff check .
