@@ -6,11 +6,18 @@
     commits      what came out of them written into the cache alone
     plain loop   as people write it: for each video decode in this process, run both networks on its frames, save
 
-All run in one process (its decode children aside), in turns, after a round that is not counted. Times are medians over
-the repetitions. Without a GPU the parts compete for the same cores; then even a perfect overlap takes their processor
-time together, and `bound` says that: processor seconds of decode + networks + commits / cores.
+All run in one process (its decode children aside), in turns, after a round that is not counted, so all find everything
+started and warm; what starting took stands beside them (`start_s`). Times are medians over the repetitions.
 
-    python benchmarks/extract.py --videos 48 --repeat 3
+Without a GPU the parts compete for the same cores; then even a perfect overlap takes their processor time together, and
+`bound` says that: processor seconds of decode + networks + commits / cores. Neither can it beat the plain loop by much,
+whose networks use all cores too, and which does less: it decodes where a bad file can hang or kill it, and writes
+without checksums and without waiting for the disk. The tiny networks take milliseconds per frame, so what happens once
+per video weighs far more than with published ones. `--vit 384` puts a vision tower of 12 layers of that width (224 px,
+random weights) in the tiny one's place: then the networks are the slower part, as they are in earnest.
+
+    python benchmarks/extract.py
+    python benchmarks/extract.py --vit 384 --videos 24 --name extract-vit
 """
 
 import argparse
@@ -27,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
@@ -38,19 +46,44 @@ from stages.worker import ExtractionJob, ExtractionWorker, VideoTask, num_decode
 
 RESULTS = Path(__file__).parent / "results"
 DEADLINE_S = 600.0
+# The plain loop's passes: all frames of a video, up to so many.
+PLAIN_FRAMES = 64
 
 
 def build(arguments, folder):
     """The job, and a task for each synthetic video: a frame every `every_s` seconds."""
     per_split = {"train": arguments.videos}
     generate(folder / "data", seed=0, videos_per_split=per_split)
-    config = resolve(preset=arguments.preset, overrides=arguments.set).config
+    settings = [
+        *arguments.set,
+        *([f"encoder.source={write_vit(folder / 'vit', arguments.vit)}"] if arguments.vit else []),
+    ]
+    config = resolve(preset=arguments.preset, overrides=settings).config
     extract = settle_precision(config.extract)
     job = ExtractionJob(config.encoder, config.teacher, extract, str(folder / "cache"))
     FeatureCache.create_or_open(folder / "cache", fingerprint(config, extract))
     times_s = np.arange(0.0, arguments.seconds, arguments.every_s)
     videos = sorted((folder / "data" / "videos").glob("*.mp4"))
     return job, [VideoTask(path.stem, str(path), times_s, fresh=True) for path in videos]
+
+
+def write_vit(folder, width):
+    """A CLIP vision tower with random weights, as a checkpoint."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=12, image_size=224, patch_size=16, **sizes)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def start(job, tasks):
+    """A worker that has extracted a video, and the seconds until then."""
+    began = time.perf_counter()
+    worker = ExtractionWorker(job)
+    outcome = worker.process(tasks[0])
+    assert outcome.checksum is not None, outcome
+    return worker, time.perf_counter() - began
 
 
 def request(task, worker):
@@ -105,8 +138,7 @@ def plain_loop(worker, tasks, _views, arguments):
     """One video after the other, one pass per video's frames up to the batch size, one file per video."""
     out = arguments.folder / "plain"
     out.mkdir(exist_ok=True)
-    size = worker.job.extract.batch_size
-    networks = worker.networks
+    size, networks = PLAIN_FRAMES, worker.networks
     for task in tasks:
         views = decode(request(task, worker)).views
         features, targets = [], []
@@ -170,11 +202,12 @@ def summarise(seconds, processor, frames):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=48)
+    parser.add_argument("--videos", type=int, default=96)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each video; the shortest has four")
-    parser.add_argument("--every-s", type=float, default=0.5)
+    parser.add_argument("--every-s", type=float, default=0.25)
     parser.add_argument("--ahead", type=int, default=8, help="videos in work at once")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--vit", type=int, help="width of the vision tower, instead of the preset's")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--set", action="append", default=[], help="a setting, as for `pipeline extract`")
     parser.add_argument("--name", default="extract", help="beginning of the result file's name")
@@ -186,7 +219,7 @@ def main():
     arguments.folder = Path(tempfile.mkdtemp(prefix="bench-extract-"))
     try:
         job, tasks = build(arguments, arguments.folder)
-        worker = ExtractionWorker(job)
+        worker, start_s = start(job, tasks)
         frames = sum(len(task.times_s) for task in tasks)
         seconds, processor = measure(arguments, worker, tasks)
         worker.close()
@@ -195,6 +228,8 @@ def main():
     result = {
         "hardware": hardware(),
         "work": {"videos": len(tasks), "frames": frames, "preset": arguments.preset, "settings": arguments.set},
+        "vit": arguments.vit,
+        "start_s": start_s,
         "frames_per_pass": worker.networks.batch_frames,
         "decode_children": num_decode_children(job.extract),
         **summarise(seconds, processor, frames),

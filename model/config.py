@@ -188,6 +188,8 @@ class LanguageConfig(Settings):
     """Beams of the search; as many answers are returned."""
     max_new_tokens: PositiveInt = 5
     """Longest answer in tokens; 5 for LVU, 10 for MSVD-QA."""
+    answer_words: PositiveInt | None = None
+    """Words of a generated answer that count, 1 for MSVD-QA; None counts all."""
     min_new_tokens: Annotated[int, Field(ge=0)] = 1
     """Shortest answer in tokens."""
     length_penalty: float = 1.0

@@ -14,6 +14,7 @@ from model.alignment import Alignment, AlignmentReport, total_loss
 from model.config import LanguageConfig
 from model.language import Answers, AnswerTokens, FrozenLanguageModel, build_projection
 from model.qformer import MemoryQFormer, QFormerMemory, QFormerRun, TextTokens
+from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, QFORMER, span, spanned
 
 LANGUAGE_PREFIX = "language."
 
@@ -50,6 +51,30 @@ class Losses:
     answer: Tensor
     kd: Tensor | None
     alignment: AlignmentReport | None
+
+    @classmethod
+    def summed(cls, parts: Sequence["Losses"], clips: Sequence[int]) -> "Losses":
+        """The losses of a step from those of its parts, which carry their `Share` and had so many clips each."""
+        total, answer = (torch.stack([getattr(part, name) for part in parts]).sum() for name in ("total", "answer"))
+        kd = [part.kd for part in parts if part.kd is not None]
+        reports = [part.alignment for part in parts if part.alignment is not None]
+        if not kd:
+            return cls(total, answer, kd=None, alignment=None)
+        return cls(total, answer, torch.stack(kd).sum(), AlignmentReport.mean(reports, clips))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What part of a training step's batch some of its clips are, so that gradients of the parts add up to the whole's.
+
+    Eq. 8 is a mean over answer tokens, Eq. 7 one over clips, so the two have shares of their own.
+    """
+
+    answer: float
+    kd: float
+
+
+WHOLE = Share(answer=1.0, kd=1.0)
 
 
 @dataclass(frozen=True)
@@ -130,45 +155,70 @@ class DiffLMM(nn.Module):
         Raises:
             ValueError: the model distils, but the batch has no targets.
         """
-        parts = list(self._parts(clips, kd_frames, frames_per_run))
+        self._observe(clips)
+        parts = list(self._parts(clips, kd_frames, frames_per_run, WHOLE))
         total = torch.stack([part.total(self.kd_weight) for part in parts]).sum()
         return _joined(total, parts)
 
     def forward_backward(
-        self, clips: Clips, *, kd_frames: Sequence[int] | None = None, frames_per_run: int | None = None
+        self,
+        clips: Clips,
+        *,
+        kd_frames: Sequence[int] | None = None,
+        frames_per_run: int | None = None,
+        share: Share | None = None,
     ) -> Losses:
         """The losses of `forward`, with their gradients added to the parameters run by run.
 
         Equal to `forward(...).total.backward()`. The graph of one run of frames is gone before the next is built, so
         that the memory it takes is bounded by `frames_per_run`, not by T.
 
-        Args and errors are those of `forward`.
+        Args and errors are those of `forward`; and
+            share: the clips' part in their step, with which every loss is multiplied, once `observe` was told of the
+                targets of all its parts. None: they are the whole step.
         """
         parts = []
         totals = []
-        for part in self._parts(clips, kd_frames, frames_per_run):
+        if share is None:
+            self._observe(clips)
+        for part in self._parts(clips, kd_frames, frames_per_run, share or WHOLE):
             total = part.total(self.kd_weight)
-            total.backward()
+            with span(BACKWARD):
+                total.backward()
             totals.append(total.detach())
             parts.append(_detached(part))
         return _joined(torch.stack(totals).sum(), parts)
 
-    def _parts(self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_run: int | None) -> Iterator[_Part]:
+    def observe(self, targets: Tensor) -> None:
+        """Take a training step's y* [B, T, D] into the running mean; nothing happens without distillation."""
+        if self.alignment is not None:
+            self.alignment.observe(targets)
+
+    def _observe(self, clips: Clips) -> None:
+        if self.training and clips.targets is not None:
+            self.observe(clips.targets)
+
+    def _parts(
+        self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_run: int | None, share: Share
+    ) -> Iterator[_Part]:
         """The terms of every run of frames that carries a loss, one after the other."""
         last = clips.features.shape[1] - 1
         distilled = self._distilled_frames(clips, kd_frames)
-        if self.alignment is not None and clips.targets is not None and self.training:
-            self.alignment.observe(clips.targets)
         wanted = sorted({*distilled, last})
-        for run in self.qformer.runs(
-            clips.features, clips.question, wanted_frames=wanted, frames_per_run=frames_per_run
-        ):
+        runs = self.qformer.runs(clips.features, clips.question, wanted_frames=wanted, frames_per_run=frames_per_run)
+        for run in spanned(QFORMER, runs):
             answer = None
             if last in run.frames:
-                answer = self.language.answer_loss(self.language_projection(run.levels[-1][:, -1]), clips.answer)
-            yield self._part(run, answer, clips, distilled)
+                with span(LANGUAGE):
+                    told = self.language_projection(run.levels[-1][:, -1])
+                    answer = share.answer * self.language.answer_loss(told, clips.answer)
+            with span(ALIGNMENT):
+                part = self._part(run, answer, clips, distilled, share)
+            yield part
 
-    def _part(self, run: QFormerRun, answer: Tensor | None, clips: Clips, distilled: Sequence[int]) -> _Part:
+    def _part(
+        self, run: QFormerRun, answer: Tensor | None, clips: Clips, distilled: Sequence[int], share: Share
+    ) -> _Part:
         frames = [frame for frame in run.frames if frame in set(distilled)]
         if self.alignment is None or clips.targets is None or not frames:
             return _Part(answer, kd=None, report=None, distilled=0)
@@ -180,7 +230,8 @@ class DiffLMM(nn.Module):
             places = [frame - run.start for frame in frames]
             levels = tuple(level[:, places] for level in levels)
         kd, report = self.alignment(levels, clips.targets[:, frames], valid)
-        return _Part(answer, kd * self.alignment.part_of(len(frames), len(distilled)), report, len(frames))
+        part = share.kd * self.alignment.part_of(len(frames), len(distilled))
+        return _Part(answer, kd * part, report, len(frames))
 
     def _distilled_frames(self, clips: Clips, kd_frames: Sequence[int] | None) -> list[int]:
         if self.alignment is None:

@@ -1,53 +1,87 @@
 """The doctor's checks of the data set and of its feature cache."""
 
-from collections.abc import Iterator, Sequence
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline import locations
 from pipeline.config import PipelineConfig
+from pipeline.console import progress_bar
 from pipeline.findings import Finding
+from stages.annotations import files_present
 from stages.cache.feature_cache import FeatureCache
-from stages.cache.fingerprint import FILE_NAME
 from stages.card_schema import Card
-from stages.cards import differences_from_expected
+from stages.cards import build_manifest, differences_from_expected
 from stages.errors import UserError
 from stages.frame_plan import plan_frames
-from stages.manifest import Manifest
+from stages.manifest import SPLITS, Manifest
+from stages.video_lengths import read_lengths
 
 # So many missing videos, failed videos or differing counts are named.
 _NAMED = 5
+# A file this much shorter than annotated is another one, or a part of it; less is rounding.
+_SHORTER_BY_S = 1.0
 
 
-def check_data(config: PipelineConfig) -> Iterator[Finding]:
-    """Look for the files that the card names, and for every video of the configured task."""
+def check_data(config: PipelineConfig, *, quick: bool) -> Iterator[Finding]:
+    """Compare what the card and its annotations name with what is on disk, for every task.
+
+    Args:
+        config: data set, task and folders.
+        quick: whether the videos' headers, from which their lengths are read, stay unread.
+    """
     card = locations.card_of(config)
     annotations, videos = locations.annotations_folder(config), locations.videos_folder(config)
     yield Finding("data", "data set", "ok", f"{card.name}: {card.title}")
-    found = list(_check_annotations(card, annotations))
-    yield from found
-    if not videos.is_dir():
+    yield from _check_annotations(card, annotations)
+    if videos is None:
+        where = f"at {locations.videos_root(config)}, not looked at; extraction fetches each while it decodes it"
+        yield Finding("data", "videos", "ok", where)
+    elif not videos.is_dir():
         fix = _how_to_get(card, "video", videos)
         yield Finding("data", "videos", "missing", f"no folder {videos}", fix)
-    if any(finding.status == "ok" for finding in found):
-        manifest = locations.manifest_of(config, with_videos=videos.is_dir())
+    if _has_any(card, annotations):
+        there = videos is not None and videos.is_dir()
+        manifest = locations.manifest_of(config, with_videos=there)
         yield _count_samples(config, card, manifest)
-        if videos.is_dir():
-            yield _check_videos(card, manifest, videos)
+        if manifest.left_out:
+            yield _left_out(manifest)
+        if there and videos is not None:
+            yield from _check_videos(config, card, manifest, videos, quick=quick)
 
 
 def _check_annotations(card: Card, folder: Path) -> Iterator[Finding]:
-    files: dict[str, str] = {f"annotations {split}": name for split, name in card.annotations.files.items()}
-    if card.annotations.file is not None:
-        files["annotations"] = card.annotations.file
     fix = _how_to_get(card, "annotation", folder)
     if not folder.is_dir():
         yield Finding("data", "annotations", "missing", f"no folder {folder}", fix)
         return
-    for item, name in files.items():
-        if (folder / name).is_file():
-            yield Finding("data", item, "ok", str(folder / name))
-        else:
-            yield Finding("data", item, "missing", f"no file {folder / name}", fix)
+    whole = [folder / name for name in card.annotations[0].whole]
+    if whole:
+        yield _file_finding("annotations", [path for path in whole if path.is_file()], whole, fix)
+        return
+    for split in SPLITS:
+        forms = [form for form in card.annotations if split in form.files]
+        if forms:
+            read = next((form for form in forms if files_present(card, form, split, folder)), forms[0])
+            wanted = [folder / name for name in read.files_of(split, tuple(card.tasks))]
+            yield _file_finding(f"annotations {split}", files_present(card, read, split, folder), wanted, fix)
+
+
+def _has_any(card: Card, folder: Path) -> bool:
+    """Whether there is anything to make samples of."""
+    whole = card.annotations[0].whole
+    if whole:
+        return all((folder / name).is_file() for name in whole)
+    return any(files_present(card, form, split, folder) for form in card.annotations for split in form.files)
+
+
+def _file_finding(item: str, present: Sequence[Path], wanted: Sequence[Path], fix: str) -> Finding:
+    absent = tuple(str(path) for path in wanted if path not in present)
+    if absent:
+        return Finding("data", item, "missing", f"no file {_named(absent)}", fix, absent)
+    return Finding("data", item, "ok", _named([str(path) for path in present]))
 
 
 def _how_to_get(card: Card, kind: str, folder: Path) -> str:
@@ -63,28 +97,101 @@ def _count_samples(config: PipelineConfig, card: Card, manifest: Manifest) -> Fi
     different = differences_from_expected(card, manifest)
     if different:
         fix = "get the published annotation files; with these, results cannot be compared with published ones"
-        return Finding("data", "samples", "problem", _named(different, "; "), fix)
+        return Finding("data", "samples", "problem", _named(different, "; "), fix, different)
     counts = [f"{sum(sample.split == split for sample in manifest.samples)} {split}" for split in manifest.splits]
     return Finding("data", "samples", "ok", f"{', '.join(counts)} about {len(manifest.videos)} videos")
 
 
-def _check_videos(card: Card, manifest: Manifest, folder: Path) -> Finding:
+def _left_out(manifest: Manifest) -> Finding:
+    names = tuple(sorted(manifest.left_out))
+    reasons = ", ".join(dict.fromkeys(manifest.left_out.values()))
+    fix = "add them to the table of durations; without it they have no samples"
+    return Finding("data", "left out", "problem", f"{len(names)} videos, {reasons}: {_named(names)}", fix, names)
+
+
+def _check_videos(
+    config: PipelineConfig, card: Card, manifest: Manifest, folder: Path, *, quick: bool
+) -> Iterator[Finding]:
     local = {video.id: folder / video.path for video in manifest.videos.values() if "://" not in video.path}
-    missing = [f"{name} ({path})" for name, path in local.items() if not path.is_file()]
+    missing = tuple(manifest.videos[name].path for name, path in local.items() if not path.is_file())
     remote = len(manifest.videos) - len(local)
     elsewhere = f", {remote} more are addresses and not looked at" if remote else ""
     found = f"{len(local) - len(missing)} of {len(local)} are in {folder}{elsewhere}"
-    if not missing:
-        return Finding("data", "videos", "ok", found)
-    fix = f"{_how_to_get(card, 'video', folder)} Without them, extraction counts these videos as failed."
-    return Finding("data", "videos", "missing", f"{found}; missing {_named(missing)}", fix)
+    if missing:
+        fix = f"{_how_to_get(card, 'video', folder)} Without them, extraction counts these videos as failed."
+        gone = {name for name, path in local.items() if not path.is_file()}
+        counts = Counter(sample.split for sample in manifest.samples if sample.video in gone)
+        samples = ", ".join(f"{count} {split}" for split, count in counts.items())
+        detail = f"{found}; missing {len(missing)}, with {samples} samples: {_named(missing)}"
+        yield Finding("data", "videos", "missing", detail, fix, missing)
+    else:
+        yield Finding("data", "videos", "ok", found)
+    yield from _check_extra_files(config, card, manifest, folder, any_missing=bool(missing))
+    present = {name: path for name, path in local.items() if path.is_file()}
+    if present and not quick:
+        yield _check_durations(card, manifest, present)
+
+
+def _check_extra_files(
+    config: PipelineConfig, card: Card, manifest: Manifest, folder: Path, *, any_missing: bool
+) -> Iterator[Finding]:
+    """Files of the folder that no annotation of any task names."""
+    annotations = locations.annotations_folder(config)
+    if config.data.task != "all":
+        manifest = build_manifest(card, annotations=annotations, videos=folder)
+    known = {str(folder / video.path) for video in manifest.videos.values()}
+    known |= {str(folder / card.videos.path_of(name, folder)) for name in manifest.left_out}
+    # os.walk is several times faster than Path.rglob, and these are thousands of files.
+    paths = (Path(where) / name for where, _, names in os.walk(folder) for name in names if name[0] != ".")
+    unknown = [path for path in paths if str(path) not in known]
+    # Annotations may lie in the same folder; there, only a video is one too many.
+    extra = tuple(
+        sorted(
+            str(path.relative_to(folder))
+            for path in unknown
+            if path.suffix.lower() in card.videos.extensions or not path.is_relative_to(annotations)
+        )
+    )
+    if not extra:
+        return
+    detail = f"{len(extra)} that no annotation names: {_named(extra)}"
+    if any_missing:
+        command = ["pipeline", "data", "prepare", "--dataset", config.data.dataset, "--from", str(folder)]
+        if (annotations.name, folder.name) == ("annotations", "videos") and annotations.parent == folder.parent:
+            command += ["--to", str(folder.parent)]
+        fix = f"if these are missing videos under other names, `{shlex.join(command)}` links them under the right ones"
+        yield Finding("data", "extra files", "problem", detail, fix, extra)
+    else:
+        yield Finding("data", "extra files", "ok", detail, names=extra)
+
+
+def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]) -> Finding:
+    """Compare what the files' headers say with the annotated durations."""
+    wrong = []
+    with progress_bar("lengths", len(present), "files") as bar:
+        for name, length in read_lengths(present):
+            annotated_s = manifest.videos[name].duration_s
+            if isinstance(length, str):
+                wrong.append(f"{name} ({length})")
+            elif not annotated_s - _SHORTER_BY_S <= length <= annotated_s + card.videos.longer_by_s:
+                wrong.append(f"{name} ({length:.1f} s, annotated {annotated_s:g} s)")
+            bar.advance()
+    if not wrong:
+        return Finding("data", "durations", "ok", f"{len(present)} files are as long as annotated")
+    fix = "get these files anew; frames beyond a file's end cannot be extracted, and a longer file may be another video"
+    detail = f"{len(wrong)} of {len(present)} files have another length: {_named(wrong)}"
+    return Finding("data", "durations", "problem", detail, fix, tuple(wrong))
 
 
 def check_cache(config: PipelineConfig) -> Iterator[Finding]:
     """Say whether the cache fits the configuration, which videos it has, and what to run next."""
     root, extract = locations.cache_root(config), locations.extract_command(config)
-    # An HDF5 export is a file.
-    if not root.is_file() and not (root / FILE_NAME).is_file():
+    try:
+        there = FeatureCache.is_at(root)
+    except UserError as error:
+        yield Finding("cache", "cache", "problem", str(error), "set cache.root to a directory, or mend this")
+        return
+    if not there:
         yield Finding("cache", "cache", "missing", f"none at {root}", f"run `{extract}`")
         return
     cache = FeatureCache.open(root)
@@ -133,5 +240,5 @@ def _check_ledger(cache: FeatureCache, manifest: Manifest, extract: str) -> Iter
 
 
 def _named(names: Sequence[str], separator: str = ", ") -> str:
-    more = f"{separator}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    more = f"{separator}and {len(names) - _NAMED} more (all with --json)" if len(names) > _NAMED else ""
     return separator.join(names[:_NAMED]) + more

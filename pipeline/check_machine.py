@@ -111,6 +111,8 @@ def check_disk(config: PipelineConfig) -> Iterator[Finding]:
         ("cache", locations.cache_root(config), "cache.root"),
         ("run", locations.run_folder(config), "run.folder"),
     ):
+        if not isinstance(path, Path):
+            continue  # an object store does not say how much room it has
         there = next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.exists())
         free_gib = shutil.disk_usage(there).free / _GIB
         where = f"{free_gib:.1f} GiB free for {path}"

@@ -25,6 +25,8 @@ _INTERRUPTED = 130
 _CALIBRATE_S = 20.0
 cache_app = typer.Typer(no_args_is_help=True, help="Look at a feature cache, check it, convert it.")
 app.add_typer(cache_app, name="cache")
+data_app = typer.Typer(no_args_is_help=True, help="Put a data set's files in their places, write one as plain lines.")
+app.add_typer(data_app, name="data")
 
 _SETTINGS = "Settings"
 Preset = Annotated[
@@ -45,10 +47,9 @@ Annotations = Annotated[
     str | None, typer.Option(help="Folder of the annotation files; default data/<dataset>/annotations.")
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")]
-CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory of the feature cache.")]
+CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory or URL (s3://bucket/prefix) of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-CacheFolder = Annotated[Path, typer.Argument(help="Directory of the cache, or an export of it.")]
-RunFolder = Annotated[Path, typer.Option("--run", help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")]
+CacheFolder = Annotated[str, typer.Argument(help="Directory or URL of the cache, or an export of it.")]
 RunOrModel = Annotated[str, typer.Option("--run", help="Folder of a run, or an exported model: its folder or hub id.")]
 
 
@@ -182,33 +183,136 @@ def train(
     cache: CacheRoot = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default <dataset>-<task>-<preset>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Watch a few steps: a trace in RUN/profile and where the time goes.")
+    ] = False,
     preset: Preset = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Stage 2: train Q-Former, projections and gate from the cache."""
+    """Stage 2: train Q-Former, projections and gate from the cache.
+
+    It may be killed at any moment: --resume goes on from the newest checkpoint as if nothing had happened. After
+    Ctrl-C and SIGTERM it saves first; after SIGTERM, a scheduler's preemption, the exit code is 75.
+    """
     from pipeline.commands.train import run
 
     options = {**_data_options(dataset, task, videos, annotations, cache), "run.name": name}
-    run(_resolve(preset, config, options, overrides), resume=resume, as_json=json)
+    run(_resolve(preset, config, options, overrides), resume=resume, as_json=json, profile=profile)
 
 
 @app.command()
 def evaluate(
-    run: RunFolder,
+    run: RunOrModel,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     method: Annotated[
         str | None,
         typer.Option(help="generate (beam search), rank (candidates by likelihood) or both; default the run's."),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for predictions and metrics; default the run's or the model's.")
+    ] = None,
+    dataset: Dataset = None,
+    task: TaskName = None,
+    videos: Videos = None,
+    annotations: Annotations = None,
+    cache: CacheRoot = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
-    """Answer a split and score it by exact match; writes predictions and metrics into the run."""
+    """Answer a split and score it by exact match; writes predictions and metrics into the run.
+
+    Data set, task and folders are the model's own unless given. docs/evaluation.md says what each number means.
+    """
     from pipeline.commands.evaluate import run as work
 
-    work(run, split=split, method=method, overrides=overrides or [], as_json=json)
+    work(
+        run,
+        split=split,
+        method=method,
+        options=_data_options(dataset, task, videos, annotations, cache),
+        output=output,
+        overrides=overrides or [],
+        as_json=json,
+    )
+
+
+@app.command()
+def ablate(
+    study: Annotated[
+        list[str],
+        typer.Option(help="lambda, levels, weighting, teacher, memory, or a .yaml file. May be repeated."),
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each member, from train.seed on.")] = 3,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at once; default one a GPU, or as many as have their cores.")
+    ] = None,
+    cpus: Annotated[
+        float | None, typer.Option(min=0.01, help="CPU cores of each training; default an equal share.")
+    ] = None,
+    gpus: Annotated[
+        float | None, typer.Option(min=0.0, help="GPUs of each, may be a fraction; default an equal share.")
+    ] = None,
+    dataset: Dataset = None,
+    task: TaskName = None,
+    videos: Videos = None,
+    annotations: Annotations = None,
+    cache: CacheRoot = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster that this machine is part of, e.g. auto; default this machine.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do again what failed before, videos and trainings.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Studies: many trainings that differ in a few settings, from one cache, in one table over seeds.
+
+    Each training is an ordinary run in runs/<study>. Run it again to go on where it stopped. Exit code 3 when any
+    training failed. docs/ablations.md says how to read the tables and how to write a study.
+    """
+    from pipeline.commands.ablate import Resources, run
+
+    options = _data_options(dataset, task, videos, annotations, cache)
+    failed = run(
+        study,
+        _resolve(preset, config, options, overrides),
+        seeds=seeds,
+        resources=Resources(parallel, cpus, gpus),
+        address=address,
+        dry_run=dry_run,
+        retry_failed=retry_failed,
+        as_json=json,
+    )
+    if failed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of an evaluated run, or of an evaluation's --output.")],
+    second: Annotated[Path, typer.Argument(help="The other one.")],
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test; default the first of test, val, train that both answered.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="generate or rank; default generate if both have it.")] = None,
+    common: Annotated[
+        bool, typer.Option("--common", help="Compare the samples that both answered, and leave out the others.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Whether one of two runs is better, task by task: McNemar's test, and the difference with its interval.
+
+    Both must have answered the same samples. The interval is a paired bootstrap over videos.
+    """
+    from pipeline.commands.compare import run as work
+
+    work(first, second, split=split, method=method, common=common, as_json=json)
 
 
 @app.command()
@@ -243,18 +347,33 @@ def export(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; with --paper there may be none.")] = None,
     output: Annotated[Path | None, typer.Option(help="HTML file; default report.html in the first run.")] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Lay the runs beside the paper's tables, on the page and here.")
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """One self-contained HTML page about one or more runs."""
+    """One self-contained HTML page about one or more runs: scores, curves, mistakes with frames, paired tests.
+
+    With --paper every table of the paper is shown with the rows that the runs measured; a run on other data, other
+    networks or a part of the data fills no cell, and the reason is named.
+    """
     from pipeline.commands.report import run
 
-    run(runs, output)
+    run(runs or [], output, paper=paper, as_json=json)
 
 
 @app.command()
 def doctor(
     dataset: Dataset = None,
+    task: TaskName = None,
+    videos: Videos = None,
+    annotations: Annotations = None,
+    cache: CacheRoot = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not open the videos to compare their lengths with the annotations.")
+    ] = False,
     preset: Preset = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -263,7 +382,8 @@ def doctor(
     """What is installed, which devices, weights and data are found, and what to do about what is missing."""
     from pipeline.commands.doctor import run
 
-    run(_resolve(preset, config, {"data.dataset": dataset}, overrides), as_json=json)
+    options = _data_options(dataset, task, videos, annotations, cache)
+    run(_resolve(preset, config, options, overrides), as_json=json, quick=quick)
 
 
 @cache_app.command("info")
@@ -292,8 +412,8 @@ def cache_verify(
 
 @cache_app.command("convert")
 def cache_convert(
-    source: Annotated[Path, typer.Argument(help="A cache, or an export of one.")],
-    target: Annotated[Path, typer.Argument(help="A folder (hdf5: a file) that does not exist yet, or an empty one.")],
+    source: Annotated[str, typer.Argument(help="A cache, or an export of one.")],
+    target: Annotated[str, typer.Argument(help="A folder (hdf5: a file) or URL (zarr) with nothing in it yet.")],
     to: Annotated[CacheKind, typer.Option("--to", help="What to write.")],
     shard_gb: Annotated[float, typer.Option(min=1e-6, help="webdataset: about how large a shard may become.")] = 1.0,
     json: Json = False,
@@ -307,13 +427,62 @@ def cache_convert(
 @cache_app.command("prune")
 def cache_prune(
     root: CacheFolder,
+    videos_not_in: Annotated[
+        str | None,
+        typer.Option(help="Committed videos too that this data set (a card's name or path) does not name."),
+    ] = None,
+    task: TaskName = None,
+    annotations: Annotations = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do remove committed videos.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove what killed or overtaken writers left behind; committed videos are not touched."""
+    """Remove what killed or overtaken writers left behind; committed videos only with --videos-not-in and --yes."""
     from pipeline.commands.cache import prune
 
-    prune(root, dry_run=dry_run, as_json=json)
+    if videos_not_in is None:
+        prune(root, dry_run=dry_run, as_json=json)
+        return
+    named = _data_options(videos_not_in, task, None, annotations, None)
+    prune(root, dry_run=dry_run, as_json=json, keep=_resolve(None, None, named, None).config, yes=yes)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    dataset: Annotated[str, typer.Option(help="lvu, msvd_qa, or the path of your own card (.yaml).")],
+    folders: Annotated[
+        list[Path], typer.Option("--from", help="Folder of downloaded files and archives. May be repeated.")
+    ],
+    to: Annotated[Path | None, typer.Option(help="Where annotations/ and videos/ go; default data/<dataset>.")] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy instead of linking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    json: Json = False,
+) -> None:
+    """Find a data set's annotation files and videos among downloads and link them under the names it expects.
+
+    Archives (.tar, .zip) are looked into. Nothing is overwritten; run it again when more is downloaded.
+    """
+    from pipeline.commands.prepare import run_prepare
+
+    run_prepare(dataset, folders, to, copy=copy, dry_run=dry_run, as_json=json)
+
+
+@data_app.command("export")
+def data_export(
+    folder: Annotated[Path, typer.Argument(help="Where videos.jsonl, samples.jsonl and the card go.")],
+    dataset: Dataset = None,
+    task: TaskName = None,
+    annotations: Annotations = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Write a data set as plain lines to read or to change, one sample a line, and a card that reads them."""
+    from pipeline.commands.prepare import run_export
+
+    options = _data_options(dataset, task, None, annotations, None)
+    run_export(_resolve(preset, config, options, overrides), folder, as_json=json)
 
 
 @config_app.command("show")

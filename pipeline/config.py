@@ -111,6 +111,12 @@ def resolve_run(path: Path, overrides: Sequence[str]) -> PipelineConfig:
     return _validate([Layer(str(path), _flatten(_read_yaml(path))), *map(_parse_override, overrides)]).config
 
 
+def overlay(config: PipelineConfig, values: Mapping[str, Any], source: str) -> PipelineConfig:
+    """The same settings with some dotted keys changed; UserError names `source` and a misspelt key's nearest."""
+    before = Layer("configuration", _flatten(config.model_dump(mode="json")))
+    return _validate([before, Layer(source, dict(values))]).config
+
+
 def load_yaml(path: Path) -> PipelineConfig:
     """Read a run's resolved configuration back; UserError if it is not one."""
     return resolve_run(path, ())

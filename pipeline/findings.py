@@ -14,6 +14,7 @@ class Finding:
         status: ok; missing if it is not there; problem if it is there and will not do.
         detail: what was found.
         fix: what to do, as an imperative or a command; None if the status is ok.
+        names: everything that `detail` counts and names the first of.
     """
 
     section: str
@@ -21,6 +22,7 @@ class Finding:
     status: Literal["ok", "missing", "problem"]
     detail: str
     fix: str | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert (self.status == "ok") == (self.fix is None), self

@@ -4,22 +4,30 @@ import shlex
 from pathlib import Path
 
 from pipeline.config import PipelineConfig, resolve
+from stages.cache.places import Place, place_of
 from stages.card_schema import Card
 from stages.cards import build_manifest, load_card
 from stages.errors import UserError
 from stages.ids import check_id
 from stages.manifest import Manifest
 from stages.records import nearest_hint
+from stages.video_paths import videos_root as named_root
 
 
 def card_of(config: PipelineConfig) -> Card:
-    """The data set's card."""
-    return load_card(config.data.dataset)
+    """The data set's card, with prompts and frames as the configuration asks for them."""
+    return load_card(config.data.dataset).as_asked(prompts=config.data.prompts, jitter=config.data.jitter)
 
 
-def videos_folder(config: PipelineConfig) -> Path:
-    """Folder of the videos."""
-    return Path(config.data.videos or Path("data") / card_of(config).name / "videos")
+def videos_root(config: PipelineConfig) -> Path | str:
+    """Folder of the videos, or the URL below which they lie."""
+    return named_root(config.data.videos or Path("data") / card_of(config).name / "videos")
+
+
+def videos_folder(config: PipelineConfig) -> Path | None:
+    """Folder of the videos; None where they lie below a URL."""
+    root = videos_root(config)
+    return root if isinstance(root, Path) else None
 
 
 def annotations_folder(config: PipelineConfig) -> Path:
@@ -27,10 +35,10 @@ def annotations_folder(config: PipelineConfig) -> Path:
     return Path(config.data.annotations or Path("data") / card_of(config).name / "annotations")
 
 
-def cache_root(config: PipelineConfig) -> Path:
-    """Directory of the feature cache; by default named after data set and networks, so that presets share it."""
+def cache_root(config: PipelineConfig) -> Place:
+    """Directory or URL of the feature cache; by default named after data set and networks, so that presets share it."""
     if config.cache.root is not None:
-        return Path(config.cache.root)
+        return place_of(config.cache.root)
     networks = (Path(source.rpartition(":")[2]).name for source in (config.encoder.source, config.teacher.source))
     return Path("caches") / "-".join((card_of(config).name, *networks))
 
@@ -52,14 +60,21 @@ def extract_command(config: PipelineConfig) -> str:
         "--cache": config.cache.root,
     }
     options = [(option, value) for option, value in given.items() if value]
-    settings = [("--set", f"{key}={'null' if value is None else value}") for key, value in _own_settings(config)]
+    settings = [("--set", f"{key}={_as_yaml(value)}") for key, value in _own_settings(config)]
     return shlex.join(["pipeline", "extract", *(part for pair in [*options, *settings] for part in pair)])
+
+
+def _as_yaml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "null" if value is None else str(value)
 
 
 def _own_settings(config: PipelineConfig) -> list[tuple[str, object]]:
     """What extraction depends on and the run's preset does not say."""
     usual = resolve(preset=config.preset, options={"data.dataset": config.data.dataset}).config
-    return [
+    frames = [] if config.data.jitter == usual.data.jitter else [("data.jitter", str(config.data.jitter).lower())]
+    return frames + [
         (f"{branch}.{name}", value)
         for branch in ("encoder", "teacher", "extract")
         for name, value in getattr(config, branch)
@@ -73,7 +88,7 @@ def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with
     Args:
         config: data set and task.
         splits: which splits.
-        with_videos: whether the videos' folder is needed and looked at.
+        with_videos: whether the videos' folder is needed and looked at; at a URL names go by the card's pattern alone.
 
     Raises:
         UserError: annotations or videos are missing or broken, the task or a split is unknown.

@@ -32,7 +32,7 @@ class RunFolder:
         """
         cls.require_free(path)
         path.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path / STAMP, json.dumps({**stamp, **_versions()}, indent=2, sort_keys=True) + "\n")
+        atomic_write_text(path / STAMP, json.dumps({**stamp, **versions()}, indent=2, sort_keys=True) + "\n")
         atomic_write_text(path / CONFIG, dump_yaml(config))
         return cls(path)
 
@@ -89,7 +89,8 @@ def file_name(stem: str, split: str, suffix: str) -> str:
     return f"{stem}.{suffix}" if split == "test" else f"{stem}-{split}.{suffix}"
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """When and by what a file is made: time, machine, packages, the source's commit."""
     packages = ("diff-lmm", "torch", "transformers", "zarr", "numpy")
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

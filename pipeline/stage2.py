@@ -1,6 +1,7 @@
 """What training, evaluation and prediction share: the cache that fits, the samples that are in it, the model."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from stages.cache.feature_cache import FeatureCache
 from stages.card_schema import Card
 from stages.checkpoint import Checkpoints
 from stages.errors import UserError
-from stages.exported import About, open_export
+from stages.exported import About, is_export, open_export
 from stages.extraction import feature_fields
 from stages.frame_plan import plan_frames
 from stages.manifest import Manifest, Sample
@@ -36,7 +37,11 @@ def open_cache(config: PipelineConfig) -> FeatureCache:
     Raises:
         UserError: no cache, or one made with another network or layer; the field is named.
     """
-    cache = FeatureCache.open(locations.cache_root(config), extract_command=locations.extract_command(config))
+    cache = FeatureCache.open(
+        locations.cache_root(config),
+        extract_command=locations.extract_command(config),
+        local_copy=config.cache.local_copy,
+    )
     cache.fingerprint.require_match(feature_fields(config, with_teacher=config.alignment.kd_weight > 0), cache.root)
     return cache
 
@@ -108,6 +113,19 @@ def warn_of_long_answers(tokenizers: Tokenizers, answers: Sequence[str], config:
         )
 
 
+def warn_of_absent_labels(train: Sequence[Sample], samples: Sequence[Sample]) -> None:
+    """Tell the user which labels no training sample has, so that the model cannot learn them, and who needs them."""
+    taught = {(sample.task, sample.answer) for sample in train}
+    asked = Counter((s.task, s.answer) for s in samples if s.split != "train" and s.candidates is not None)
+    labels = dict.fromkeys((s.task, label) for s in samples for label in s.candidates or ())
+    for task, label in labels:
+        if (task, label) not in taught:
+            say(
+                f"warning: no training sample of task {task!r} has the answer {label!r}, which "
+                f"{asked[task, label]} of its other samples ask for"
+            )
+
+
 def require_room(config: PipelineConfig, num_frames: int) -> None:
     """UserError if a clip has more frames than the Q-Former's temporal table has rows."""
     if num_frames > config.qformer.max_frames:
@@ -132,6 +150,14 @@ class Finished:
     config: PipelineConfig
     about: About
     load: Callable[[int], LoadedModel]
+
+
+def is_exported(source: str) -> bool:
+    """Whether the model is an exported folder, or one of the hub: then no folder of that name's owner is here."""
+    path = Path(source)
+    if path.is_dir():
+        return is_export(path) and not (path / CONFIG).is_file()
+    return not path.exists() and not path.is_absolute() and source.count("/") == 1 and not path.parent.exists()
 
 
 def open_run(path: Path, overrides: Sequence[str]) -> Finished:

@@ -133,7 +133,7 @@ def calibrate(
     """
     device = pick_device()
     is_gpu = device.type == "cuda"
-    devices = torch.cuda.device_count() if is_gpu else 1
+    devices = min(torch.cuda.device_count(), extract.model_actors or torch.cuda.device_count()) if is_gpu else 1
     children = extract.decode_workers * devices if extract.decode_workers else num_decode_children(extract)
     job = ExtractionJob(config.encoder, config.teacher, extract, "")
     with ExitStack() as stack:

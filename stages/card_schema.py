@@ -1,6 +1,7 @@
 """What a data set card (`data_manifests/<name>.yaml`) may say."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 
 from stages.errors import UserError
 from stages.ids import check_id
-from stages.manifest import Split
+from stages.manifest import MANIFEST_FILES, Split
 from stages.text import TEXT_PROCESSORS
 
 # start * fps may come out a hair below a whole index; MA-LMM truncates, and so must not lose a frame to that.
@@ -19,31 +20,71 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class AnnotationFiles(_Part):
-    """Which files hold the annotations, relative to the annotations folder.
+_ASKS_ITSELF = ("lvu_json", "lvu_csv")
+_ONE_TASK = ("msvd_json", "msvd_release")
+_WHOLE = ("jsonl", "manifest")
 
-    `lvu_json` and `msvd_json` (MA-LMM's JSON dictionaries) have one file per split under `files`; `jsonl` has one
-    `file`, whose lines name their split.
+
+class AnnotationFiles(_Part):
+    """One form of the annotations: which files hold it, relative to the annotations folder.
+
+    `lvu_json` and `msvd_json` are MA-LMM's JSON dictionaries, `msvd_release` the original lists, one file per split
+    under `files`. `lvu_csv` is the original LVU v1.0, with `{task}` in the file names. `jsonl` has one `file`, whose
+    lines name their split. `manifest` is what `pipeline data export` writes, under its own file names.
+
+    What the original releases leave out comes from tables beside them: `durations` are the names looked for, the first
+    that is there is read (`stages.annotations.lengths`); `video_names` is the list that gives numbered videos their
+    names. `labels` says, per task, how the release's class names are called here; a name that is not in it stays.
+    `published_videos` counts a form's videos per task and split where it differs from the card's `expected`.
     """
 
-    format: Literal["lvu_json", "msvd_json", "jsonl"]
+    format: Literal["lvu_json", "lvu_csv", "msvd_json", "msvd_release", "jsonl", "manifest"]
     files: dict[Split, str] = Field(default_factory=dict)
     file: str | None = None
+    durations: tuple[str, ...] = ()
+    video_names: str | None = None
+    labels: dict[str, dict[str, str]] = Field(default_factory=dict)
+    published_videos: dict[str, dict[Split, int]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_what_its_format_needs(self) -> "AnnotationFiles":
         if self.format == "jsonl" and (self.file is None or self.files):
             raise ValueError("format jsonl needs 'file' (one name) and no 'files'")
-        if self.format != "jsonl" and (not self.files or self.file is not None):
+        if self.format == "manifest" and (self.file is not None or self.files):
+            raise ValueError("format manifest takes neither 'file' nor 'files'")
+        if self.format not in _WHOLE and (not self.files or self.file is not None):
             raise ValueError(f"format {self.format} needs 'files' (split: name) and no 'file'")
+        if self.format == "lvu_csv" and not all("{task}" in name for name in self.files.values()):
+            raise ValueError("format lvu_csv needs '{task}' in every name under 'files'")
+        if (self.format in ("lvu_csv", "msvd_release")) != bool(self.durations):
+            raise ValueError("formats lvu_csv and msvd_release, and no others, need 'durations' (names of tables)")
+        if (self.format == "msvd_release") != (self.video_names is not None):
+            raise ValueError("format msvd_release, and no other, needs 'video_names' (name of a list)")
         return self
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The files that hold all splits at once; none where each split has its own."""
+        if self.format == "manifest":
+            return MANIFEST_FILES
+        return () if self.file is None else (self.file,)
+
+    def files_of(self, split: Split, tasks: Sequence[str]) -> list[str]:
+        """Return the names of a split's files: one, or one per task; none if this form has no such split."""
+        if split not in self.files:
+            return []
+        return list(dict.fromkeys(self.files[split].replace("{task}", task) for task in tasks))
 
 
 class VideoFiles(_Part):
-    """How a video's file is called: `pattern` with `{id}`; when absent, the same name with each of `extensions`."""
+    """How a video's file is called: `pattern` with `{id}`; when absent, the same name with each of `extensions`.
+
+    `longer_by_s` is how many seconds a file may run on past the annotated duration and still be the right one.
+    """
 
     pattern: str = "{id}.mp4"
     extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+    longer_by_s: FiniteFloat = Field(default=1.0, ge=0)
 
     @field_validator("pattern")
     @classmethod
@@ -65,10 +106,12 @@ class TaskCard(_Part):
     """One task: what is asked, and the answers allowed in order (null: open answers).
 
     Where the annotations hold only labels, `prompt` is the question itself; where they hold questions, it is the
-    text around them, with `{}` in the question's place.
+    text around them, with `{}` in the question's place. `paper_prompt` is the wording of the Diff-LMM paper where it
+    differs (`data.prompts`).
     """
 
     prompt: str = "{}"
+    paper_prompt: str | None = None
     labels: tuple[str, ...] | None = Field(default=None, min_length=1)
 
     @property
@@ -80,7 +123,8 @@ class TaskCard(_Part):
 class FrameRule(_Part):
     """Which frames a sample sees: `num_frames` evenly spaced over the whole video (`uniform`) or over `windows`.
 
-    Windows are `history_s` long and start every `stride_s`. Frame indices count at `index_fps`.
+    Windows are `history_s` long and start every `stride_s`. Frame indices count at `index_fps`. With `jitter`, training
+    draws one random frame from each of `num_frames` equal parts instead (`Sample.training_times_s`).
     """
 
     kind: Literal["windows", "uniform"]
@@ -88,6 +132,7 @@ class FrameRule(_Part):
     index_fps: FiniteFloat = Field(gt=0)
     history_s: FiniteFloat | None = Field(default=None, ge=1)
     stride_s: FiniteFloat | None = Field(default=None, gt=0)
+    jitter: bool = False
 
     @model_validator(mode="after")
     def _windows_have_sizes(self) -> "FrameRule":
@@ -133,14 +178,15 @@ class Expected(_Part):
 class Card(_Part):
     """One data set: how its public annotation files become videos and samples.
 
-    `text` names how prompts, questions and answers are cleaned (`stages.text`). `expected` is task -> split -> counts.
-    `settings` are this data set's values of configuration keys (under the preset's and the user's). `paper` holds
-    published numbers, in whatever shape they come.
+    `annotations` is one form of the annotation files or a list of them: for each split, the first whose file is there
+    is read. `text` names how prompts, questions and answers are cleaned (`stages.text`). `expected` is task -> split
+    -> counts. `settings` are this data set's values of configuration keys (under the preset's and the user's). `paper`
+    holds published numbers, in whatever shape they come.
     """
 
     name: str
     title: str
-    annotations: AnnotationFiles
+    annotations: tuple[AnnotationFiles, ...] = Field(min_length=1)
     videos: VideoFiles = VideoFiles()
     text: Literal["caption", "question", "verbatim"] = "verbatim"
     tasks: dict[str, TaskCard] = Field(min_length=1)
@@ -149,6 +195,11 @@ class Card(_Part):
     download: str = ""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     paper: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("annotations", mode="before")
+    @classmethod
+    def _one_form_or_several(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Card":
@@ -164,15 +215,38 @@ class Card(_Part):
         for key in self.expected:
             if key not in self.tasks:
                 raise ValueError(f"expected.{key} is none of the tasks: {', '.join(self.tasks)}")
-        if self.annotations.format == "msvd_json" and len(self.tasks) != 1:
-            raise ValueError("format msvd_json has one task, because its questions name none")
+        for form in self.annotations:
+            if form.format in _ONE_TASK and len(self.tasks) != 1:
+                raise ValueError(f"format {form.format} has one task, because its questions name none")
+            if form.whole and len(self.annotations) > 1:
+                raise ValueError(f"format {form.format} stands alone, because it holds all splits at once")
         return self
 
+    def as_asked(self, *, prompts: Literal["ma-lmm", "paper"], jitter: bool) -> "Card":
+        """Return the card with the wording of the prompts asked for, and without its frame rule's jitter if so asked.
+
+        Raises:
+            UserError: the paper's wording is asked for, and the card has none.
+        """
+        tasks = self.tasks
+        if prompts == "paper":
+            if all(task.paper_prompt is None for task in tasks.values()):
+                known = "its tasks have no paper_prompt"
+                raise UserError(f"data set {self.name!r} has no wording of the paper: {known}", where="data.prompts")
+            tasks = {
+                key: task.model_copy(update={"prompt": task.paper_prompt or task.prompt}) for key, task in tasks.items()
+            }
+        rule = self.frame_rule.model_copy(update={"jitter": self.frame_rule.jitter and jitter})
+        return self.model_copy(update={"tasks": tasks, "frame_rule": rule})
+
     def _check_prompt(self, key: str, task: TaskCard) -> None:
-        asks_itself = self.annotations.format == "lvu_json"
-        if asks_itself == ("{}" in task.prompt):
+        for form in self.annotations:
+            asks_itself = form.format in _ASKS_ITSELF
             rule = "is the question itself, without '{}'" if asks_itself else "needs '{}' where the question goes"
-            raise ValueError(f"tasks.{key}.prompt {task.prompt!r}: with format {self.annotations.format} it {rule}")
+            for name in ("prompt", "paper_prompt"):
+                text = getattr(task, name)
+                if text is not None and asks_itself == ("{}" in text):
+                    raise ValueError(f"tasks.{key}.{name} {text!r}: with format {form.format} it {rule}")
 
     def _check_labels(self, key: str, labels: tuple[str, ...]) -> None:
         for label in labels:

@@ -3,13 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from stages.annotations import read_annotations
+from stages.atomic import atomic_write_text
 from stages.card_schema import Card
 from stages.errors import UserError
-from stages.manifest import Manifest, ManifestBuilder
+from stages.manifest import Manifest, ManifestBuilder, Split
 from stages.records import nearest_hint, parse_record, read_yaml
 
-__all__ = ["Card", "build_manifest", "bundled_cards", "differences_from_expected", "load_card"]
+__all__ = ["Card", "build_manifest", "bundled_cards", "differences_from_expected", "export_manifest", "load_card"]
 
 # The folder lies beside this package both in a checkout and when installed.
 _BUNDLED = Path(__file__).resolve().parents[1] / "data_manifests"
@@ -58,27 +61,75 @@ def build_manifest(card: Card, *, annotations: Path, videos: Path | None) -> Man
         if folder is not None and not folder.is_dir():
             hint = f"the card {card.name!r} says under 'download' how to get it" if card.download else None
             raise UserError(f"{kind} folder not found", where=folder, hint=hint)
-    builder = ManifestBuilder(card.name)
-    absent = read_annotations(card, annotations, videos, builder)
-    manifest = builder.build(absent)
-    if absent and len(absent) == len(card.annotations.files):
-        raise UserError("file not found", where=", ".join(absent.values()))
+    if card.annotations[0].format == "manifest":
+        manifest = _read_exported(card, annotations)
+    else:
+        builder = ManifestBuilder(card.name)
+        found = read_annotations(card, annotations, videos, builder)
+        if found.absent and not found.forms:
+            raise UserError("file not found", where=", ".join(found.absent.values()))
+        manifest = replace(builder.build(), absent_splits=found.absent, left_out=found.left_out, forms=found.forms)
     if not manifest.samples:
-        raise UserError(f"the annotation files hold no samples of data set {card.name!r}", where=annotations)
+        what = f"the annotation files hold no samples of data set {card.name!r}"
+        if manifest.left_out:
+            what = f"{what}: {len(manifest.left_out)} videos are left out, {next(iter(manifest.left_out.values()))}"
+        raise UserError(what, where=annotations)
     in_card_order = sorted(manifest.samples, key=lambda sample: list(card.tasks).index(sample.task))
     return replace(manifest, samples=tuple(in_card_order))
 
 
+def _read_exported(card: Card, annotations: Path) -> Manifest:
+    """Read what `pipeline data export` wrote, whose samples say themselves what others take from the card."""
+    manifest = Manifest.read_jsonl(annotations)
+    for sample in manifest.samples:
+        task = card.tasks.get(sample.task)
+        if task is None or task.labels != sample.candidates:
+            raise UserError(
+                f"sample {sample.id!r} has a task or candidates that the card {card.name!r} has not",
+                where=annotations,
+                received=f"task {sample.task!r} with {', '.join(sample.candidates or ('open answers',))}",
+            )
+    if card.frame_rule.jitter:
+        return manifest
+    still = (sample.model_copy(update={"jitter": False}) if sample.jitter else sample for sample in manifest.samples)
+    return replace(manifest, samples=tuple(still))
+
+
+def export_manifest(card: Card, manifest: Manifest, folder: Path) -> Path:
+    """Write a data set as plain lines and a card that reads them; return the card's path."""
+    manifest.write_jsonl(folder)
+    lean = card.model_dump(mode="json", exclude_defaults=True, exclude={"annotations", "download"})
+    for task in lean["tasks"].values():
+        task.pop("paper_prompt", None)  # the samples have their prompts already
+        if "{}" not in task.get("prompt", "{}"):
+            del task["prompt"]
+    path = folder / f"{card.name}.yaml"
+    text = yaml.safe_dump({**lean, "annotations": {"format": "manifest"}}, sort_keys=False, allow_unicode=True)
+    atomic_write_text(path, text)
+    return path
+
+
 def differences_from_expected(card: Card, manifest: Manifest) -> tuple[str, ...]:
-    """Return one line per task and split whose counts differ from the card's; splits without samples are skipped."""
+    """Return one line per task and split whose counts differ from the published ones; absent splits are skipped.
+
+    Published are the card's `expected`, or, for a form of the annotations that counts its own videos, those.
+    """
     lines = []
+    own_counts: dict[str, dict[str, dict[Split, int]]] = {
+        form.format: form.published_videos for form in card.annotations if form.published_videos
+    }
     for task, by_split in card.expected.items():
         for split, expected in by_split.items():
+            if split not in manifest.splits:
+                continue
             samples = [sample for sample in manifest.samples if sample.task == task and sample.split == split]
-            found = (len({sample.video for sample in samples}), len(samples))
-            if split in manifest.splits and found != (expected.videos, expected.samples):
+            num_videos = len({sample.video for sample in samples})
+            own = own_counts.get(manifest.forms.get(split, ""))
+            if own is not None and num_videos != own[task][split]:
+                lines.append(f"{task} {split}: {num_videos} videos, published {own[task][split]}")
+            if own is None and (num_videos, len(samples)) != (expected.videos, expected.samples):
                 lines.append(
-                    f"{task} {split}: {found[0]} videos and {found[1]} samples, "
+                    f"{task} {split}: {num_videos} videos and {len(samples)} samples, "
                     f"published {expected.videos} and {expected.samples}"
                 )
     return tuple(lines)

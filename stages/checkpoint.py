@@ -1,15 +1,22 @@
 """Checkpoints of a run: trained parameters and optimizer state as safetensors, position as JSON; whole or absent.
 
-<run>/checkpoints/step-00000120/{model.safetensors, optimizer.safetensors, state.json}
+<run>/checkpoints/step-00000120/{model.safetensors, optimizer.safetensors, state.json, checksums.json}
 <run>/checkpoints/index.json      which one is the newest and which the best
+
+What else a training is made of is a function of the position: the order of samples and the frames they show, dropout,
+the learning rate. So these files are enough to go on from any step as if nothing had happened.
 """
 
+import contextlib
 import json
+import math
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,19 +27,25 @@ from torch.optim import Optimizer
 from stages.atomic import atomic_write_text, sync_directory, sync_file
 from stages.errors import UserError
 
+BestBy = Literal["accuracy", "loss"]
+
 _MODEL, _OPTIMIZER, _STATE, _INDEX = "model.safetensors", "optimizer.safetensors", "state.json", "index.json"
+_CHECKSUMS = "checksums.json"
+_READ_BYTES = 2**24
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a checkpoint stands: finished epochs and optimizer steps, and what validation said then.
+    """Where a checkpoint stands, and what validation said there.
 
     Attributes:
-        epoch: epochs finished.
-        step: optimizer steps taken.
-        val_top1: accuracy on the validation split, in [0, 1]; None if not validated.
-        val_loss: Eq. 8 on the validation split; None if not validated.
+        epoch: epochs finished, validation included.
+        step: optimizer steps taken; more than those of the finished epochs where it was saved within one.
+        val_top1: accuracy on the validation split, in [0, 1]; None if not validated here.
+        val_loss: Eq. 8 on the validation split; None if not validated here.
         target_width: D of the teacher targets; None without distillation.
+        best_step: step of the best checkpoint so far; None means this one.
+        stale: validations since the best one.
     """
 
     epoch: int
@@ -40,14 +53,17 @@ class Position:
     val_top1: float | None = None
     val_loss: float | None = None
     target_width: int | None = None
+    best_step: int | None = None
+    stale: int = 0
 
-    def better_than(self, other: "Position") -> bool:
-        """Higher validation accuracy, then lower validation loss, then later: unvalidated, the last one is the best."""
-        mine, theirs = (
-            (-1.0 if position.val_top1 is None else position.val_top1, -(position.val_loss or 0.0), position.step)
-            for position in (self, other)
-        )
-        return mine > theirs
+    def better_than(self, other: "Position", by: BestBy = "accuracy") -> bool:
+        """Higher accuracy, then lower loss (or the other way round), then later; validated is better than not."""
+        return self._merit(by) > other._merit(by)
+
+    def _merit(self, by: BestBy) -> tuple[float, float, int]:
+        top1 = -1.0 if self.val_top1 is None else self.val_top1
+        loss = -math.inf if self.val_loss is None or not math.isfinite(self.val_loss) else -self.val_loss
+        return (top1, loss, self.step) if by == "accuracy" else (loss, top1, self.step)
 
 
 class Checkpoints:
@@ -62,24 +78,44 @@ class Checkpoints:
         self.folder = run / "checkpoints"
 
     def save(self, model: dict[str, Tensor], optimizer: dict[str, Tensor], position: Position, *, keep: int) -> None:
-        """Write a checkpoint, then point `index.json` at it, then remove all but the newest `keep` and the best."""
-        name = f"step-{position.step:08d}"
+        """Write a checkpoint, then point `index.json` at it, then remove the old ones.
+
+        The newest `keep` stay, and what was the best at each of them, so that going back to one finds its best, too.
+        """
+        name = _name(position.step)
         final = self.folder / name
         with self._temporary(name) as temporary:
             save_file({key: value.detach().cpu().contiguous() for key, value in model.items()}, temporary / _MODEL)
             save_file(optimizer, temporary / _OPTIMIZER)
             (temporary / _STATE).write_text(json.dumps(asdict(position)), encoding="utf-8")
+            sums = {file: _crc32(temporary / file) for file in (_MODEL, _OPTIMIZER, _STATE)}
+            (temporary / _CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
             for file in temporary.iterdir():
                 sync_file(file)
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():  # saved at this step before, by a run that was stopped or resumed
+                final.rename(self.folder / f".{name}.old.tmp")
             temporary.rename(final)
         sync_directory(self.folder)
-        index = self._read_index()
-        best = index.get("best")
-        if best is None or position.better_than(self.position(best)):
-            best = name
-        atomic_write_text(self.folder / _INDEX, json.dumps({"last": name, "best": best}))
-        self._prune(keep, {name, best})
+        self._point_at(name, position)
+        self._prune(keep)
+
+    def resume(self, on_damaged: Callable[[str], None]) -> str | None:
+        """Name of the newest checkpoint that is whole, which counts as the newest from now on; None if there is none.
+
+        Args:
+            on_damaged: is told, in one line, of each newer one that is not; it is kept as `damaged-<name>`.
+        """
+        for name in reversed(self._names()):
+            try:
+                self._require_whole(name)
+                position = self.position(name)
+            except UserError as error:
+                on_damaged(f"{error}. Going back to the checkpoint before it")
+                self._set_aside(name)
+                continue
+            self._point_at(name, position)
+            return name
+        return None
 
     def last(self) -> str | None:
         """Name of the newest checkpoint; None if there is none."""
@@ -136,6 +172,19 @@ class Checkpoints:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def _set_aside(self, name: str) -> None:
+        aside = self.folder / f"damaged-{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.folder / name).rename(aside)
+
+    def _point_at(self, name: str, position: Position) -> None:
+        best = name if position.best_step is None else _name(position.best_step)
+        try:
+            self.position(best)
+        except UserError:  # damaged, or removed by hand
+            best = name
+        atomic_write_text(self.folder / _INDEX, json.dumps({"last": name, "best": best}))
+
     def _read_index(self) -> dict[str, str]:
         path = self.folder / _INDEX
         if not path.is_file():
@@ -146,11 +195,44 @@ class Checkpoints:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _damaged(path, error) from error
 
-    def _prune(self, keep: int, always: set[str]) -> None:
-        names = sorted(path.name for path in self.folder.glob("step-*"))
-        for name in names[:-keep]:
-            if name not in always:
+    def _names(self) -> list[str]:
+        """Names of the checkpoints, oldest first."""
+        return sorted(path.name for path in self.folder.glob("step-*"))
+
+    def _prune(self, keep: int) -> None:
+        names = self._names()
+        kept = set(names[-keep:]) | set(self._read_index().values())
+        for name in names[-keep:]:
+            with contextlib.suppress(UserError):  # a damaged one has no best that anybody could go back to
+                kept.add(_name(best) if (best := self.position(name).best_step) is not None else name)
+        for name in names:
+            if name not in kept:
                 shutil.rmtree(self.folder / name)
+        for replaced in self.folder.glob(".step-*.old.tmp"):
+            shutil.rmtree(replaced)
+
+    def _require_whole(self, name: str) -> None:
+        """UserError unless every file of the checkpoint has the bytes that were written."""
+        path = self.folder / name / _CHECKSUMS
+        try:
+            sums = json.loads(path.read_text(encoding="utf-8"))
+            for file in (_MODEL, _OPTIMIZER, _STATE):
+                if _crc32(self.folder / name / file) != sums[file]:
+                    raise UserError("checkpoint file is damaged", where=path.parent / file)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _damaged(path, error) from error
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _crc32(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def optimizer_tensors(optimizer: Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
@@ -182,5 +264,7 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"checkpoint file cannot be read: {error}", where=path, hint="use another checkpoint or train anew"
+        f"checkpoint file cannot be read: {error}",
+        where=path,
+        hint="`pipeline train --resume` goes back to the one before it",
     )

@@ -21,13 +21,24 @@ class DataConfig(Settings):
     """Folder of the video files; None means data/<dataset>/videos."""
     annotations: str | None = None
     """Folder of the annotation files; None means data/<dataset>/annotations."""
+    prompts: Literal["ma-lmm", "paper"] = "ma-lmm"
+    """Wording of the questions where the annotations hold only labels: MA-LMM's ("what is the way_speaking of the
+    movie?") or the Diff-LMM paper's ("what is the speaking style of the movie?"), in training and evaluation alike."""
+    jitter: bool = True
+    """Whether training draws other frames each epoch where the card says so (msvd_qa), for which extraction caches all
+    that can be drawn; false: training sees the frames of evaluation, and the cache holds no others."""
+    allow_leakage: bool = False
+    """Train on several tasks together although one's training videos are another's test videos."""
 
 
 class CacheConfig(Settings):
     """The feature cache."""
 
     root: str | None = None
-    """Directory of the cache; None means caches/<dataset>-<encoder>-<teacher>."""
+    """Directory or URL (s3://bucket/prefix) of the cache; None means caches/<dataset>-<encoder>-<teacher>."""
+    local_copy: str | None = None
+    """Folder on a disk of this machine into which training and evaluation copy each video of a cache at a URL when they
+    first read it; None reads every window over the network."""
     tolerance_s: NonNegativeFloat = 0.001
     """How far a cached frame's time may lie from the time a sample asks for, in seconds."""
 
@@ -35,20 +46,38 @@ class CacheConfig(Settings):
 class ExtractConfig(Settings):
     """Stage 1: decoding, frozen networks, writing."""
 
-    decoder: Literal["pyav", "decord"] = "pyav"
-    """Decoder; decord refuses the kinds of file in which it returns wrong frames."""
+    decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Decoder; decord and torchcodec (an extra) refuse the kinds of file in which they return wrong frames."""
+    decode_device: Literal["cpu", "cuda"] = "cpu"
+    """cuda decodes on the worker's GPU, with torchcodec only; its colours are its own, so such a cache is another."""
     tolerance_s: NonNegativeFloat = 0.5
     """How far past a video's last frame a time may lie and still show that frame, in seconds."""
     decode_workers: PositiveInt | None = None
     """Decode children per model actor; None means its node's CPU cores, divided by the actors there."""
     deadline_s: PositiveFloat = 300.0
-    """Longest time one attempt to decode a video may take before its child is killed, in seconds."""
+    """Longest time that fetching a video, and each attempt to decode it, may take before its child is killed, in
+    seconds."""
     memory_gb: PositiveFloat = 8.0
-    """Address space one decode child may take, in GiB."""
-    batch_size: PositiveInt = 64
-    """Frames per pass through the frozen networks on a GPU, halved where they do not fit; a CPU takes 8 at most."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Address space one decode child may take, in GiB; no limit with decode_device=cuda."""
+    video_gb: PositiveFloat = 16.0
+    """Memory that the features of one video may take until they are written, in GiB; one that needs more has failed."""
+    protocols: tuple[str, ...] = ("abfs", "az", "gcs", "gs", "hf", "http", "https", "s3")
+    """Protocols of the addresses outside the videos folder that a manifest may name; file: any file of this machine."""
+    download_gb: PositiveFloat = 20.0
+    """Largest video that is fetched from an address, in GiB."""
+    scratch: str | None = None
+    """Folder for a fetched video while it is decoded; None means the system's temporary folder."""
+    model_actors: PositiveInt | None = None
+    """Model actors on each node; None means one per GPU, or one on a node without. More than a node has GPUs (or cores,
+    where there is no GPU) are not started."""
+    batch_size: Literal["auto"] | PositiveInt = "auto"
+    """Frames per pass through the frozen networks. auto: on a GPU found by trial at the start, on a CPU at most 8; a
+    number is rounded down to a power of two on a CPU. Where a pass does not fit after all, it is halved."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of vision tower and DiT (never the VAE); auto is bfloat16 on a GPU that has it, else float32."""
+    compile: bool = False
+    """Whether torch.compile makes programs of the networks, for passes of one shape: minutes at the start, fewer
+    seconds per frame afterwards where it pays."""
     storage: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
     """Type of the stored features; targets are always float32. int8 has a scale per channel of the video and takes half
     the bytes of float16."""
@@ -63,6 +92,9 @@ class TrainConfig(Settings):
     """Passes over the training samples."""
     batch_size: PositiveInt = 64
     """Samples per optimizer step."""
+    micro_batch_size: PositiveInt | None = None
+    """Samples that go through the networks at once; the gradients of a step's parts add up to those of the whole. null
+    takes the step's samples together."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     min_lr: NonNegativeFloat = 0.0
@@ -85,12 +117,27 @@ class TrainConfig(Settings):
     """Frames the Q-Former computes at once, which bounds the memory of a step; None means twice its memory slots."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast of the networks; losses are float32. auto is bfloat16 on a GPU that has it, else float32."""
+    order: Literal["random", "near"] = "random"
+    """random: each epoch is a plain permutation of the samples. near: a video's samples come within a few batches of
+    one another, so that frames they share are read from disk once."""
     workers: NonNegativeInt = 2
     """Processes that read the cache."""
+    prefetch: PositiveInt = 2
+    """Parts of a step (or whole ones, see micro_batch_size) that each of those processes reads ahead."""
     validate_every: PositiveInt = 1
     """Epochs between validations."""
+    best_by: Literal["accuracy", "loss"] = "accuracy"
+    """What the best checkpoint is chosen by on the validation split; the other decides between equals."""
+    patience: PositiveInt | None = None
+    """Validations in a row without a better one after which training stops; null trains all epochs."""
+    save_every_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints within an epoch; every epoch ends with one in any case."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints stay beside the best."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Where curves are shown beside metrics.jsonl; wandb (Weights & Biases) needs the extra of this name."""
+    wandb_project: str = "diff-lmm"
+    """Project of the runs at Weights & Biases."""
     seed: NonNegativeInt = 42
     """Seed of weights, order and dropout."""
 
@@ -107,6 +154,10 @@ class EvaluateConfig(Settings):
     """Log-likelihood of a candidate: mean over its tokens, end included, or their sum, which favours short answers."""
     rank_rows: PositiveInt = 256
     """Candidates times samples that go through the language model at once; more take more memory, not other scores."""
+    resamples: PositiveInt = 10_000
+    """How often videos are drawn anew for an interval over videos."""
+    resample_seed: NonNegativeInt = 0
+    """Seed of those draws; the same seed gives the same interval."""
 
 
 class RunConfig(Settings):

@@ -1,7 +1,8 @@
 """Where and in which precision things run."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -9,16 +10,24 @@ import torch
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True)
+class Compute:
+    """Where the networks run and in which arithmetic."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
 def pick_device() -> torch.device:
     """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pick_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+def pick_dtype(precision: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device) -> torch.dtype:
     """Arithmetic for a precision setting; auto is bfloat16 on a GPU that has it, else float32."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -27,10 +36,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def move(value: Value, device: torch.device) -> Value:
-    """Move every tensor of a (nested) dataclass to a device."""
-    moved: Any = value
+    """Move every tensor of a (nested) dataclass to a device; from pinned memory without waiting for it."""
+    return each_tensor(value, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def each_tensor(value: Value, change: Callable[[torch.Tensor], torch.Tensor]) -> Value:
+    """The (nested) dataclass with every tensor changed."""
+    changed: Any = value
     if isinstance(value, torch.Tensor):
-        moved = value.to(device, non_blocking=True)
+        changed = change(value)
     elif is_dataclass(value) and not isinstance(value, type):
-        moved = type(value)(**{field.name: move(getattr(value, field.name), device) for field in fields(value)})
-    return cast("Value", moved)
+        parts = {field.name: each_tensor(getattr(value, field.name), change) for field in fields(value)}
+        changed = type(value)(**parts)
+    return cast("Value", changed)

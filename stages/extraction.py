@@ -19,6 +19,7 @@ from stages.errors import UserError
 from stages.frame_plan import FramePlan
 from stages.frozen_networks import describe_encoder, describe_teacher
 from stages.manifest import Manifest
+from stages.video_paths import join_video_path
 from stages.weights import OnLoaded, log_loading
 from stages.worker import ExtractionJob, VideoOutcome, VideoTask
 
@@ -169,6 +170,8 @@ def fingerprint(config: ModelConfig, extract: ExtractConfig, on_loaded: OnLoaded
     """
     assert extract.precision != "auto"
     computed: dict[str, Scalar] = {"precision": extract.precision, STORAGE_FIELD: extract.storage}
+    if extract.decode_device != "cpu":
+        computed["frame.decoded_on"] = extract.decode_device
     for part, source in (("encoder", describe_encoder(config.encoder)), ("teacher", describe_teacher(config.teacher))):
         facts = {**source.facts, "weights": source.digest, "size_px": source.size_px}
         computed |= {f"{part}.{name}": value for name, value in facts.items()}
@@ -185,7 +188,7 @@ class Extraction:
         plan: the frames wanted of each video.
         cache: where they go.
         job: what the workers are told.
-        videos: folder of the video files.
+        videos: folder or URL of the video files.
         retry_failed: whether videos that failed before are tried again.
     """
 
@@ -196,7 +199,7 @@ class Extraction:
         cache: FeatureCache,
         job: ExtractionJob,
         *,
-        videos: Path,
+        videos: Path | str,
         retry_failed: bool,
     ) -> None:
         self.manifest, self.plan, self.cache, self.job, self.videos = manifest, plan, cache, job, videos
@@ -216,9 +219,12 @@ class Extraction:
             on_outcome: told of each outcome and of the progress.
 
         Raises:
-            UserError: the cache cannot be written any more; what is committed stays.
+            UserError: a video's path leads outside the videos folder; or the cache cannot be written any more: what
+                is committed stays.
         """
         meter = _Meter(self.before, [])
+        if not self.todo and not self.before.unlisted:
+            return self._summary(meter, self.before)
         with self.cache.ledger.writer() as ledger:
             self.cache.ledger.status(self.plan.times_s, adopt=ledger)
             if self.todo:
@@ -233,11 +239,10 @@ class Extraction:
                     else:
                         ledger.failed(outcome.video, reason=outcome.reason or "", attempts=attempts)
                     on_outcome(outcome, meter.add(outcome))
-        return self._summary(meter)
+        return self._summary(meter, self.cache.ledger.status(self.plan.times_s))
 
-    def _summary(self, meter: _Meter) -> ExtractionSummary:
+    def _summary(self, meter: _Meter, status: LedgerStatus) -> ExtractionSummary:
         """The ledger as it stands, and what this run did."""
-        status: LedgerStatus = self.cache.ledger.status(self.plan.times_s)
         return ExtractionSummary(
             planned=self.plan.num_videos,
             done=len(status.done),
@@ -253,7 +258,9 @@ class Extraction:
 
     def _task(self, video: str) -> VideoTask:
         """Only the frames that are not cached yet: a task planned later adds to what is there."""
-        planned, path = self.plan.times_s[video], str(self.videos / self.manifest.videos[video].path)
+        planned = self.plan.times_s[video]
+        named, protocols = self.manifest.videos[video].path, self.job.extract.protocols
+        path = join_video_path(self.videos, named, protocols, video=video)
         if video in self.before.damaged:
             return VideoTask(video, path, planned, fresh=True)
         missing = np.setdiff1d(planned, self.cache.cached_times_s(video))

@@ -26,11 +26,11 @@ class FramePlan:
 
 
 def plan_frames(manifest: Manifest) -> FramePlan:
-    """Return, per video, the sorted union of the frame times that the manifest's samples name.
+    """Return, per video, the sorted union of the frame times that the manifest's samples may ask for.
 
-    Times are compared exactly: `Sample.frame_times_s` yields the same float for the same frame index.
+    Times are compared exactly: `Sample.planned_times_s` yields the same float for the same frame index.
     """
     wanted: defaultdict[str, list[np.ndarray]] = defaultdict(list)
     for sample in manifest.samples:
-        wanted[sample.video].append(sample.frame_times_s())
+        wanted[sample.video].append(sample.planned_times_s())
     return FramePlan({video: np.unique(np.concatenate(times)) for video, times in wanted.items()})

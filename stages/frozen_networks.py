@@ -7,7 +7,7 @@ original DiT file) decides which network it is.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from model.dit_original import DiffusersNames, original_dit_config
 from model.pixels import CLIP_PIXELS, IMAGENET_PIXELS, PixelStatistics
 from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
+from stages.frozen_source import FrozenSource, remembered
 from stages.instructblip import INSTRUCTBLIP, instructblip_config, naming
 from stages.weights import CheckpointTensors, LoadingReport, OnLoaded, Repository, load_without_code, log_loading
 
@@ -70,29 +71,16 @@ ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
 _DINO_SIZE_PX = 224
 
 
-@dataclass(frozen=True)
-class FrozenSource:
-    """A frozen network's checkpoint, opened but not loaded.
-
-    Attributes:
-        size_px: side of the square picture the network takes.
-        digest: SHA-256 over the weights that the network reads.
-        facts: what else the checkpoint decides of a feature, by name.
-        loading: of each checkpoint, what the network takes and leaves; none where weights are random.
-    """
-
-    size_px: int
-    digest: str
-    facts: dict[str, Scalar] = field(default_factory=dict)
-    loading: tuple[LoadingReport, ...] = ()
-
-
 def describe_encoder(config: EncoderConfig) -> FrozenSource:
     """Input size and weight digest of the visual encoder, without building it.
 
     Raises:
         UserError: no InstructBLIP or CLIP checkpoint, or one without the layer asked for.
     """
+    return remembered("encoder", config, lambda: _describe_encoder(config))
+
+
+def _describe_encoder(config: EncoderConfig) -> FrozenSource:
     opened = _open_encoder(config)
     with naming(config.source):
         config.require_fits(opened.described.num_hidden_layers)
@@ -132,6 +120,10 @@ def describe_teacher(config: TeacherConfig) -> FrozenSource:
     Raises:
         UserError: neither a DiT nor a DINOv2, or one that settings do not fit.
     """
+    return remembered("teacher", config, lambda: _describe_teacher(config))
+
+
+def _describe_teacher(config: TeacherConfig) -> FrozenSource:
     opened = _open_teacher(config)
     with naming(config.source):
         return opened.describe(config)
@@ -333,7 +325,9 @@ class _OriginalTensors(CheckpointTensors):
         tensors = loaded.get("ema", loaded) if isinstance(loaded, dict) else None
         if not isinstance(tensors, dict):
             raise UserError("holds no tensors by name", where=path, received=type(loaded).__name__)
-        super().__init__(Repository(str(path.parent)), dict.fromkeys(tensors, path.name))
+        repository = Repository(str(path.parent))
+        repository.require(path.name)  # whoever watches the files hears of this one, too
+        super().__init__(repository, dict.fromkeys(tensors, path.name))
         self._opened[path.name] = tensors
 
 

@@ -1,7 +1,8 @@
 """What there is to learn from: videos, and samples that ask one question about some frames of one video."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
@@ -16,7 +17,8 @@ from stages.records import nearest_hint, parse_record, read_json, read_json_line
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-_VIDEOS_FILE, _SAMPLES_FILE, _HEADER_FILE = "videos.jsonl", "samples.jsonl", "dataset.json"
+MANIFEST_FILES = _VIDEOS_FILE, _SAMPLES_FILE, _HEADER_FILE = "videos.jsonl", "samples.jsonl", "dataset.json"
+"""What `Manifest.write_jsonl` writes."""
 # Durations are rounded in many annotation files; half a millisecond is below any frame interval.
 _TIME_SLACK_S = 5e-4
 
@@ -63,6 +65,8 @@ class Sample(Record):
     The frames are given either by `start_s`, `end_s`, `num_frames` and `index_fps`, or one by one by `times_s`.
     `id` is unique in the manifest; it is not a file name. `question` is the bare question; `prompt_text` is what a
     model reads, the question inside `prompt`. `candidates` are a classification's answers in order, None if open.
+    `answer_type` is what kind of thing is asked for (MSVD-QA: what, who, how, when, where). With `jitter`, every epoch
+    of training draws other frames between `start_s` and `end_s` (`training_times_s`).
     """
 
     id: str = Field(min_length=1)
@@ -73,10 +77,12 @@ class Sample(Record):
     split: Split
     prompt: str = "{}"
     candidates: tuple[str, ...] | None = Field(default=None, strict=False)
+    answer_type: str | None = None
     start_s: FiniteFloat | None = Field(default=None, ge=0)
     end_s: FiniteFloat | None = Field(default=None, ge=0)
     num_frames: int | None = Field(default=None, ge=1)
     index_fps: FiniteFloat | None = Field(default=None, gt=0)
+    jitter: bool = False
     times_s: tuple[FiniteFloat, ...] | None = Field(default=None, strict=False, min_length=1)
 
     _check_task = field_validator("task")(_safe_name("task"))
@@ -91,6 +97,8 @@ class Sample(Record):
         given = sum(value is not None for value in rule)
         if given not in (0, len(rule)) or (given == 0) == (self.times_s is None):
             raise ValueError("give either start_s, end_s, num_frames and index_fps, or times_s alone")
+        if self.jitter and self.times_s is not None:
+            raise ValueError("jitter needs start_s, end_s, num_frames and index_fps, not times_s")
         if self.start_s is not None and self.end_s is not None and self.end_s < self.start_s:
             raise ValueError(f"end_s {self.end_s} lies before start_s {self.start_s}")
         if self.times_s is not None and (self.times_s[0] < 0 or list(self.times_s) != sorted(self.times_s)):
@@ -103,7 +111,7 @@ class Sample(Record):
         return self.prompt.replace("{}", self.question)
 
     def frame_times_s(self) -> np.ndarray:
-        """Return the sample's frame times in seconds, `[T]` float64, sorted; short videos may repeat one.
+        """Return the frame times of evaluation in seconds, `[T]` float64, sorted; short videos may repeat one.
 
         Evenly spaced frames are rounded (half to even) to a whole frame index at `index_fps`, as MA-LMM does
         (lavis/datasets/datasets/lvu_cls_datasets.py). An index over `index_fps` is one fixed float, so frames that
@@ -111,11 +119,47 @@ class Sample(Record):
         """
         if self.times_s is not None:
             return np.asarray(self.times_s, dtype=np.float64)
+        return even_times_s(*self._rule())
+
+    def training_times_s(self, seed: int, epoch: int) -> np.ndarray:
+        """Return the frame times of one epoch of training in seconds, `[T]` float64, sorted.
+
+        Without `jitter` these are `frame_times_s`. With it, the frames from the first to the last are cut into T
+        segments of whole frame indices and one index is drawn in each, as MA-LMM does
+        (lavis/datasets/datasets/msvd_vqa_datasets.py). The draw depends on seed, epoch and sample id alone, so
+        neither order nor number of workers changes it, and any epoch can be drawn again.
+        """
+        if not self.jitter:
+            return self.frame_times_s()
+        start_s, end_s, num_frames, index_fps = self._rule()
+        first, last = _index_of(start_s, index_fps), _index_of(end_s, index_fps)
+        bounds = np.linspace(first, last + 1, num_frames + 1, dtype=np.int64)
+        of_sample = int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:8], "big")
+        random = np.random.default_rng([seed, epoch, of_sample])
+        # With fewer frames than segments some segments are empty; their one choice is where they begin.
+        return random.integers(bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1)) / index_fps
+
+    def planned_times_s(self) -> np.ndarray:
+        """Return all times that a cache must hold for this sample in seconds, float64, sorted and distinct.
+
+        These are the frames of evaluation and, with `jitter`, every frame that an epoch of training may draw.
+        """
+        if not self.jitter:
+            return np.unique(self.frame_times_s())
+        start_s, end_s, _, index_fps = self._rule()
+        return np.arange(_index_of(start_s, index_fps), _index_of(end_s, index_fps) + 1) / index_fps
+
+    def _rule(self) -> tuple[float, float, int, float]:
         assert self.start_s is not None
         assert self.end_s is not None
         assert self.num_frames is not None
         assert self.index_fps is not None
-        return even_times_s(self.start_s, self.end_s, self.num_frames, self.index_fps)
+        return self.start_s, self.end_s, self.num_frames, self.index_fps
+
+
+def _index_of(time_s: float, index_fps: float) -> int:
+    # index / fps * fps can miss the index by one unit in the last place.
+    return round(time_s * index_fps)
 
 
 def even_times_s(start_s: float, end_s: float, num_frames: int, index_fps: float) -> np.ndarray:
@@ -127,12 +171,18 @@ def even_times_s(start_s: float, end_s: float, num_frames: int, index_fps: float
 
 @dataclass(frozen=True)
 class Manifest:
-    """A data set's videos by id and its samples; `absent_splits` maps a split to the annotation file it lacks."""
+    """A data set's videos by id and its samples.
+
+    `absent_splits` maps a split to the annotation file it lacks, `left_out` an annotated video that has no samples to
+    the reason why, `forms` a split to the form in which its annotations were found.
+    """
 
     dataset: str
     videos: dict[str, Video]
     samples: tuple[Sample, ...]
     absent_splits: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -170,7 +220,7 @@ class Manifest:
             raise UserError(f"data set {self.dataset!r} has no samples of {tasks or 'any task'} in {splits or 'it'}")
         used = {sample.video for sample in samples}
         videos = {name: video for name, video in self.videos.items() if name in used}
-        return Manifest(self.dataset, videos, samples, self.absent_splits)
+        return replace(self, videos=videos, samples=samples)
 
     def _check_names(self, kind: str, names: Sequence[str] | None, known: Sequence[str]) -> None:
         for name in names or ():
@@ -186,7 +236,12 @@ class Manifest:
         for name, records in ((_VIDEOS_FILE, self.videos.values()), (_SAMPLES_FILE, self.samples)):
             lines = "".join(f"{record.model_dump_json(exclude_defaults=True)}\n" for record in records)
             atomic_write_text(folder / name, lines)
-        header = _Header(dataset=self.dataset, absent_splits=dict(self.absent_splits))
+        header = _Header(
+            dataset=self.dataset,
+            absent_splits=dict(self.absent_splits),
+            left_out=dict(self.left_out),
+            forms=dict(self.forms),
+        )
         atomic_write_text(folder / _HEADER_FILE, f"{header.model_dump_json()}\n")
 
     @classmethod
@@ -199,12 +254,15 @@ class Manifest:
             builder.add_video(parse_record(Video, entry, where), where)
         for where, entry in read_json_lines(folder / _SAMPLES_FILE):
             builder.add_sample(parse_record(Sample, entry, where), where)
-        return builder.build(header.absent_splits)
+        manifest = builder.build()
+        return replace(manifest, absent_splits=header.absent_splits, left_out=header.left_out, forms=header.forms)
 
 
 class _Header(Record):
     dataset: str
     absent_splits: dict[str, str] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    forms: dict[str, str] = Field(default_factory=dict)
 
     _check_dataset = field_validator("dataset")(_safe_name("data set name"))
 
@@ -254,6 +312,6 @@ class ManifestBuilder:
             )
         self._samples[sample.id] = sample
 
-    def build(self, absent_splits: Mapping[str, str]) -> Manifest:
+    def build(self) -> Manifest:
         """Return the manifest of everything added."""
-        return Manifest(self._dataset, self.videos, tuple(self._samples.values()), absent_splits)
+        return Manifest(self._dataset, self.videos, tuple(self._samples.values()))

@@ -171,7 +171,8 @@ def _load_instructblip(model: "DiffLMM", source: str) -> LoadingReport:
         else:
             projection = load_named(model.language_projection, tensors, prefix=_PROJECTION)
     filled = {f"qformer.{name}" for name in (*taken, _QUERIES)} | set(projection)
-    initialised = tuple(name for name in model.trained_tensors() if name not in filled)
+    # Only what is learned: the buffers of the alignment belong to the start.
+    initialised = tuple(name for name in model.trained_parameters() if name not in filled)
     return _report(source, tensors, (*taken, _QUERIES, *projection), initialised)
 
 

@@ -1,11 +1,10 @@
 """The frozen networks of Stage 1's worker: frames of several videos share a pass, and every pass has one shape."""
 
 import logging
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,11 +16,12 @@ from stages.config import ExtractConfig
 from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
 from stages.frozen_networks import load_encoder, load_teacher
+from stages.pass_size import cpu_pass, gpu_pass, set_pass
 
 _LOG = logging.getLogger(__name__)
 
-# On a CPU more frames at once are not faster, and fewer of them are wasted on filling up a pass.
-_CPU_FRAMES = 8  # a power of two, as its halves are: threads share other numbers unevenly, and last bits differ
+# Part of a GPU's memory that stays free beside the largest pass tried: other passes need a little more or less.
+_GPU_MARGIN = 0.1
 
 # How long frames that do not fill a pass wait for those of videos that are still being decoded.
 _LINGER_S = 0.5
@@ -53,11 +53,29 @@ class FrozenPair:
     def __init__(self, job: ExtractionJob) -> None:
         self.device = pick_device()
         self.dtype = pick_dtype(job.extract.precision, self.device)
-        self.batch_frames = frames_per_pass(job.extract, on_gpu=self.device.type != "cpu")
         self.encoder = load_encoder(job.encoder).to(self.device, self.dtype)
         self.teacher = load_teacher(job.teacher).to(self.device)
         self.teacher.lower_precision(self.dtype)
         self.sizes_px = tuple((size, size) for size in (self.encoder.size_px, self.teacher.size_px))
+        self._encoder: Callable[[torch.Tensor], torch.Tensor] = self.encoder
+        self._teacher: Callable[[torch.Tensor], torch.Tensor] = self.teacher
+        self.batch_frames = set_pass(job.extract, on_gpu=self.device.type == "cuda") or self.find_pass()
+        if job.extract.compile:
+            # After the search, which would have each of its shapes compiled. CUDA graphs are left out on purpose: they
+            # belong to the thread that records them, and passes run in another thread than this.
+            self._encoder = torch.compile(self.encoder, dynamic=False)
+            self._teacher = torch.compile(self.teacher, dynamic=False)
+
+    def find_pass(self) -> int:
+        """Find out how many frames a pass is to have; see `stages.pass_size`.
+
+        Raises:
+            UserError: not even one frame fits into the memory.
+        """
+        found = gpu_pass(self._try_on_gpu) if self.device.type == "cuda" else cpu_pass(lambda: self.try_empty(1))
+        if not found:
+            raise self._too_little_memory()
+        return found
 
     def encode(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Both networks on the same frames, each in its own size; a lack of memory halves `batch_frames`.
@@ -83,13 +101,28 @@ class FrozenPair:
         """One pass, None where the memory did not hold it; what it held is free again once this has returned."""
         count = len(encoder_view)
         try:
-            features = self.encoder(self._to_device(encoder_view))[:count].float().cpu().numpy()
-            return features, self.teacher(self._to_device(teacher_view))[:count].cpu().numpy()
+            features = self._encoder(self._to_device(encoder_view))[:count].float().cpu().numpy()
+            return features, self._teacher(self._to_device(teacher_view))[:count].cpu().numpy()
         except (MemoryError, RuntimeError) as error:
             # torch has a class of its own for a GPU's memory only.
             if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 return None
             raise
+
+    def try_empty(self, frames: int) -> bool:
+        """Whether a pass of so many black frames fits into the memory."""
+        self.batch_frames = frames
+        return self._try_pass(*(np.zeros((frames, *size, 3), dtype=np.uint8) for size in self.sizes_px)) is not None
+
+    def _try_on_gpu(self, frames: int) -> float | None:
+        """Seconds of a pass, None where it did not fit with room to spare; the first pass of a shape is not timed."""
+        fits = self.try_empty(frames)
+        started = time.perf_counter()
+        fits = fits and self.try_empty(frames)
+        seconds = time.perf_counter() - started  # results are on the CPU, so the GPU has ended
+        free, total = torch.cuda.mem_get_info(self.device)  # what a pass took stays reserved until it is given back
+        torch.cuda.empty_cache()
+        return seconds if fits and free >= _GPU_MARGIN * total else None
 
     def _to_device(self, frames: np.ndarray) -> torch.Tensor:
         """Fill up to the fixed shape and send."""
@@ -100,11 +133,14 @@ class FrozenPair:
 
     def _halve(self) -> None:
         if self.batch_frames == 1:
-            raise UserError("the memory does not hold both frozen networks and one frame", where=str(self.device))
+            raise self._too_little_memory()
         self.batch_frames //= 2
         _LOG.warning("too little memory: going on with %d frames per pass", self.batch_frames)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _too_little_memory(self) -> UserError:
+        return UserError("the memory does not hold both frozen networks and one frame", where=str(self.device))
 
 
 @dataclass(eq=False)
@@ -241,11 +277,6 @@ class FramePacker:
             stop = start + rows.stop - rows.start
             share.parts.append((features[start:stop], targets[start:stop]))
             start = stop
-
-
-def frames_per_pass(config: ExtractConfig, *, on_gpu: bool) -> int:
-    """Frames that go through the frozen networks at once, as long as they fit into the memory."""
-    return config.batch_size if on_gpu else 2 ** int(math.log2(min(config.batch_size, _CPU_FRAMES)))
 
 
 def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ import numpy as np
 from model.config import EncoderConfig, ModelConfig, TeacherConfig
 from model.dit_original import original_dit_config
 from stages.cache.feature_cache import FeatureCache
-from stages.cache.fingerprint import FILE_NAME, Scalar
+from stages.cache.fingerprint import Scalar
+from stages.cache.places import Place
 from stages.cache.storage import STORAGE_TYPES, StorageType
 from stages.cache.stores import store_at
 from stages.cache.zarr_store import CHUNK_FRAMES
@@ -233,11 +234,13 @@ class CacheState:
     work: dict[str, VideoWork]
 
 
-def cache_state(root: Path, plan: FramePlan, wanted: Mapping[str, Scalar], *, retry_failed: bool = False) -> CacheState:
+def cache_state(
+    root: Place, plan: FramePlan, wanted: Mapping[str, Scalar], *, retry_failed: bool = False
+) -> CacheState:
     """Look up in the cache's ledger and commit records what is left of a plan; nothing is changed.
 
     Args:
-        root: the cache's directory; there need not be one.
+        root: the cache's directory or URL; there need not be one.
         plan: the frames wanted.
         wanted: the fields of the fingerprint that are known without reading weights.
         retry_failed: whether videos that failed before are work, too.
@@ -246,7 +249,7 @@ def cache_state(root: Path, plan: FramePlan, wanted: Mapping[str, Scalar], *, re
         UserError: an export, which is read-only, a cache made under another fingerprint, or a broken ledger.
     """
     store_at(root).require_writable()
-    if not (root / FILE_NAME).is_file():
+    if not FeatureCache.is_at(root):
         everything = {video: VideoWork(len(times), 0, len(times)) for video, times in plan.times_s.items()}
         return CacheState(0, 0, len(everything), everything)
     cache = FeatureCache.open(root)

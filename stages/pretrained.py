@@ -9,13 +9,12 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from stages.device import autocast, move, pick_device, pick_dtype
+from stages.device import Compute, autocast, move, pick_device, pick_dtype
 from stages.errors import UserError
 from stages.exported import HEADS, About, open_export, write_export
 from stages.instructblip import naming
 from stages.networks import build_diff_lmm, load_language, new_diff_lmm
 from stages.tokens import Tokenizers
-from stages.train import Compute
 from stages.weights import LoadingReport, open_tensors
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import torch
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from stages.config import ExtractConfig
 from stages.errors import UserError
-from stages.packing import frames_per_pass
 from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
 
 _LOG = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ class WorkerActor:
         torch.set_num_threads(cores)
         self.worker = ExtractionWorker(job, cores=cores)
 
-    def is_ready(self) -> bool:
+    def frames_per_pass(self) -> int:
         """Answered once the networks are loaded."""
-        return True
+        return self.worker.networks.batch_frames
 
     def process(self, task: VideoTask) -> VideoOutcome:
         """See `ExtractionWorker.process`."""
@@ -69,6 +69,9 @@ def cluster(address: str | None) -> Iterator[None]:
     """
     # Ray would run its workers at low priority (nice 15); an actor that feeds a GPU must not starve beside other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Without a GPU the networks' threads share their cores with decode children, whom they must not keep waiting by
+    # spinning; libgomp reads this when a worker starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         ray.init(address=chosen, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -125,17 +128,21 @@ class _Place(NamedTuple):
 class _Seat:
     """One place and the actor that is there now.
 
-    `held` are the videos given to it by the reference of their outcome; `alone` says that they are one video that was
-    in a dead actor before.
+    `frames_per_pass` is known once the actor is ready. `held` are the videos given to it by the reference of their
+    outcome; `alone` says that they are one video that was in a dead actor before.
     """
 
     place: _Place
     actor: Any
     readiness: Any
     started_s: float
-    is_ready: bool = False
+    frames_per_pass: int | None = None
     alone: bool = False
     held: dict[Any, _Try] = field(default_factory=dict)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.frames_per_pass is not None
 
     @property
     def frames(self) -> int:
@@ -150,7 +157,7 @@ class _Flow:
         self.waiting = deque(_Try(task, 1) for task in tasks)
         self.suspects: deque[_Try] = deque()
         self.deaths_in_a_row = 0
-        self.seats = [self._start_actor(place) for place in _places(len(tasks))]
+        self.seats = [self._start_actor(place) for place in places_on(ray.nodes(), len(tasks), job.extract)]
 
     def run(self) -> Iterator[tuple[VideoOutcome, int]]:
         """Hand out and collect until nothing is left."""
@@ -180,7 +187,7 @@ class _Flow:
             )
             .remote(self.job, place.cores)
         )
-        return _Seat(place, actor, actor.is_ready.remote(), time.monotonic())
+        return _Seat(place, actor, actor.frames_per_pass.remote(), time.monotonic())
 
     @staticmethod
     def _references(seat: _Seat) -> list[Any]:
@@ -188,21 +195,21 @@ class _Flow:
 
     def _hand_out(self, seat: _Seat) -> None:
         """Give videos to an actor that runs: one suspect alone, or as many others as keep it busy."""
-        if not seat.is_ready:
+        if seat.frames_per_pass is None:
             return
         if not seat.held:
             seat.alone = bool(self.suspects)
             if self.suspects:
                 self._give(seat, self.suspects.popleft())
-        while self.waiting and not seat.alone and self._has_room(seat):
+        while self.waiting and not seat.alone and self._has_room(seat, seat.frames_per_pass):
             self._give(seat, self.waiting.popleft())
 
-    def _has_room(self, seat: _Seat) -> bool:
+    def _has_room(self, seat: _Seat, frames_per_pass: int) -> bool:
         videos, frames = len(seat.held), seat.frames
         if videos >= _MOST_VIDEOS or (videos and frames >= _MOST_FRAMES):
             return False
         # One more than the decode children, so that a child never waits for the driver; and enough short videos.
-        enough = _PASSES_AHEAD * frames_per_pass(self.job.extract, on_gpu=seat.place.num_gpus > 0)
+        enough = _PASSES_AHEAD * frames_per_pass
         return videos <= num_decode_children(self.job.extract, seat.place.cores) or frames < enough
 
     @staticmethod
@@ -219,7 +226,7 @@ class _Flow:
             yield from self._replace(seat, error)
             return
         if reference == seat.readiness:
-            seat.is_ready = True
+            seat.frames_per_pass = answer
         else:
             yield self._outcome(seat.held.pop(reference), answer)
 
@@ -305,18 +312,26 @@ def _again(one: _Try, attempt: int) -> _Try:
     return _Try(replace(one.task, again=True), attempt)
 
 
-def _places(num_tasks: int) -> list[_Place]:
+def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractConfig) -> list[_Place]:
     """An actor for each GPU of the cluster, or for each node without any; a node's cores are divided among its own.
+
+    With `model_actors` set, so many on each node, as far as its GPUs (or without any GPU its cores) go.
+
+    Args:
+        nodes: as `ray.nodes()` tells of them.
+        num_tasks: there is no use for more actors than that.
+        config: how many actors per node.
 
     Raises:
         UserError: no node has a CPU core to give.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    with_gpu = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
+    able = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    with_gpu = [node for node in able if node["Resources"].get("GPU", 0) >= 1]
     places = []
-    for node in with_gpu or nodes:
+    for node in with_gpu or able:
         cores = int(node["Resources"]["CPU"])
-        actors = min(cores, int(node["Resources"]["GPU"])) if with_gpu else 1
+        most = min(cores, int(node["Resources"]["GPU"])) if with_gpu else cores
+        actors = min(most, config.model_actors or (most if with_gpu else 1))
         places += [_Place(node["NodeID"], int(bool(with_gpu)), cores // actors)] * actors
     if not places:
         raise UserError("no node of the Ray cluster has a CPU core to give", hint="start a node with CPU cores")

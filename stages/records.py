@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,25 @@ def read_json(path: Path) -> Any:
     return _decode_json(read_text(path), path, first_line=1)
 
 
+def read_json_entries(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Yield ("file:line", key, value) for each entry of the one object that a JSON file holds.
+
+    Raises:
+        UserError: the file is broken, repeats a key, or holds something else than one object.
+    """
+    text = read_text(path)
+    content = _decode_json(text, path, first_line=1)
+    if not isinstance(content, dict):
+        raise UserError("must hold one JSON object", where=path, received=type(content).__name__)
+    end, line = 0, 1
+    for key, value in content.items():
+        # Entries keep the file's order, so each key is looked for behind the last; one with escapes is not found.
+        at = text.find(json.dumps(key, ensure_ascii=False), end)
+        if at >= 0:
+            line, end = line + text.count("\n", end, at), at
+        yield f"{path}:{line}", key, value
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield ("file:line", content) for each non-blank line; UserError naming the line when one is broken."""
     # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON strings may contain.
@@ -73,17 +93,30 @@ def read_yaml(path: Path) -> Any:
 
 
 class _RepeatedKeyError(ValueError):
-    pass
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def place(self, text: str, path: Path, first_line: int) -> str:
+        """File and line of the repeat; the file alone where other objects have the key too, so that it is not clear."""
+        again = [found.start() for found in re.finditer(rf"{re.escape(json.dumps(self.key))}\s*:", text)]
+        if len(again) > 2 and "\n" in text:
+            return str(path)
+        return f"{path}:{first_line + text.count(chr(10), 0, again[-1] if again else 0)}"
 
 
 def _decode_json(text: str, path: Path, first_line: int) -> Any:
+    if not text.strip():
+        raise UserError("broken JSON: the file is empty", where=path)
     try:
         return json.loads(text, object_pairs_hook=_object_without_repeats)
     except json.JSONDecodeError as error:
         place = f"{path}:{first_line + error.lineno - 1}:{error.colno}"
         raise UserError(f"broken JSON: {error.msg}", where=place) from None
     except _RepeatedKeyError as error:
-        raise UserError(f"key {error} appears twice in one object", where=f"{path}:{first_line}") from None
+        raise UserError(
+            f"key {error.key!r} appears twice in one object", where=error.place(text, path, first_line)
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"broken JSON: {error}", where=f"{path}:{first_line}") from None
 
@@ -94,7 +127,7 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _RepeatedKeyError(repr(key))
+                raise _RepeatedKeyError(key)
             seen.add(key)
     return content
 

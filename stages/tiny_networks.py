@@ -7,7 +7,6 @@ a LLaMA language model and both tokenizers; `bundled:tiny-dit` a DiT pipeline.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import UserError
+from stages.user_cache import user_cache_folder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -38,8 +38,7 @@ def bundled_folder(name: str) -> Path:
     }
     if name not in writers:
         raise UserError("unknown bundled network", received=name, allowed=", ".join(sorted(writers)))
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diff-lmm" / "networks"
-    folder = root / f"{name}-v{_VERSION}"
+    folder = user_cache_folder() / "networks" / f"{name}-v{_VERSION}"
     if not folder.is_dir():
         _write_once(folder, writers[name])
     return folder

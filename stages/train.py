@@ -1,39 +1,77 @@
 """Stage 2's training loop: what is read, stepped, validated, saved and resumed, in this order.
 
-One seed gives one sequence of losses: the order of samples is a function of (seed, epoch), dropout of (seed, step).
+One seed gives one sequence of losses: the order of samples and the frames that they show are functions of (seed,
+epoch), dropout is one of (seed, step). A training that is killed at any moment and resumed is, on a CPU, bit for bit
+the one that was not.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from model.config import LanguageConfig
 from model.diff_lmm import DiffLMM, Losses
+from model.spans import span
 from stages.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
 from stages.config import TrainConfig
-from stages.device import autocast, move
-from stages.errors import UserError
+from stages.device import Compute
 from stages.evaluate import mean_answer_loss, predict_batches
+from stages.feed import feed
+from stages.group import Alone, Group
 from stages.metric_log import MetricLog
+from stages.order import EpochOrder
 from stages.schedule import learning_rate
+from stages.step import Stepper
 from stages.tokens import Tokenizers
-from stages.windows import Batch, EpochOrder, WindowDataset, feed
+from stages.windows import Batch, Drawn, WindowDataset
+
+READ, STEP = "read", "step"
+"""The spans of waiting for the next batch, and of learning from it."""
 
 Report = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Compute:
-    """Where the networks run and in which arithmetic."""
+class Data:
+    """What is learned from and judged by; samples to choose the best epoch by may be absent, then the last is best."""
 
-    device: torch.device
-    dtype: torch.dtype
+    train: WindowDataset
+    val: WindowDataset | None
+    tokenizers: Tokenizers
+    eval_batch_size: int
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a training ended.
+
+    Attributes:
+        at: where it stands.
+        best: where its best checkpoint stands; None if it was stopped before its first step.
+        stopped: somebody asked it to stop before its end.
+        early: validation became no better for `train.patience` times.
+    """
+
+    at: Position
+    best: Position | None
+    stopped: bool
+    early: bool
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One optimizer step to take: its place, its batch in parts, and how long that was waited for."""
+
+    epoch: int
+    in_epoch: int
+    parts: list[Batch]
+    data_wait_s: float
+
+
+class _StoppedError(Exception):
+    """Validation was left because somebody asked to stop."""
 
 
 class Trainer:
@@ -43,12 +81,11 @@ class Trainer:
         config: the recipe.
         language: how validation answers are generated.
         model: as it starts; it stays on its device.
-        tokenizers: of the model.
-        train_set: samples to learn from.
-        val_set: samples to choose the best epoch by; None to choose the last.
+        data: what to learn from.
         run: folder for checkpoints and metrics.
         compute: device and arithmetic.
-        eval_batch_size: samples per beam search in validation.
+        stop: asked after every step whether to stop there; the state is saved then.
+        group: the processes that share every batch.
     """
 
     def __init__(
@@ -56,152 +93,189 @@ class Trainer:
         config: TrainConfig,
         language: LanguageConfig,
         model: DiffLMM,
-        tokenizers: Tokenizers,
-        train_set: WindowDataset,
-        val_set: WindowDataset | None,
+        data: Data,
         *,
         run: Path,
         compute: Compute,
-        eval_batch_size: int,
+        stop: Callable[[], bool],
+        group: Group | None = None,
     ) -> None:
-        self.config, self.language, self.model, self.tokenizers = config, language, model, tokenizers
-        self.train_set, self.val_set, self.compute = train_set, val_set, compute
-        self.eval_batch_size = eval_batch_size
-        self.parameters = model.trained_parameters()
-        self.optimizer = _build_optimizer(config, self.parameters)
-        self.order = EpochOrder(len(train_set), config.batch_size, config.seed)
+        self.config, self.language, self.model, self.data = config, language, model, data
+        self.compute, self.stop, self.group = compute, stop, group or Alone()
+        self.stepper = Stepper(config, model, compute, self.group)
+        videos = [sample.video for sample in data.train.samples]
+        near = videos if config.order == "near" else None
+        self.order = EpochOrder(len(data.train), config.batch_size, config.seed, near=near)
         self.checkpoints = Checkpoints(run)
-        self.log = MetricLog(run)
+        self.log = MetricLog(run, config.trackers, project=config.wandb_project)
         self.position = Position(epoch=0, step=0)
+        self.best: Position | None = None
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.config.epochs * self.order.num_batches
 
-    def resume(self) -> bool:
-        """Go back to the newest checkpoint; False if there is none."""
-        name = self.checkpoints.last()
-        if name is None:
-            self.log.forget_after(self.position.step)
-            return False
-        self.position = self.checkpoints.position(name)
-        self.model.load_trained(self.checkpoints.model(name))
-        restore_optimizer(self.optimizer, self.parameters, self.checkpoints.optimizer(name))
-        self.log.forget_after(self.position.step)
-        return True
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether validation has become no better for as long as `train.patience` allows."""
+        return self.config.patience is not None and self.position.stale >= self.config.patience
 
-    def fit(self, on_step: Report) -> Position:
-        """Train to the last epoch and return where the best checkpoint stands."""
-        waited = time.perf_counter()
-        for epoch, step_in_epoch, batch in self._batches():
-            started = time.perf_counter()
-            on_step(self._step(epoch, step_in_epoch, batch, data_wait_s=started - waited))
-            if step_in_epoch == self.order.num_batches - 1:
-                self._finish_epoch(epoch)
-            waited = time.perf_counter()
-        self.log.close()
-        return self.checkpoints.position(self.checkpoints.best())
+    def resume(self, on_damaged: Callable[[str], None]) -> bool:
+        """Go back to the newest whole checkpoint; False if there is none.
 
-    def _batches(self) -> Iterator[tuple[int, int, Batch]]:
-        """Every batch from the current position to the end, read by one set of workers."""
-        places, indices = [], []
-        for epoch in range(self.position.epoch, self.config.epochs):
-            for step, chosen in enumerate(self.order.batches(epoch)):
-                places.append((epoch, step))
-                indices.append(chosen)
-        batches = feed(self.train_set, indices, self.tokenizers, workers=self.config.workers)
-        for (epoch, step), batch in zip(places, batches, strict=True):
-            yield epoch, step, batch
+        Args:
+            on_damaged: is told of each checkpoint that is passed over.
+        """
+        name = self.checkpoints.resume(on_damaged)
+        if name is not None:
+            self.position = self.checkpoints.position(name)
+            self.best = self.checkpoints.position(self.checkpoints.best())
+            self.model.load_trained(self.checkpoints.model(name))
+            restore_optimizer(self.stepper.optimizer, self.stepper.parameters, self.checkpoints.optimizer(name))
+        validated = self.position.step == self.position.epoch * self.order.num_batches
+        self.log.forget_after(self.position.step, validated=validated)
+        return name is not None
 
-    def _step(self, epoch: int, step_in_epoch: int, batch: Batch, *, data_wait_s: float) -> dict[str, float]:
-        step = epoch * self.order.num_batches + step_in_epoch
-        lr = learning_rate(
-            self.config, epoch=epoch, step_in_epoch=step_in_epoch, steps_per_epoch=self.order.num_batches
+    def fit(self, on_step: Report) -> Ending:
+        """Train until the last epoch, until validation becomes no better, or until asked to stop."""
+        try:
+            if self._epoch_is_full():  # what was asked to stop before its validation
+                self._end_epoch()
+            for step in self._steps():
+                self._take(step, on_step)
+                if self._epoch_is_full():
+                    self._end_epoch()
+                elif self._save_is_due():
+                    self._save()
+                if self.stop() or self.out_of_patience:
+                    break
+        finally:
+            self.log.close()
+        return self._ending()
+
+    def _steps(self) -> Iterator[_Step]:
+        """Every step from the current position to the end, read by one set of workers."""
+        places = list(self._places())
+        if not places or self.stop() or self.out_of_patience:
+            return
+        size = self.config.micro_batch_size or self.order.batch_size
+        batches = feed(
+            self.data.train,
+            self._parts(size),
+            self.data.tokenizers,
+            workers=self.config.workers,
+            prefetch=self.config.prefetch,
         )
+        num_parts = -(-self.order.batch_size // size)
+        for epoch, in_epoch in places:
+            started = time.perf_counter()
+            with span(READ):
+                parts = list(islice(batches, num_parts))
+            yield _Step(epoch, in_epoch, parts, data_wait_s=time.perf_counter() - started)
+
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Epoch and step within it of every step that is left."""
+        for step in range(self.position.step, self.total_steps):
+            yield divmod(step, self.order.num_batches)
+
+    def _parts(self, size: int) -> Iterator[list[Drawn]]:
+        """The samples of every part of every batch that is left."""
+        first_epoch, done = divmod(self.position.step, self.order.num_batches)
+        for epoch in range(first_epoch, self.config.epochs):
+            for batch in self.order.batches(epoch)[done if epoch == first_epoch else 0 :]:
+                drawn = [Drawn(index, self.config.seed, epoch) for index in batch]
+                for start in range(0, len(drawn), size):
+                    yield drawn[start : start + size]
+
+    def _take(self, step: _Step, on_step: Report) -> None:
         started = time.perf_counter()
-        losses = self._forward_backward(step, batch)
-        _require_finite(losses.total, "loss", step, batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip or math.inf)
-        _require_finite(norm, "gradient norm", step, batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        row = {"step": step, "epoch": epoch, "lr": lr, **_scalars(losses), "data_wait_s": data_wait_s}
-        row["samples_per_s"] = len(batch.samples) / (time.perf_counter() - started + data_wait_s)
-        self.log.write(step, "train", row)
-        return row
+        number = step.epoch * self.order.num_batches + step.in_epoch
+        lr = learning_rate(
+            self.config, epoch=step.epoch, step_in_epoch=step.in_epoch, steps_per_epoch=self.order.num_batches
+        )
+        with span(STEP):
+            losses = self.stepper.take(number, lr, step.parts)
+        row = {"step": number, "epoch": step.epoch, "lr": lr, **_scalars(losses), "data_wait_s": step.data_wait_s}
+        row["samples_per_s"] = self.order.batch_size / (time.perf_counter() - started + step.data_wait_s)
+        self.log.write(number, "train", row)
+        self.position = replace(self.position, step=number + 1, val_top1=None, val_loss=None)
+        on_step(row)
 
-    def _forward_backward(self, step: int, batch: Batch) -> Losses:
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(int(np.random.default_rng([self.config.seed, step]).integers(2**63)))
-        frames = _kd_frames(self.config, batch.clips.features.shape[1], step)
-        with autocast(self.compute.device, self.compute.dtype):
-            return self.model.forward_backward(
-                move(batch.clips, self.compute.device), kd_frames=frames, frames_per_run=self.config.frames_per_run
-            )
+    def _epoch_is_full(self) -> bool:
+        """Whether all steps of the current epoch are taken."""
+        return self.position.step == (self.position.epoch + 1) * self.order.num_batches
 
-    def _finish_epoch(self, epoch: int) -> None:
-        done = epoch + 1
-        step = done * self.order.num_batches
-        validated = done % self.config.validate_every == 0 or done == self.config.epochs
-        top1, loss = self._validate(step) if validated and self.val_set is not None else (None, None)
-        alignment = self.model.alignment
-        width = None if alignment is None else alignment.target_width
-        self.position = Position(done, step, top1, loss, width)
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
+    def _save_is_due(self) -> bool:
+        every = self.config.save_every_steps
+        return self.stop() or (every is not None and self.position.step % every == 0)
+
+    def _end_epoch(self) -> None:
+        """Validate and save; asked to stop meanwhile, save alone, and the validation comes first on resuming."""
+        epoch = self.position.epoch + 1
+        try:
+            top1, loss = self._validate() if self._validation_is_due(epoch) else (None, None)
+            self.position = replace(self.position, epoch=epoch, val_top1=top1, val_loss=loss)
+        except _StoppedError:
+            pass
+        self._save()
+
+    def _validation_is_due(self, epoch: int) -> bool:
+        due = epoch % self.config.validate_every == 0 or epoch == self.config.epochs
+        return due and self.data.val is not None
+
+    def _validate(self) -> tuple[float, float]:
+        compute = (self.compute.device, self.compute.dtype)
+        found = predict_batches(self.model, self._val_batches(), self.data.tokenizers, self.language, *compute)
+        correct = [prediction.correct for prediction in found]
+        loss = mean_answer_loss(self.model, self._val_batches(), *compute)
+        top1 = sum(correct) / len(correct)
+        self.log.write(self.position.step, "val", {"step": self.position.step, "top1": top1, "answer_loss": loss})
+        return top1, loss
+
+    def _val_batches(self) -> Iterator[Batch]:
+        assert self.data.val is not None
+        indices = in_order(len(self.data.val), self.data.eval_batch_size)
+        for batch in feed(self.data.val, indices, self.data.tokenizers, workers=0):
+            if self.stop():
+                raise _StoppedError
+            yield batch
+
+    def _save(self) -> None:
+        self.position = self._judged(self.position)
+        names = {id(parameter): name for name, parameter in self.stepper.parameters.items()}
         self.log.flush()
         self.checkpoints.save(
             self.model.trained_tensors(),
-            optimizer_tensors(self.optimizer, names),
+            optimizer_tensors(self.stepper.optimizer, names),
             self.position,
             keep=self.config.keep_checkpoints,
         )
 
-    def _validate(self, step: int) -> tuple[float, float]:
-        assert self.val_set is not None
-        predictions = list(
-            predict_batches(
-                self.model,
-                self._in_order(self.val_set),
-                self.tokenizers,
-                self.language,
-                self.compute.device,
-                self.compute.dtype,
-            )
-        )
-        loss = mean_answer_loss(self.model, self._in_order(self.val_set), self.compute.device, self.compute.dtype)
-        top1 = sum(prediction.correct for prediction in predictions) / len(predictions)
-        self.log.write(step, "val", {"step": step, "top1": top1, "answer_loss": loss})
-        return top1, loss
+    def _judged(self, position: Position) -> Position:
+        """The position with what is known of the best one at this moment."""
+        alignment = self.model.alignment
+        position = replace(position, target_width=None if alignment is None else alignment.target_width)
+        by = self.config.best_by
+        if self.best is None or position.better_than(replace(self.best, step=position.step), by):
+            position = replace(position, stale=0)
+        elif position.val_loss is not None:
+            position = replace(position, stale=position.stale + 1)
+        # Of equals the later one is kept, but it is no gain that patience waits for.
+        if self.best is None or position.better_than(self.best, by):
+            self.best = replace(position, best_step=None)
+            return self.best
+        return replace(position, best_step=self.best.step)
 
-    def _in_order(self, dataset: WindowDataset) -> Iterator[Batch]:
-        return feed(dataset, in_order(len(dataset), self.eval_batch_size), self.tokenizers, workers=0)
+    def _ending(self) -> Ending:
+        done = self.position.epoch == self.config.epochs
+        early = self.out_of_patience and not done
+        return Ending(self.position, self.best, stopped=not done and not early, early=early)
 
 
 def in_order(length: int, batch_size: int) -> list[range]:
     """Indices 0..length-1 in batches, the last one possibly smaller."""
     return [range(start, min(start + batch_size, length)) for start in range(0, length, batch_size)]
-
-
-def _build_optimizer(config: TrainConfig, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW whose decay spares vectors: biases and norms (FACTS.md C.7)."""
-    groups = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
-
-
-def _kd_frames(config: TrainConfig, frames: int, step: int) -> Sequence[int] | None:
-    if config.kd_frames == "all":
-        return None
-    if config.kd_frames == "last":
-        return [frames - 1]
-    random = np.random.default_rng([config.seed, step, frames])
-    drawn: list[int] = random.choice(frames, size=min(config.kd_frames, frames), replace=False).tolist()
-    return drawn
 
 
 def _scalars(losses: Losses) -> dict[str, float]:
@@ -216,13 +290,3 @@ def _scalars(losses: Losses) -> dict[str, float]:
             row[f"cosine/{losses.alignment.levels[index]}"] = cosine
             row[f"weight/{losses.alignment.levels[index]}"] = weight
     return row
-
-
-def _require_finite(value: Tensor, what: str, step: int, batch: Batch) -> None:
-    if not math.isfinite(value.item()):
-        names = ", ".join(sample.id for sample in batch.samples[:8])
-        raise UserError(
-            f"{what} is {value.item()} at step {step}; nothing was overwritten",
-            where=f"samples {names}",
-            hint="lower train.lr, or look at these samples' features with `pipeline cache verify`",
-        )

@@ -10,6 +10,8 @@ import logging
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,21 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
+
+
+# What `Repository.find` was asked for and gave, by source and name, while somebody wants to know.
+_WATCHED: ContextVar[dict[tuple[str, str], Path | None] | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def watch_files() -> Iterator[dict[tuple[str, str], Path | None]]:
+    """Collect which files of which repositories are looked for in the block, and where they were found."""
+    seen: dict[tuple[str, str], Path | None] = {}
+    token = _WATCHED.set(seen)
+    try:
+        yield seen
+    finally:
+        _WATCHED.reset(token)
 
 
 class Repository:
@@ -56,6 +73,12 @@ class Repository:
         Raises:
             UserError: the hub cannot be reached and the file is not in its local cache.
         """
+        path = self._find(name)
+        if (watched := _WATCHED.get()) is not None:
+            watched[self.source, name] = path
+        return path
+
+    def _find(self, name: str) -> Path | None:
         if self.folder is not None:
             path = self.folder / name
             return path if path.is_file() else None

@@ -1,37 +1,88 @@
-"""From samples and cached features to batches of Stage 2: a sample names its frames by time, the cache finds them."""
+"""From samples and cached features to batches of Stage 2: a sample names its frames by time, the cache finds them.
 
-from collections.abc import Iterator, Sequence
+Features travel in the type in which they are stored, through shared and pinned memory to the device, and are widened
+there: int8 is a quarter of the bytes of float32.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from model.diff_lmm import Clips
+from stages.device import each_tensor, move
 from stages.errors import UserError
 from stages.manifest import Sample
-from stages.tokens import Tokenizers
 
 if TYPE_CHECKING:
     from stages.cache.feature_cache import FeatureCache
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A sample as an epoch of training shows it: its frames may be others in every epoch."""
+
+    index: int
+    seed: int
+    epoch: int
+
+
 class Window(NamedTuple):
-    """One sample's frames: features [T, P, C] in the cache's type, targets y* [T, D] float32 or None."""
+    """One sample's frames.
+
+    `features [T, P, C]` as stored, `targets` y* `[T, D]` float32 or None, `scales [C]` float32 if features are int8.
+    """
 
     sample: Sample
     features: Tensor
     targets: Tensor | None
+    scales: Tensor | None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Several windows with their samples; the tensors are those of `Clips`."""
+    """Several windows with their samples.
+
+    Attributes:
+        samples: one per clip.
+        stored: the clips, their features [B, T, P, C] as stored.
+        scales: [B, C] float32 of int8 features, else None.
+    """
 
     samples: tuple[Sample, ...]
-    clips: Clips
+    stored: Clips
+    scales: Tensor | None
+
+    @property
+    def clips(self) -> Clips:
+        """The clips where they are, ready to compute with."""
+        return self.on(self.stored.features.device)
+
+    def on(self, device: torch.device) -> Clips:
+        """The clips on a device, widened there."""
+        moved = move(self.stored, device)
+        features = widened(moved.features, None if self.scales is None else move(self.scales, device))
+        return Clips(features, moved.targets, moved.question, moved.answer)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; torch's loader calls this where there is a GPU."""
+        return each_tensor(self, Tensor.pin_memory)
+
+
+def widened(features: Tensor, scales: Tensor | None) -> Tensor:
+    """int8 features [B, T, P, C] times their scales [B, C], in bfloat16; others, without scales, are returned as is.
+
+    Clip by clip, because the product is float32 before it is rounded. The numbers are those of `FeatureCache.read`.
+    """
+    if scales is None:
+        return features
+    wide = torch.empty(features.shape, dtype=torch.bfloat16, device=features.device)
+    for row, (quantised, scale) in enumerate(zip(features, scales, strict=True)):
+        wide[row] = quantised * scale
+    return wide
 
 
 class WindowDataset(Dataset[Window]):
@@ -52,7 +103,6 @@ class WindowDataset(Dataset[Window]):
     ) -> None:
         self.cache = cache
         self.samples = tuple(samples)
-        self.times = [sample.frame_times_s() for sample in self.samples]
         self.tolerance_s = tolerance_s
         self.with_targets = with_targets
         self._check_equal_lengths()
@@ -60,82 +110,31 @@ class WindowDataset(Dataset[Window]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Window:
-        sample = self.samples[index]
+    def __getitem__(self, place: "int | Drawn") -> Window:
+        """The window of a sample: its frames of evaluation for a plain index, those of an epoch for a `Drawn`."""
+        if isinstance(place, Drawn):
+            sample = self.samples[place.index]
+            times_s = sample.training_times_s(place.seed, place.epoch)
+        else:
+            sample = self.samples[place]
+            times_s = sample.frame_times_s()
         frames = self.cache.read(
-            sample.video, self.times[index], tolerance_s=self.tolerance_s, targets=self.with_targets
+            sample.video, times_s, tolerance_s=self.tolerance_s, targets=self.with_targets, as_stored=True
         )
         assert frames.features is not None
         features = torch.from_numpy(frames.features)
         if features.dtype == torch.uint16:
             features = features.view(torch.bfloat16)  # numpy has no such type, so its bits come out of the cache
-        targets = None if frames.targets is None else torch.from_numpy(frames.targets)
-        return Window(sample, features, targets)
+        targets, scales = (
+            None if array is None else torch.from_numpy(array) for array in (frames.targets, frames.scales)
+        )
+        return Window(sample, features, targets, scales)
 
     def _check_equal_lengths(self) -> None:
-        lengths = {len(times) for times in self.times}
-        if len(lengths) > 1:
-            odd = next(s for s, times in zip(self.samples, self.times, strict=True) if len(times) != len(self.times[0]))
+        counts = [len(sample.frame_times_s()) for sample in self.samples]
+        if len(set(counts)) > 1:
+            odd = next(s for s, count in zip(self.samples, counts, strict=True) if count != counts[0])
             raise UserError(
-                f"samples have different numbers of frames {sorted(lengths)}; first at sample {odd.id!r}",
+                f"samples have different numbers of frames {sorted(set(counts))}; first at sample {odd.id!r}",
                 hint="give every sample the same num_frames",
             )
-
-
-class EpochOrder:
-    """The order of one epoch: a permutation that depends on seed and epoch alone, so that it can be drawn again."""
-
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
-        self.length = length
-        # An incomplete batch is dropped, as in MA-LMM (FACTS.md C.7), unless it is the only one.
-        self.batch_size = min(batch_size, length)
-        self.seed = seed
-
-    @property
-    def num_batches(self) -> int:
-        """Optimizer steps per epoch."""
-        return self.length // self.batch_size
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        """Sample indices of each batch of an epoch."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-        return [
-            order[start : start + self.batch_size].tolist()
-            for start in range(0, self.num_batches * self.batch_size, self.batch_size)
-        ]
-
-
-class Collate:
-    """Windows -> `Batch`: stack, tokenize. A class, so that worker processes can be given it."""
-
-    def __init__(self, tokenizers: Tokenizers) -> None:
-        self.tokenizers = tokenizers
-
-    def __call__(self, windows: Sequence[Window]) -> Batch:
-        """Stack windows of equal length into one batch."""
-        prompts = [window.sample.prompt_text for window in windows]
-        answers = [window.sample.answer for window in windows]
-        targets = [window.targets for window in windows if window.targets is not None]
-        clips = Clips(
-            features=torch.stack([window.features for window in windows]),
-            targets=torch.stack(targets) if targets else None,
-            question=self.tokenizers.question(prompts),
-            answer=self.tokenizers.training(prompts, answers),
-        )
-        return Batch(tuple(window.sample for window in windows), clips)
-
-
-def feed(
-    dataset: WindowDataset, batches: Sequence[Sequence[int]], tokenizers: Tokenizers, *, workers: int
-) -> Iterator[Batch]:
-    """Read the named batches in order, ahead of time in `workers` processes (0: in this one)."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=[list(batch) for batch in batches],
-        collate_fn=Collate(tokenizers),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        # Forked workers may hang on locks that other threads held; cache readers open their files themselves.
-        multiprocessing_context="spawn" if workers else None,
-    )
-    return iter(loader)

@@ -1,5 +1,6 @@
-"""Small video files of many kinds for tests, and a slow, plain way to read them."""
+"""Small video files for tests, whose pictures say which they are, and a slow, plain way to read them."""
 
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -11,8 +12,12 @@ import pytest
 RATE_FPS = 24
 
 
+# Each picture carries its number as a row of black and white squares in its lower left corner, the lowest bit first.
+_BITS, _BIT_PX = 8, 8
+
+
 def pictures(count: int, height: int, width: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Yield moving noise [height, width, 3] uint8 in which no two pictures are alike."""
+    """Yield moving noise [height, width, 3] uint8 in which no two pictures are alike; see `picture_number`."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 40, width // 4 + 40, 3), dtype=np.uint8)
     canvas = noise.repeat(4, axis=0).repeat(4, axis=1)
     for index in range(count):
@@ -21,7 +26,15 @@ def pictures(count: int, height: int, width: int, seed: int = 0) -> Iterator[np.
         top, left = (index * 2) % 120, (index * 3) % 120
         picture = canvas[top : top + height, left : left + width].copy()
         picture[:16, :16] = (index * 5) % 256
+        for bit in range(_BITS):
+            picture[-_BIT_PX:, bit * _BIT_PX : (bit + 1) * _BIT_PX] = 255 * (index >> bit & 1)
         yield picture
+
+
+def picture_number(rgb: np.ndarray) -> int:
+    """Which of `pictures` an upright frame [h, w, 3] shows (modulo 256), whatever the coding has done to it."""
+    squares = rgb[-_BIT_PX:, : _BITS * _BIT_PX].reshape(_BIT_PX, _BITS, _BIT_PX, 3).mean(axis=(0, 2, 3))
+    return int(sum(1 << bit for bit in range(_BITS) if squares[bit] > 127))
 
 
 def write_video(
@@ -39,6 +52,8 @@ def write_video(
     shift_ticks: int = 0,
     mark_key_every: int | None = None,
     from_key_frame: int = 0,
+    sample_aspect_ratio: Fraction | None = None,
+    container_options: dict[str, str] | None = None,
 ) -> Path:
     """Encode `pictures`.
 
@@ -49,10 +64,12 @@ def write_video(
         av.Codec(codec, "w")
     except av.codec.codec.UnknownCodecError:
         pytest.skip(f"this FFmpeg has no encoder {codec}")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=RATE_FPS, options=options or {})
         stream.height, stream.width, stream.pix_fmt = height, width, pix_fmt
         stream.codec_context.time_base = time_base
+        if sample_aspect_ratio is not None:
+            stream.codec_context.sample_aspect_ratio = sample_aspect_ratio
         if max_b_frames is not None:
             stream.codec_context.max_b_frames = max_b_frames
         packets = []
@@ -84,3 +101,13 @@ def read_plainly(path: Path) -> tuple[np.ndarray, list[np.ndarray]]:
             times.append(frame.time if stores_times else index / RATE_FPS)
             frames.append(frame.to_ndarray(format="rgb24"))
     return np.array(times) - times[0], frames
+
+
+def turned_copy(source: Path, target: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Write a display matrix (a, b, c, d) into the track header of an mp4."""
+    data = bytearray(source.read_bytes())
+    offset = data.find(b"tkhd") + 4 + 4 + 20 + 16
+    a, b, c, d = (number << 16 for number in matrix)
+    struct.pack_into(">9i", data, offset, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    target.write_bytes(data)
+    return target

@@ -1,34 +1,38 @@
 """`pipeline cache info`, `verify`, `convert` and `prune`."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
+from pipeline import locations
+from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, progress_bar, say
 from stages.cache.feature_cache import FeatureCache
-from stages.cache.maintenance import CheckResult
+from stages.cache.maintenance import CheckResult, SweepReport
+from stages.cache.places import place_of
 from stages.cache.stores import ZARR
+from stages.errors import UserError
 
 # So many removed folders are named; --json names them all.
 _NAMED = 20
 
 
-def info(root: Path, *, as_json: bool) -> None:
+def info(root: str, *, as_json: bool) -> None:
     """Print what the cache holds and which fingerprint it has."""
     cache = FeatureCache.open(root)
-    found = cache.info()
+    with progress_bar("read", len(cache.video_ids()), "videos") as bar:
+        found = cache.info(bar.advance)
     if as_json:
         emit_json({**asdict(found), "fingerprint": cache.fingerprint.fields, "digest": cache.fingerprint.digest})
         return
     size = f"{found.stored_bytes / 1e9:.3f} GB ({found.kind})"
-    say(f"{found.num_videos} videos, {found.num_frames} frames, {size} in {root}")
+    say(f"{found.num_videos} videos, {found.num_frames} frames, {size} in {cache.root}")
     for name, value in cache.fingerprint.fields.items():
         say(f"  {name} = {value}")
     if found.damaged or found.num_orphans:
         say(f"{len(found.damaged)} damaged records, {found.num_orphans} orphans; `pipeline cache verify` names them")
 
 
-def verify(root: Path, *, repair: bool, as_json: bool) -> bool:
+def verify(root: str, *, repair: bool, as_json: bool) -> bool:
     """Check every stored byte against its checksum; returns whether all is well, or mended.
 
     Args:
@@ -80,27 +84,73 @@ def _repair(cache: FeatureCache, bad: list[CheckResult], *, as_json: bool) -> bo
     return True
 
 
-def convert(source: Path, target: Path, kind: str, *, shard_gb: float, as_json: bool) -> None:
+def convert(source: str, target: str, kind: str, *, shard_gb: float, as_json: bool) -> None:
     """Write a cache or an export as another kind of store."""
     from stages.cache.convert import convert as work
 
-    cache = FeatureCache.open(source)
+    cache, place = FeatureCache.open(source), place_of(target)
     with progress_bar("convert", len(cache.video_ids()), "videos") as bar:
-        done = work(cache, target, kind, shard_bytes=int(shard_gb * 1e9), on_video=bar.advance)
+        done = work(cache, place, kind, shard_bytes=int(shard_gb * 1e9), on_video=bar.advance)
     if as_json:
-        emit_json({**asdict(done), "target": str(target)})
-    say(f"{done.num_videos} videos, {done.num_frames} frames, {done.num_bytes / 1e9:.3f} GB as {done.kind} in {target}")
+        emit_json({**asdict(done), "target": str(place)})
+    say(f"{done.num_videos} videos, {done.num_frames} frames, {done.num_bytes / 1e9:.3f} GB as {done.kind} in {place}")
 
 
-def prune(root: Path, *, dry_run: bool, as_json: bool) -> None:
-    """Remove what belongs to no committed video and what nobody writes any more, or say what that would be."""
-    swept = FeatureCache.open(root).sweep(dry_run=dry_run)
-    for path in swept.removed[:_NAMED]:
+def prune(root: str, *, dry_run: bool, as_json: bool, keep: PipelineConfig | None = None, yes: bool = False) -> None:
+    """Remove what belongs to no committed video and what nobody writes any more, or say what that would be.
+
+    Args:
+        root: the cache.
+        dry_run: whether nothing is removed.
+        as_json: whether the result is printed for machines too.
+        keep: data set and task; committed videos that no sample of them is about are removed, too.
+        yes: whether that is meant.
+
+    Raises:
+        UserError: committed videos would be removed and nobody said `yes`.
+    """
+    cache = FeatureCache.open(root)
+    cache.store.require_writable()
+    reports = [] if keep is None else [_remove_unnamed(cache, keep, dry_run=dry_run, yes=yes)]
+    reports.append(cache.sweep(dry_run=dry_run))
+    removed = [path for report in reports for path in report.removed]
+    freed_bytes = sum(report.freed_bytes for report in reports)
+    for path in removed[:_NAMED]:
         say(path)
-    if len(swept.removed) > _NAMED:
-        say(f"... and {len(swept.removed) - _NAMED} more")
-    report: dict[str, Any] = {**asdict(swept), "dry_run": dry_run}
+    if len(removed) > _NAMED:
+        say(f"... and {len(removed) - _NAMED} more")
     if as_json:
-        emit_json(report)
-    freed = f"{len(swept.removed)} leftovers, {swept.freed_bytes / 1e9:.3f} GB"
+        emit_json({"removed": removed, "freed_bytes": freed_bytes, "dry_run": dry_run})
+    counts = f"{len(removed) - len(reports[-1].removed)} videos and " if keep is not None else ""
+    freed = f"{counts}{len(reports[-1].removed)} leftovers, {freed_bytes / 1e9:.3f} GB"
     say(f"{freed} would be removed; run it without --dry-run" if dry_run else f"{freed} removed")
+
+
+def _remove_unnamed(cache: FeatureCache, keep: PipelineConfig, *, dry_run: bool, yes: bool) -> SweepReport:
+    """Remove the committed videos that no sample of a data set is about."""
+    manifest = locations.manifest_of(keep)
+    if manifest.absent_splits:
+        split, file = next(iter(manifest.absent_splits.items()))
+        raise UserError(
+            f"the annotations of split {split} are missing, so nobody knows which videos it names",
+            where=file,
+            hint="put them there first",
+        )
+    named = {sample.video for sample in manifest.samples} | set(manifest.left_out)
+    unnamed = [video for video in cache.video_ids() if video not in named]
+    if unnamed and not dry_run and not yes:
+        raise UserError(
+            f"{len(unnamed)} committed videos would be removed, the first is {unnamed[0]!r}",
+            where=cache.root,
+            hint="look at them with --dry-run, and add --yes to remove them",
+        )
+    task = "" if keep.data.task == "all" else f" with task {keep.data.task}"
+    with progress_bar("prune", len(unnamed), "videos") as bar:
+
+        def videos() -> Iterator[str]:
+            for video in unnamed:
+                yield video
+                bar.advance()
+
+        reason = f"pruned: {manifest.dataset}{task} does not name it"
+        return cache.remove_videos(videos(), reason=reason, dry_run=dry_run)

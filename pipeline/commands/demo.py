@@ -10,7 +10,7 @@ from pipeline.config import Resolved, resolve
 from pipeline.console import emit_json, say
 from pipeline.run_folder import CONFIG
 from stages.errors import UserError
-from stages.evaluate import TaskScore
+from stages.scoring import TaskScore
 
 _SEED = 0
 
@@ -30,6 +30,7 @@ def run(folder: Path, overrides: list[str], *, as_json: bool) -> None:
         scores = evaluate.run(path, split="test", overrides=[], as_json=False)
     with _timed(seconds, "report"):
         page = report.run([path], None)
+        assert page is not None  # a run was given
     _finish(path, page, scores, seconds, as_json=as_json)
 
 
@@ -52,10 +53,10 @@ def _train(resolved: Resolved, folder: Path) -> Path:
 
 
 def _finish(path: Path, page: Path, scores: dict[str, TaskScore], seconds: dict[str, float], *, as_json: bool) -> None:
-    beaten = [task for task, one in scores.items() if one.ci95[0] > one.floor]
+    beaten = [task for task, one in scores.items() if one.beats_floor]
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
     say(f"{sum(seconds.values()):.0f} s in all: {spent}")
-    say(f"{len(beaten)} of {len(scores)} tasks beat their floor beyond the 95% interval: {', '.join(beaten)}")
+    say(f"{len(beaten)} of {len(scores)} tasks beat their floor beyond the 95% intervals: {', '.join(beaten)}")
     say(f"run:    {path}")
     say(f"report: {page}")
     if as_json:

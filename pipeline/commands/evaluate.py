@@ -1,82 +1,142 @@
 """`pipeline evaluate`: answer a split, write predictions and metrics, print accuracies beside their floors."""
 
-import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from pipeline import locations
-from pipeline.config import PipelineConfig, resolve_run
+from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, progress_bar, say, table
-from pipeline.run_folder import CONFIG, RunFolder, file_name
+from pipeline.evaluated import Evaluated, open_evaluated
+from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, metrics_of, write_results
+from pipeline.run_folder import versions
 from pipeline.stage2 import (
     cached_samples,
-    load_trained,
     open_cache,
+    require_room,
     say_left_out,
     visual_width_of,
     warn_of_long_answers,
 )
-from stages.atomic import atomic_write_text
-from stages.config import EvaluateConfig
+from stages.cache.feature_cache import FeatureCache
 from stages.errors import UserError
-from stages.evaluate import Method, Prediction, TaskScore, answer_batches, methods_of, require_candidates, score
-from stages.manifest import Sample
+from stages.evaluate import answer_batches, methods_of, require_candidates
+from stages.feed import feed
+from stages.manifest import Manifest, Sample, Split
+from stages.scoring import Method, Prediction, TaskScore, labels_of, majority_answers, score
 from stages.train import in_order
-from stages.windows import WindowDataset, feed
+from stages.windows import WindowDataset
 
 _TITLES: dict[Method, str] = {"generate": "accuracy", "rank": "accuracy of ranked candidates"}
+_NONE = "-"
+# The branches of the configuration that answers and scores depend on, beside the parameters.
+_RECORDED = ("data", "evaluate", "language")
 
 
 def run(
-    path: Path, *, split: str, overrides: list[str], as_json: bool, method: str | None = None
+    source: str | Path,
+    *,
+    split: str,
+    overrides: list[str],
+    as_json: bool,
+    method: str | None = None,
+    options: Mapping[str, str | None] | None = None,
+    output: Path | None = None,
 ) -> dict[str, TaskScore]:
-    """Evaluate a run's best checkpoint; returns the score of each task, of the first method if there are two."""
-    folder = RunFolder.open(path)
-    config = resolve_run(path / CONFIG, [*overrides, *([] if method is None else [f"evaluate.method={method}"])])
-    predictions = _predict(folder, config, split)
-    scores = {name: score(rows) for name, rows in predictions.items()}
-    rankings = {name: config.evaluate if name == "rank" else None for name in predictions}
+    """Evaluate a run's best checkpoint or an exported model.
+
+    Args:
+        source: folder of the run; folder or hub id of the exported model.
+        split: train, val or test.
+        overrides: settings that differ from the model's own.
+        as_json: whether the metrics go to stdout too.
+        method: generate, rank or both; None means the model's own.
+        options: data set, task and folders that differ from the model's own, as dotted keys.
+        output: folder of the results; None means the model's.
+
+    Returns:
+        The score of each task, of the first method if there are two.
+    """
+    methods = [] if method is None else [f"evaluate.method={method}"]
+    model = open_evaluated(str(source), options or {}, [*overrides, *methods])
+    folder = model.results_folder(output)
+    asked = _asked(model, split)
+    answering = model.identify()
+    predictions = _predict(model, asked)
+    labels, settings = labels_of(asked.samples), model.config.evaluate
+    scores = {
+        name: score(
+            rows,
+            split=asked.split,
+            method=name,
+            labels=labels,
+            train_majority=asked.train_majority,
+            resamples=settings.resamples,
+            seed=settings.resample_seed,
+        )
+        for name, rows in predictions.items()
+    }
     for name, rows in predictions.items():
-        _write(folder, split, rows, scores[name], rankings[name])
+        write_results(folder, _record(model, asked, answering, name), rows, scores[name])
     if as_json:
-        metrics = {name: _metrics(split, found, rankings[name]) for name, found in scores.items()}
+        metrics = {name: metrics_of(found) for name, found in scores.items()}
         emit_json(metrics if len(metrics) > 1 else next(iter(metrics.values())))
     for name, found in scores.items():
         show_scores(found, split, name)
-    say(f"predictions and metrics in {path}")
+    say(f"predictions and metrics in {folder}")
     return next(iter(scores.values()))
 
 
-def show_scores(scores: dict[str, TaskScore], split: str, method: Method = "generate") -> None:
-    """Print one line per task: accuracy with its interval beside the floor."""
-    rows = [
-        [
-            task,
-            str(one.n),
-            f"{one.top1:.1%}",
-            f"{100 * one.ci95[0]:.1f}-{one.ci95[1]:.1%}",
-            f"{one.floor:.1%}",
-            "yes" if one.ci95[0] > one.floor else "no",
-            f"{one.top5:.1%}",
-        ]
-        for task, one in scores.items()
-    ]
-    columns = ["task", "n", "accuracy", "95% interval", "floor", "above", "top-5"]
-    table(f"{_TITLES[method]} on {split} (above: the whole interval is above the floor)", columns, rows)
+@dataclass(frozen=True)
+class _Asked:
+    """The samples that are answered, and what is known of the split that they are from."""
+
+    split: Split
+    cache: FeatureCache
+    samples: list[Sample]
+    samples_left_out: int
+    videos_left_out: set[str]
+    train_majority: dict[str, str]
 
 
-def _predict(folder: RunFolder, config: PipelineConfig, split: str) -> dict[Method, list[Prediction]]:
-    methods = methods_of(config.evaluate)
-    cache = open_cache(config)
-    folder.require_same({"fingerprint": cache.fingerprint.digest}, ("fingerprint",))
-    samples, absent = cached_samples(cache, locations.manifest_of(config, [split]))
+def _asked(model: Evaluated, split: str) -> _Asked:
+    cache = open_cache(_without_teacher(model.config))
+    found = cache.fingerprint.digest
+    if model.fingerprint is not None and found != model.fingerprint:
+        raise UserError(
+            f"fingerprint changed since the run began: it was {model.fingerprint!r}",
+            where=model.source,
+            received=found,
+            hint="give the cache that the run began with, or one that was extracted with the same settings",
+        )
+    manifest = locations.manifest_of(model.config)
+    of_split = manifest.select(splits=[split])
+    samples, absent = cached_samples(cache, of_split)
     if not samples:
         raise UserError(f"no sample of split {split} has its video in the cache", where=cache.root)
-    if "rank" in methods:
+    if "rank" in methods_of(model.config.evaluate):
         require_candidates(samples)
     say_left_out(absent)
+    left_out = len(of_split.samples) - len(samples)
+    return _Asked(cast("Split", split), cache, samples, left_out, absent, _train_majority(manifest))
+
+
+def _without_teacher(config: PipelineConfig) -> PipelineConfig:
+    """The same settings for a model that distils nothing: answering needs no teacher, nor what the cache has of it."""
+    return config.model_copy(update={"alignment": config.alignment.model_copy(update={"kd_weight": 0.0})})
+
+
+def _train_majority(manifest: Manifest) -> dict[str, str]:
+    return majority_answers(sample for sample in manifest.samples if sample.split == "train")
+
+
+def _predict(model: Evaluated, asked: _Asked) -> dict[Method, list[Prediction]]:
+    config, samples, cache = model.config, asked.samples, asked.cache
+    methods = methods_of(config.evaluate)
     tolerance = config.cache.tolerance_s
-    loaded = load_trained(folder, config, visual_width=visual_width_of(cache, samples[0], tolerance))
+    require_room(config, len(samples[0].frame_times_s()))
+    loaded = model.finished.load(visual_width_of(cache, samples[0], tolerance))
     if "generate" in methods:
         warn_of_long_answers(loaded.tokenizers, _answers_of(samples), config.language)
     dataset = WindowDataset(cache, samples, tolerance_s=tolerance, with_targets=False)
@@ -85,7 +145,7 @@ def _predict(folder: RunFolder, config: PipelineConfig, split: str) -> dict[Meth
     )
     predictions: dict[Method, list[Prediction]] = {method: [] for method in methods}
     compute = loaded.compute
-    with progress_bar(f"evaluate {split}", len(samples), "samples") as bar:
+    with progress_bar(f"evaluate {asked.split}", len(samples), "samples") as bar:
         for found in answer_batches(
             loaded.model, batches, loaded.tokenizers, config.language, config.evaluate, compute.device, compute.dtype
         ):
@@ -100,24 +160,74 @@ def _answers_of(samples: list[Sample]) -> list[str]:
     return list(dict.fromkeys(answer for one in samples for answer in (*(one.candidates or ()), one.answer)))
 
 
-def _write(
-    folder: RunFolder,
-    split: str,
-    predictions: list[Prediction],
-    scores: dict[str, TaskScore],
-    ranking: EvaluateConfig | None = None,
-) -> None:
-    """Write both files of one method; those of the beam search (no `ranking`) have the plain names."""
-    suffix = "" if ranking is None else "-rank"
-    lines = (json.dumps({**asdict(prediction), "correct": prediction.correct}) for prediction in predictions)
-    name = file_name(f"predictions{suffix}", split, "jsonl")
-    atomic_write_text(folder.path / name, "".join(f"{line}\n" for line in lines))
-    metrics = json.dumps(_metrics(split, scores, ranking), indent=2) + "\n"
-    atomic_write_text(folder.path / file_name(f"metrics{suffix}", split, "json"), metrics)
+def _record(model: Evaluated, asked: _Asked, answering: ModelRecord, method: Method) -> EvaluationRecord:
+    config = model.config
+    return EvaluationRecord(
+        made=versions(),
+        split=asked.split,
+        method=method,
+        model=answering,
+        data=DataRecord(
+            dataset=config.data.dataset,
+            task=config.data.task,
+            cache=str(asked.cache.root),
+            fingerprint=asked.cache.fingerprint.digest,
+            samples=len(asked.samples),
+            samples_left_out=asked.samples_left_out,
+            videos_left_out=tuple(sorted(asked.videos_left_out)),
+        ),
+        overrides=model.overrides,
+        settings={branch: getattr(config, branch).model_dump(mode="json") for branch in _RECORDED},
+    )
 
 
-def _metrics(
-    split: str, scores: dict[str, TaskScore], ranking: EvaluateConfig | None = None
-) -> dict[str, dict[str, object]]:
-    how = {} if ranking is None else {"method": "rank", "rank_score": ranking.rank_score}
-    return {task: {"split": split, **how, **asdict(one)} for task, one in scores.items()}
+def show_scores(scores: dict[str, TaskScore], split: str, method: Method = "generate") -> None:
+    """Print accuracies in percent: beside their intervals and floors, then in every other way of counting."""
+    columns = ["task", "n", "top-1", "95%", "95% over videos", "floor", "train floor", "above"]
+    rows = [
+        [
+            task,
+            str(one.n),
+            _percent(one.top1),
+            _range(one.ci95),
+            _range(one.ci95_videos),
+            _percent(one.floor),
+            _percent(one.train_floor),
+            "yes" if one.beats_floor else "no",
+        ]
+        for task, one in scores.items()
+    ]
+    table(f"{_TITLES[method]} on {split}, percent (above: both intervals are above the floor)", columns, rows)
+    columns = ["task", "top-5", "macro", "no label", "videos", "vote", "95%", "likelihood", "95%"]
+    rows = [_more(*item) for item in scores.items()]
+    # Columns that have no meaning for this method or data set would not fit beside the others.
+    kept = [index for index in range(len(columns)) if any(row[index] != _NONE for row in rows)]
+    table(
+        "top-5, mean over classes; one answer a video, by majority vote and by mean likelihood",
+        [columns[index] for index in kept],
+        [[row[index] for index in kept] for row in rows],
+    )
+    types = [
+        [task, kind, str(one.n), _percent(one.top1), _range(one.ci95)]
+        for task, found in scores.items()
+        for kind, one in found.answer_types.items()
+    ]
+    if types:
+        table("by type of answer", ["task", "type", "n", "top-1", "95%"], types)
+
+
+def _more(task: str, one: TaskScore) -> list[str]:
+    voted = [_NONE] * 4
+    if one.videos is not None:
+        shares = (one.videos.top1_majority, one.videos.top1_likelihood)
+        intervals = (one.videos.ci95_majority, one.videos.ci95_likelihood)
+        voted = [cell for pair in zip(map(_percent, shares), map(_range, intervals), strict=True) for cell in pair]
+    return [task, _percent(one.top5), _percent(one.macro), _percent(one.no_label), str(one.num_videos), *voted]
+
+
+def _percent(share: float | None) -> str:
+    return _NONE if share is None else f"{100 * share:.1f}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return _NONE if interval is None else f"{100 * interval[0]:.1f}-{100 * interval[1]:.1f}"

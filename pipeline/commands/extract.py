@@ -8,6 +8,7 @@ from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import PEOPLE, emit_json, emit_json_line, progress_bar, say
 from stages.cache.feature_cache import FeatureCache
+from stages.cache.places import CacheUrl
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
 from stages.weights import LoadingReport
@@ -55,8 +56,9 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
     cache = FeatureCache.create_or_open(root, identity, extract_command=locations.extract_command(config))
     for report in reports:
         say(report.summary())
-    job = ExtractionJob(config.encoder, config.teacher, extract, str(root.resolve()))
-    videos = locations.videos_folder(config).resolve()
+    place = root if isinstance(root, CacheUrl) else root.resolve()
+    job = ExtractionJob(config.encoder, config.teacher, extract, str(place))
+    videos = locations.videos_root(config)
     return Extraction(manifest, plan, cache, job, videos=videos, retry_failed=retry_failed)
 
 
@@ -109,7 +111,7 @@ def _every(seconds: float) -> Callable[[], bool]:
 
 
 def _note(progress: ExtractionProgress) -> str:
-    parts = [f"{progress.frames} frames"]
+    parts = [f"{progress.frames} frames, {progress.frames_left} left"]
     if progress.frames_per_s is not None:
         parts.append(f"{progress.frames_per_s:.1f} frames/s")
     if progress.wait_share is not None:

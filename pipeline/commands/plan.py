@@ -1,5 +1,6 @@
 """`pipeline plan` and `pipeline extract --dry-run`: what an extraction will take, before anything runs."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -29,6 +30,7 @@ from stages.planning import (
     total_bytes,
     video_sizes,
 )
+from stages.video_paths import is_url, join_video_path
 from stages.worker import VideoTask
 
 _STAGES = ("decode", "networks", "write", "total")
@@ -77,7 +79,7 @@ class _Counted:
     shape: FrameShape
     sizes: dict[str, VideoSize]
     state: CacheState
-    disk: DiskRoom
+    disk: DiskRoom | None
     found: list[VideoTask]
     remote: int
 
@@ -99,17 +101,23 @@ def _count(config: PipelineConfig, *, retry_failed: bool) -> _Counted:
     root = locations.cache_root(config)
     state = cache_state(root, plan, wanted, retry_failed=retry_failed)
     sizes = video_sizes(shape)
-    disk = disk_room(root, bytes_left(sizes, state.work)[config.extract.storage])
-    local = [video for video in plan.times_s if "://" not in manifest.videos[video].path]
-    folder = locations.videos_folder(config).resolve()
-    tasks = [VideoTask(video, str(folder / manifest.videos[video].path), plan.times_s[video]) for video in local]
-    found = [task for task in tasks if Path(task.path).is_file()]
+    # An object store does not say how much room it has.
+    needed_bytes = bytes_left(sizes, state.work)[config.extract.storage]
+    disk = disk_room(root, needed_bytes) if isinstance(root, Path) else None
+    videos, protocols = locations.videos_root(config), config.extract.protocols
+    tasks = [
+        VideoTask(video, join_video_path(videos, manifest.videos[video].path, protocols, video=video), times_s)
+        for video, times_s in plan.times_s.items()
+    ]
+    local = [task for task in tasks if not is_url(task.path)]
+    found = [task for task in local if Path(task.path).is_file()]
     return _Counted(config, manifest, plan, shape, sizes, state, disk, found, plan.num_videos - len(local))
 
 
 def _manifest(config: PipelineConfig) -> Manifest:
     """With the videos' folder where there is one; a folder that was named must be there."""
-    there = config.data.videos is not None or locations.videos_folder(config).is_dir()
+    folder = locations.videos_folder(config)
+    there = folder is not None and (config.data.videos is not None or folder.is_dir())
     return locations.manifest_of(config, with_videos=there)
 
 
@@ -120,8 +128,8 @@ def _measure(counted: _Counted, seconds: float | None) -> tuple[Calibration | No
     if not counted.found:
         return None, "none of the planned videos is on this machine"
     config, root = counted.config, locations.cache_root(counted.config)
-    # Beside the cache, never in it, and on its disk.
-    beside = nearest_folder(root.resolve().parent)
+    # Beside the cache, never in it, and on its disk; the writing into an object store is not measured.
+    beside = nearest_folder(root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir()))
     say(f"measuring this machine for {seconds:g} s; --no-calibrate leaves it out")
     with progress_bar("calibrate", ceil(seconds), "s") as bar:
         shown = 0
@@ -178,12 +186,7 @@ def _as_json(counted: _Counted, measured: Calibration | None, why_not: str) -> d
         },
         "calibration": None if measured is None else asdict(measured),
         "not_calibrated": why_not or None,
-        "disk": {
-            "folder": str(counted.disk.folder),
-            "free_bytes": counted.disk.free_bytes,
-            "needed_bytes": counted.disk.needed_bytes,
-            "enough": counted.disk.enough,
-        },
+        "disk": None if counted.disk is None else {**asdict(counted.disk), "enough": counted.disk.enough},
     }
 
 
@@ -214,7 +217,7 @@ def _show(counted: _Counted, measured: Calibration | None, why_not: str) -> None
     for split, file in manifest.absent_splits.items():
         say(f"  without {split}: no file {file}")
     remote = f", {counted.remote:,} more are addresses" if counted.remote else ""
-    say(f"videos: {len(counted.found):,} found in {locations.videos_folder(config)}{remote}")
+    say(f"videos: {len(counted.found):,} found in {locations.videos_root(config)}{remote}")
     say(
         f"cache:  {state.done:,} done, {state.failed:,} failed, {state.pending:,} pending in "
         f"{locations.cache_root(config)}; left: {len(state.work):,} videos, {counted.frames_left:,} frames"
@@ -274,6 +277,8 @@ def _show_times(measured: Calibration, frames: int, frames_left: int) -> None:
 
 def _show_disk(counted: _Counted) -> None:
     disk, storage = counted.disk, counted.config.extract.storage
+    if disk is None:
+        return
     if disk.enough:
         say(f"disk: {_bytes(disk.free_bytes)} free at {disk.folder}, {_bytes(disk.needed_bytes)} needed as {storage}")
         return

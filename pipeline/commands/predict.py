@@ -10,24 +10,23 @@ import torch
 from model.vision import VisionEncoder
 from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, print_answer, say
-from pipeline.run_folder import CONFIG
-from pipeline.stage2 import LoadedModel, open_exported, open_run, require_room
+from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room
 from stages.card_schema import FrameRule
 from stages.decode.child import DecodeChild
 from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.length import video_length_s
 from stages.device import autocast, move
 from stages.errors import UserError
-from stages.exported import is_export
 from stages.frozen_networks import load_encoder
 from stages.manifest import even_times_s
 
 _GIB = 2**30
+_FRAMES_AT_ONCE = 16
 
 
 def run(video: Path, question: str, source: str, *, start_s: float, overrides: list[str], as_json: bool) -> None:
     """Answer the question and print the answer, the other beams and the seconds it took."""
-    finished = open_exported(source, overrides) if _is_exported(source) else open_run(Path(source), overrides)
+    finished = open_exported(source, overrides) if is_exported(source) else open_run(Path(source), overrides)
     config, card = finished.config, finished.about.card
     looking = time.perf_counter()
     times_s = _frame_times(video, card.frame_rule, start_s, config)
@@ -55,14 +54,6 @@ def run(video: Path, question: str, source: str, *, start_s: float, overrides: l
         emit_json(result)
     else:
         _show(result)
-
-
-def _is_exported(source: str) -> bool:
-    """Whether the model is an exported folder, or one of the hub: then no folder of that name's owner is here."""
-    path = Path(source)
-    if path.is_dir():
-        return is_export(path) and not (path / CONFIG).is_file()
-    return not path.exists() and not path.is_absolute() and source.count("/") == 1 and not path.parent.exists()
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -112,8 +103,8 @@ def _answer(
     question = move(loaded.tokenizers.question([prompt]), compute.device)
     memory, queries = None, None
     with autocast(compute.device, compute.dtype):
-        for start in range(0, len(frames), config.extract.batch_size):
-            pictures = torch.from_numpy(frames[start : start + config.extract.batch_size]).to(compute.device)
+        for start in range(0, len(frames), _FRAMES_AT_ONCE):
+            pictures = torch.from_numpy(frames[start : start + _FRAMES_AT_ONCE]).to(compute.device)
             queries, memory = model.watch(encoder(pictures)[None], question, memory)
         assert queries is not None
         ids, mask = loaded.tokenizers.prompts([prompt])

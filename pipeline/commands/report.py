@@ -1,35 +1,53 @@
-"""`pipeline report`: one self-contained HTML page about one or more runs."""
+"""`pipeline report`: one self-contained HTML page about one or more runs, and their rows beside the paper's tables."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.console import say
-from pipeline.report import render
-from pipeline.report_data import read_runs
+from pipeline.console import emit_json, say, table
+from pipeline.reporting.page import render
+from pipeline.reporting.paper import lay_out, print_section
+from pipeline.reporting.runs import read_runs
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
 
 _FILE = "report.html"
 
 
-def run(runs: Sequence[Path], output: Path | None) -> Path:
-    """Write the page and return where it is.
+def run(runs: Sequence[Path], output: Path | None, *, paper: bool = False, as_json: bool = False) -> Path | None:
+    """Write the page and return where it is; None where there is nothing to write it for.
 
     Args:
-        runs: run folders; a run that is not evaluated yet gets a page that says so.
-        output: HTML file; None means report.html in the first run.
+        runs: run folders; a run that is not evaluated yet gets a page that says so. May be empty with `paper`.
+        output: HTML file; None means report.html in the first run, and no page without a run.
+        paper: lay the runs beside the paper's tables too, on the page and on the terminal.
+        as_json: print where the page is, and the tables, on stdout.
 
     Raises:
         UserError: a folder is no run, one of its files is broken, or the page cannot be written.
     """
-    target = runs[0] / _FILE if output is None else output
-    if target.is_dir():
+    if not runs and not paper:
+        raise UserError("no run is given", where="RUNS", hint="name the folder of a run, or add --paper")
+    target = runs[0] / _FILE if output is None and runs else output
+    if target is not None and target.is_dir():
         raise UserError("this is a folder", where=target, hint="give --output the name of an HTML file")
     shown = read_runs(runs)
-    page = render(shown)
+    section = lay_out(shown) if paper else None
+    if target is not None:
+        _write(target, render(shown, section))
+    if as_json:
+        tables = {} if section is None else {"paper": asdict(section)}
+        emit_json({"report": None if target is None else str(target), **tables})
+    if section is not None:
+        print_section(section, table, say)
+    if target is not None:
+        of_runs = f" of {len(shown)} run{'s' if len(shown) > 1 else ''}" if shown else ""
+        say(f"report{of_runs}: {target}")
+    return target
+
+
+def _write(target: Path, page: str) -> None:
     try:
         atomic_write_text(target, page)
     except OSError as error:
         raise UserError(f"the report cannot be written ({error.strerror})", where=target) from error
-    say(f"report of {len(shown)} run{'s' if len(shown) > 1 else ''}: {target}")
-    return target

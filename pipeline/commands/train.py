@@ -1,85 +1,125 @@
 """`pipeline train`: Stage 2."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import locations
-from pipeline.config import PipelineConfig, Resolved
-from pipeline.console import Bar, emit_json, progress_bar, say
+from pipeline.config import PipelineConfig, Resolved, valid_keys
+from pipeline.console import Bar, emit_json, progress_bar, say, table
 from pipeline.run_folder import RunFolder
-from pipeline.stage2 import LoadedModel, build_for_training, cached_samples, open_cache
-from stages.checkpoint import Position
+from pipeline.stage2 import LoadedModel, build_for_training, cached_samples, open_cache, warn_of_absent_labels
+from stages.atomic import atomic_write_text
 from stages.errors import UserError
-from stages.train import Trainer
+from stages.leakage import leakage_sentence, refuse_leakage
+from stages.metric_log import require_wandb
+from stages.run_lock import training
+from stages.step_profile import TRACE, Breakdown, StepProfile
+from stages.stop import StopRequest
+from stages.train import Data, Ending, Trainer
 from stages.windows import WindowDataset
 
+# What a resumed run may change: how it is computed and kept, not what comes out.
+_FREE = (
+    "cache.root",
+    "cache.local_copy",
+    "train.workers",
+    "train.prefetch",
+    "train.save_every_steps",
+    "train.keep_checkpoints",
+    "train.trackers",
+    "train.wandb_project",
+)
 
-def run(resolved: Resolved, *, resume: bool, as_json: bool) -> Path:
-    """Train, print the summary, and return the run's folder."""
+
+def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = False) -> Path:
+    """Train, print the summary, and return the run's folder.
+
+    Raises:
+        SystemExit: asked to stop by a signal; the state is saved.
+    """
     config = resolved.config
     path = locations.run_folder(config)
     if resume:
-        config = _same_run(RunFolder.open(path).config(), config)
+        _require_same(RunFolder.open(path).config(), config)
     else:
         RunFolder.require_free(path)
-    trainer, loaded = _prepare(config, path, resume=resume)
-    if resume and trainer.resume():
-        say(f"resuming {path} after epoch {trainer.position.epoch} of {config.train.epochs}")
-    best = _fit(trainer, config)
-    if as_json:
-        emit_json({"run": str(path), "best": asdict(best), "trained_parameters": loaded.trained_count})
-    accuracy = "" if best.val_top1 is None else f", validation accuracy {best.val_top1:.1%}"
-    say(f"trained {trainer.total_steps} steps; best after epoch {best.epoch}{accuracy}; run {path}")
+    if "wandb" in config.train.trackers:
+        require_wandb()
+    request = StopRequest()
+    trainer, loaded, stamp = _prepare(config, path, request)
+    with training(path):
+        if resume:
+            RunFolder.open(path).require_same(stamp, ("fingerprint", "samples", "videos_missing"))
+        else:
+            RunFolder.create(path, config, stamp)
+        if resume and trainer.resume(lambda line: say(f"warning: {line}")):
+            say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
+        with request.listening():
+            ending = _fit(trainer, config, StepProfile(path / "profile", loaded.compute.device) if profile else None)
+    _tell(trainer, ending, path, loaded, as_json=as_json)
+    if ending.stopped:
+        raise SystemExit(request.exit_code)
     return path
 
 
-def _prepare(config: PipelineConfig, path: Path, *, resume: bool) -> tuple[Trainer, LoadedModel]:
+def _prepare(
+    config: PipelineConfig, path: Path, request: StopRequest
+) -> tuple[Trainer, LoadedModel, dict[str, object]]:
+    """Look at the data, build the model; and what the run is stamped with."""
     manifest = locations.manifest_of(config)
+    leaks = refuse_leakage(manifest, manifest.tasks, allow=config.data.allow_leakage)
     cache = open_cache(config)
-    distils = config.alignment.kd_weight > 0
     train, absent = cached_samples(cache, manifest.select(splits=["train"]))
-    val: list = []
-    if "val" in manifest.splits:
-        val, absent_val = cached_samples(cache, manifest.select(splits=["val"]))
-        absent |= absent_val
     if not train:
         raise UserError("no training sample has its video in the cache", where=cache.root)
-    tolerance = config.cache.tolerance_s
-    train_set = WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils)
-    val_set = WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None
+    val, absent_val = (
+        cached_samples(cache, manifest.select(splits=["val"])) if "val" in manifest.splits else ([], set())
+    )
+    absent |= absent_val
+    warn_of_absent_labels(train, manifest.samples)
     loaded = build_for_training(config, cache, train[0])
-    stamp = {
+    stamp: dict[str, object] = {
         "cache": str(cache.root),
         "fingerprint": cache.fingerprint.digest,
         "samples": {"train": len(train), "val": len(val)},
         "videos_missing": sorted(absent),
+        "videos_left_out": sorted(manifest.left_out),
+        "leaks": leaks,
     }
-    if resume:
-        RunFolder.open(path).require_same(stamp, ("fingerprint", "samples", "videos_missing"))
-    else:
-        RunFolder.create(path, config, stamp)
+    if leaks:
+        say(f"warning: {leakage_sentence(leaks)}")
+    if manifest.left_out:
+        say(f"warning: {len(manifest.left_out)} annotated videos have no samples; see `pipeline doctor`")
     say(
         f"{len(train)} training and {len(val)} validation samples"
         + (f"; {len(absent)} videos failed extraction and are left out" if absent else "")
         + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
     )
-    return Trainer(
-        config.train,
-        config.language,
-        loaded.model,
-        loaded.tokenizers,
-        train_set,
-        val_set,
-        run=path,
-        compute=loaded.compute,
+    tolerance, distils = config.cache.tolerance_s, config.alignment.kd_weight > 0
+    data = Data(
+        train=WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils),
+        val=WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None,
+        tokenizers=loaded.tokenizers,
         eval_batch_size=config.evaluate.batch_size,
-    ), loaded
+    )
+    trainer = Trainer(config.train, config.language, loaded.model, data, run=path, compute=loaded.compute, stop=request)
+    return trainer, loaded, stamp
 
 
-def _fit(trainer: Trainer, config: PipelineConfig) -> Position:
-    done = trainer.position.epoch * trainer.order.num_batches
-    with progress_bar("train", trainer.total_steps, "steps", done=done) as bar:
-        return trainer.fit(lambda row: _show(bar, row, config.train.epochs))
+def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) -> Ending:
+    with progress_bar("train", trainer.total_steps, "steps", done=trainer.position.step) as bar:
+
+        def after_step(row: dict[str, float]) -> None:
+            _show(bar, row, config.train.epochs)
+            if profile is not None:
+                profile.after_step()
+
+        ending = trainer.fit(after_step)
+    if profile is not None:
+        profile.finish()
+        _tell_profile(profile)
+    return ending
 
 
 def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
@@ -89,23 +129,58 @@ def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
     bar.advance(note="  ".join(terms))
 
 
-def _same_run(saved: PipelineConfig, asked: PipelineConfig) -> PipelineConfig:
-    """Return the saved configuration; UserError if the command line asks for another one."""
-    if asked != saved:
-        raise UserError(
-            f"--resume keeps the run's own settings, but the command differs in {_first_difference(saved, asked)}",
-            where=locations.run_folder(asked),
-            hint="give the options of the first call, or another --name for a new run",
+def _tell(trainer: Trainer, ending: Ending, path: Path, loaded: LoadedModel, *, as_json: bool) -> None:
+    best = ending.best
+    if as_json:
+        emit_json(
+            {
+                "run": str(path),
+                "best": None if best is None else asdict(best),
+                "steps": ending.at.step,
+                "stopped": ending.stopped,
+                "stopped_early": ending.early,
+                "trained_parameters": loaded.trained_count,
+            }
         )
-    return saved
+    if ending.stopped:
+        kept = "; its state is saved" if best is not None else ""
+        where = f"step {ending.at.step} of {trainer.total_steps}"
+        say(f"stopped after {where}{kept}; go on by the same command and --resume")
+        return
+    assert best is not None
+    accuracy = "" if best.val_top1 is None else f", validation accuracy {best.val_top1:.1%}"
+    early = f" (of {trainer.total_steps}: validation was no better {ending.at.stale} times)" if ending.early else ""
+    say(f"trained {ending.at.step} steps{early}; best after epoch {best.epoch}{accuracy}; run {path}")
 
 
-def _first_difference(saved: PipelineConfig, asked: PipelineConfig) -> str:
-    for branch, mine in saved:
-        theirs = getattr(asked, branch)
-        if mine != theirs:
-            if not hasattr(mine, "model_dump"):
-                return f"{branch} ({mine!r}, now {theirs!r})"
-            key = next(name for name, value in mine if value != getattr(theirs, name))
-            return f"{branch}.{key} ({getattr(mine, key)!r}, now {getattr(theirs, key)!r})"
-    raise AssertionError("equal configurations have no difference")
+def _tell_profile(profile: StepProfile) -> None:
+    if profile.breakdown is None:
+        say("warning: the training ended before any step could be profiled")
+        return
+    found: Breakdown = profile.breakdown
+    atomic_write_text(profile.folder / "breakdown.json", json.dumps(found.as_json(), indent=1) + "\n")
+    rows = [
+        [part, f"{1000 * seconds:.1f}", f"{seconds / found.step_s:.1%}"]
+        for part, seconds in [*found.seconds.items(), ("whole step", found.step_s)]
+    ]
+    table(f"one training step (mean of {found.steps})", ["part", "ms", "share"], rows)
+    say(f"trace: {profile.folder / TRACE} (open it with https://ui.perfetto.dev or chrome://tracing)")
+
+
+def _require_same(saved: PipelineConfig, asked: PipelineConfig) -> None:
+    """UserError if the command line asks for another training than the run's."""
+    for key in valid_keys():
+        mine, theirs = _at(saved, key), _at(asked, key)
+        if key not in _FREE and mine != theirs:
+            raise UserError(
+                f"--resume keeps the run's own settings, but the command differs in {key} ({mine!r}, now {theirs!r})",
+                where=locations.run_folder(asked),
+                hint="give the options of the first call, or another --name for a new run",
+            )
+
+
+def _at(config: PipelineConfig, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

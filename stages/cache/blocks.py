@@ -1,7 +1,6 @@
 """What all three kinds of store share: runs of rows, reading them straight into a result, checksums of blocks."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -20,6 +19,12 @@ def crc32c(block: np.ndarray) -> str:
     return f"{google_crc32c.value(plain):08x}"
 
 
+def rows_buffer(array: ArrayRecord, num_rows: int) -> tuple[np.ndarray, memoryview]:
+    """Room for rows of an array, and the same as plain bytes."""
+    out = np.empty((num_rows, *array.shape[1:]), dtype=array.dtype)
+    return out, out.view(np.uint8).reshape(-1).data
+
+
 def runs(rows: np.ndarray, chunk_rows: int) -> Iterator[tuple[int, int]]:
     """Cut `rows` into (first row, count) runs of neighbours that lie in one chunk."""
     if rows.size:
@@ -28,43 +33,15 @@ def runs(rows: np.ndarray, chunk_rows: int) -> Iterator[tuple[int, int]]:
             yield int(run[0]), len(run)
 
 
-def read_into(path: Path, offset: int, target: memoryview) -> None:
-    """Fill `target` with a file's bytes from `offset` on.
-
-    One copy, as from a memory map, and as fast; but a file that somebody cuts short meanwhile is an error here and not
-    the end of the process.
-
-    Raises:
-        DamagedCacheError: the file is gone or too short.
-    """
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            filled = 0
-            while filled < len(target):
-                count = file.readinto(target[filled:])
-                if not count:
-                    raise damaged(path, "this file is cut short")
-                filled += count
-    except FileNotFoundError:
-        raise damaged(path, "this file is gone") from None
-
-
-def damaged(path: Path, what: str) -> DamagedCacheError:
-    """The error for bytes that contradict their commit record."""
-    return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then the same extraction again")
-
-
 def chunk_span(array: ArrayRecord, chunk: int) -> tuple[int, int]:
     """First row of a chunk, and the row after its last."""
     first = chunk * array.chunk_rows
     return first, min(first + array.chunk_rows, array.shape[0])
 
 
-def chunk_problems(name: str, array: ArrayRecord, chunk: int, read: ReadRows) -> list[str]:
-    """Compare one chunk's rows with their checksum; at most one sentence."""
+def chunk_problems(name: str, array: ArrayRecord, chunk: int, found: str) -> list[str]:
+    """Compare the checksum `found` of one chunk's rows with the committed one; at most one sentence."""
     first, end = chunk_span(array, chunk)
-    found = crc32c(read(name, np.arange(first, end)))
     if found == array.crc32c[chunk]:
         return []
     where = f"{name}: chunk {chunk} (rows {first} to {end - 1})"
@@ -83,7 +60,8 @@ def content_problems(record: CommitRecord, read: ReadRows) -> list[str]:
     for name, array in record.arrays.items():
         for chunk in range(len(array.crc32c)):
             try:
-                problems += chunk_problems(name, array, chunk, read)
+                rows = read(name, np.arange(*chunk_span(array, chunk)))
+                problems += chunk_problems(name, array, chunk, crc32c(rows))
             except DamagedCacheError as error:
                 problems.append(f"{name}: {error}")
                 break

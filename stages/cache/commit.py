@@ -10,17 +10,16 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stages.atomic import sync_file
 from stages.cache.errors import DamagedCacheError
+from stages.cache.files import SmallFiles
+from stages.cache.places import Place
 from stages.ids import check_id
 
 COMMITS = "commits"
@@ -119,49 +118,14 @@ def content_checksum(video: str, fingerprint: str, times_s: np.ndarray, arrays: 
     return hashlib.sha256(text.encode() + times_s.astype("<f8").tobytes()).hexdigest()
 
 
-def record_path(root: Path, video: str) -> Path:
+def record_name(root: Place, video: str) -> str:
+    """Return the file name of the commit record of `video`; UserError when the id is unsafe as one."""
+    return check_id(video, kind="video id", where=str(root / COMMITS)) + _SUFFIX
+
+
+def record_path(root: Place, video: str) -> Place:
     """Return where the commit record of `video` lies; UserError when the id is unsafe as a file name."""
-    folder = root / COMMITS
-    return folder / (check_id(video, kind="video id", where=str(folder)) + _SUFFIX)
-
-
-class SmallFiles(Protocol):
-    """The records, ledger files and fingerprint of a cache, wherever they lie; "" is the folder at the top."""
-
-    @property
-    def root(self) -> Path:
-        """The cache's directory, or the export's directory or file."""
-
-    def names(self, folder: str) -> list[str]:
-        """Return the names in `folder` that do not start with a dot; none when there is no such folder."""
-
-    def content(self, folder: str, name: str) -> bytes | None:
-        """Return a file's bytes, None when there is none."""
-
-
-@dataclass(frozen=True)
-class Directory:
-    """`SmallFiles` that are just that: files in folders."""
-
-    root: Path
-
-    def names(self, folder: str) -> list[str]:
-        """See `SmallFiles.names`."""
-        return names_in(self.root / folder)
-
-    def content(self, folder: str, name: str) -> bytes | None:
-        """See `SmallFiles.content`."""
-        try:
-            return (self.root / folder / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-
-    def add_file(self, folder: str, name: str, content: bytes) -> None:
-        """Write a new file and sync it to disk; its folder is made."""
-        path = self.root / folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        sync_file(path)
+    return root / COMMITS / record_name(root, video)
 
 
 def committed_ids(files: SmallFiles) -> list[str]:
@@ -171,7 +135,7 @@ def committed_ids(files: SmallFiles) -> list[str]:
 
 def record_content(files: SmallFiles, video: str) -> bytes | None:
     """Return the commit record of `video` as it is stored, None when there is none."""
-    return files.content(COMMITS, record_path(files.root, video).name)
+    return files.content(COMMITS, record_name(files.root, video))
 
 
 def load_record(files: SmallFiles, video: str) -> CommitRecord | None:
@@ -189,11 +153,11 @@ def load_records(
 ) -> Iterator[tuple[str, CommitRecord | DamagedCacheError | None]]:
     """Yield (video, what `load_record` returns or raises) for many videos; about 0.1 s per 1,000.
 
-    The files are fetched by threads, because on a network file system each one costs a round trip.
+    They are fetched by threads, because on a network file system or an object store each one costs a round trip.
     """
 
     def fetch(start: int) -> list[bytes | None]:
-        return [record_content(files, video) for video in videos[start : start + _BATCH]]
+        return files.contents(COMMITS, [record_name(files.root, video) for video in videos[start : start + _BATCH]])
 
     with ThreadPoolExecutor(_READERS) as pool:
         starts = range(0, len(videos), _BATCH)
@@ -206,15 +170,7 @@ def load_records(
                     yield video, error
 
 
-def names_in(folder: Path) -> list[str]:
-    """Return the names in `folder` that do not start with a dot; none when the folder does not exist yet."""
-    try:
-        return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def parse_commit(content: bytes, path: Path, video: str) -> CommitRecord:
+def parse_commit(content: bytes, path: Place, video: str) -> CommitRecord:
     """Return the record of `video` in `content`; DamagedCacheError naming `path` when it is none."""
     try:
         record = CommitRecord.model_validate_json(content)
@@ -227,5 +183,5 @@ def parse_commit(content: bytes, path: Path, video: str) -> CommitRecord:
     return record
 
 
-def _damaged(path: Path, what: str) -> DamagedCacheError:
+def _damaged(path: Place, what: str) -> DamagedCacheError:
     return DamagedCacheError(what, where=path, hint="run the same `pipeline extract` again: it writes the video anew")

@@ -17,16 +17,28 @@ import numpy as np
 
 from stages.atomic import sync_directory, sync_file
 from stages.cache.blocks import chunk_span, crc32c
-from stages.cache.commit import COMMITS, VIDEOS, CommitRecord, Directory, parse_commit, record_content, record_path
+from stages.cache.commit import (
+    COMMITS,
+    VIDEOS,
+    ArrayRecord,
+    CommitRecord,
+    parse_commit,
+    record_content,
+    record_name,
+    record_path,
+)
 from stages.cache.errors import DamagedCacheError, storage_errors
 from stages.cache.feature_cache import FeatureCache
+from stages.cache.files import Directory
 from stages.cache.fingerprint import FILE_NAME
 from stages.cache.hdf5_store import Hdf5Writer
 from stages.cache.ledger import LEDGER
+from stages.cache.places import CacheUrl, Place
+from stages.cache.remote_files import RemoteFiles
 from stages.cache.stores import HDF5, WEBDATASET, ZARR
 from stages.cache.webdataset_store import WebDatasetWriter
 from stages.cache.writers import Writer, current_writer
-from stages.cache.zarr_store import write_group
+from stages.cache.zarr_store import group_files, write_group
 from stages.errors import UserError
 from stages.ids import check_id
 
@@ -60,11 +72,12 @@ class Conversion:
 
 
 def convert(
-    source: FeatureCache, target: Path, kind: str, *, shard_bytes: int, on_video: Callable[[], None]
+    source: FeatureCache, target: Place, kind: str, *, shard_bytes: int, on_video: Callable[[], None]
 ) -> Conversion:
     """Write all that is committed in `source`, and its ledger, to a new store at `target`.
 
     Args:
+        target: a path, or for zarr a URL, too.
         kind: zarr or webdataset (`target` becomes a folder), or hdf5 (a file).
         shard_bytes: about how large a shard of WebDataset may become.
         on_video: called after each video, for progress.
@@ -74,22 +87,78 @@ def convert(
         DamagedCacheError: a video's bytes are not those that were committed; nothing is left at `target`.
     """
     assert kind in KINDS
+    if isinstance(target, CacheUrl):
+        return _convert_to_url(source, target, kind, on_video)
     _refuse_occupied(target)
     found = source.info()
     with storage_errors(target.parent, found.num_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
         _refuse_small_disk(target.parent, found.num_bytes)
         with _written_aside(target) as aside:
-            writer = _writer(kind, aside, shard_bytes)
-            try:
-                _copy_small_files(source, writer)
-                total = _copy_videos(source, kind, writer, on_video)
-                writer.finish()
-            except BaseException:
-                with suppress(OSError):  # the first error is the one to tell
-                    writer.close()
-                raise
+            return _copy(source, kind, _writer(kind, aside, shard_bytes), on_video)
+
+
+def _convert_to_url(source: FeatureCache, target: CacheUrl, kind: str, on_video: Callable[[], None]) -> Conversion:
+    if kind != ZARR:
+        raise UserError(
+            f"{kind} cannot be written to a URL",
+            where=target,
+            hint="give a path, and upload what is made there; WebDataset shards can then be read at their URL",
+        )
+    files = RemoteFiles(target)
+    files.require_writable()
+    if files.names(""):
+        hint = "give a new address, or remove what an interrupted conversion left there"
+        raise UserError("the target exists and is not empty", where=target, hint=hint)
+    return _copy(source, kind, RemoteZarrWriter(files), on_video)
+
+
+def _copy(source: FeatureCache, kind: str, writer: ExportWriter, on_video: Callable[[], None]) -> Conversion:
+    try:
+        _copy_small_files(source, writer)
+        total = _copy_videos(source, kind, writer, on_video)
+        writer.finish()
+    except BaseException:
+        with suppress(OSError, UserError):  # the first error is the one to tell
+            writer.close()
+        raise
     return total
+
+
+class RemoteZarrWriter:
+    """Writes what `ZarrWriter` does to a URL, the fingerprint last: before, nobody takes it for a cache."""
+
+    def __init__(self, files: RemoteFiles) -> None:
+        self._files = files
+        self._fingerprint = b""
+
+    def add_file(self, folder: str, name: str, content: bytes) -> None:
+        """See `ExportWriter.add_file`."""
+        if (folder, name) == ("", FILE_NAME):
+            self._fingerprint = content
+        else:
+            self._files.add_file(folder, name, content)
+
+    def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `ExportWriter.add_video`."""
+        written, contents = group_files(arrays)
+        _require_layout(written, record, self._files.root)
+        self._files.add_files({f"{VIDEOS}/{record.group}/{path}": part for path, part in contents.items()})
+        self.add_file(COMMITS, record_name(self._files.root, record.video), content)
+
+    def finish(self) -> None:
+        """See `ExportWriter.finish`."""
+        self._files.add_file("", FILE_NAME, self._fingerprint)
+
+    def close(self) -> None:
+        """Remove what was written, after a failure."""
+        for folder in (COMMITS, VIDEOS, LEDGER):
+            self._files.remove_tree(folder)
+
+
+def _require_layout(written: Mapping[str, ArrayRecord], record: CommitRecord, where: Place) -> None:
+    if written != record.arrays:
+        raise DamagedCacheError(f"video {record.video!r} was not written in this program's layout", where=where)
 
 
 class ZarrWriter:
@@ -107,11 +176,8 @@ class ZarrWriter:
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
         """See `ExportWriter.add_video`."""
         written = write_group(self.folder / VIDEOS / record.group, arrays)
-        if written != record.arrays:
-            raise DamagedCacheError(
-                f"video {record.video!r} was not written in this program's layout", where=self.folder
-            )
-        self.add_file(COMMITS, record_path(self.folder, record.video).name, content)
+        _require_layout(written, record, self.folder)
+        self.add_file(COMMITS, record_name(self.folder, record.video), content)
 
     def finish(self) -> None:
         """See `ExportWriter.finish`."""
@@ -135,9 +201,10 @@ def _copy_small_files(source: FeatureCache, writer: ExportWriter) -> None:
     fingerprint = source.store.content("", FILE_NAME)
     assert fingerprint is not None, "the source was opened with it"
     writer.add_file("", FILE_NAME, fingerprint)
-    for name in source.store.names(LEDGER):
+    names = source.store.names(LEDGER)
+    for name, content in zip(names, source.store.contents(LEDGER, names), strict=True):
         check_id(name, kind="ledger file", where=str(source.root))
-        writer.add_file(LEDGER, name, source.store.content(LEDGER, name) or b"")
+        writer.add_file(LEDGER, name, content or b"")
 
 
 def _copy_videos(source: FeatureCache, kind: str, writer: ExportWriter, on_video: Callable[[], None]) -> Conversion:
@@ -160,7 +227,7 @@ def _committed(source: FeatureCache, video: str) -> tuple[CommitRecord, bytes, d
             return None
         record = parse_commit(content, record_path(source.root, video), video)
         try:
-            return record, content, {name: _checked(source, record, name) for name in record.arrays}
+            return record, content, _checked(source, record)
         except DamagedCacheError as error:
             # An extraction may have replaced the video while it was read.
             if record_content(source.store, video) == content:
@@ -171,16 +238,17 @@ def _committed(source: FeatureCache, video: str) -> tuple[CommitRecord, bytes, d
                 ) from error
 
 
-def _checked(source: FeatureCache, record: CommitRecord, name: str) -> np.ndarray:
-    array = record.arrays[name]
+def _checked(source: FeatureCache, record: CommitRecord) -> dict[str, np.ndarray]:
     if record.fingerprint != source.fingerprint.digest:
         raise DamagedCacheError("it was committed with another fingerprint than this cache has")
-    content = source.store.read_rows(record, name, np.arange(array.shape[0]))
-    for chunk, expected in enumerate(array.crc32c):
-        first, end = chunk_span(array, chunk)
-        if crc32c(content[first:end]) != expected:
-            raise DamagedCacheError(f"{name}, rows {first} to {end - 1}: the checksum does not fit")
-    return content
+    wanted = {name: np.arange(array.shape[0]) for name, array in record.arrays.items()}
+    found = source.store.read_arrays(record, wanted)
+    for name, array in record.arrays.items():
+        for chunk, expected in enumerate(array.crc32c):
+            first, end = chunk_span(array, chunk)
+            if crc32c(found[name][first:end]) != expected:
+                raise DamagedCacheError(f"{name}, rows {first} to {end - 1}: the checksum does not fit")
+    return found
 
 
 def _refuse_occupied(target: Path) -> None:

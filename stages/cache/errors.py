@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stages.cache.places import Place
 from stages.errors import UserError, refusal_of
 
 
@@ -19,7 +20,7 @@ class DamagedCacheError(UserError):
     """Files of a committed video are gone, cut short or contradict their commit record."""
 
 
-def read_only_export(kind: str, root: Path) -> UserError:
+def read_only_export(kind: str, root: Place) -> UserError:
     """The error for whoever wants to write into an export."""
     return UserError(
         f"this is a {kind} export of a cache, and exports are read-only",
@@ -28,7 +29,12 @@ def read_only_export(kind: str, root: Path) -> UserError:
     )
 
 
-def damaged_export(path: Path, what: str) -> DamagedCacheError:
+def damaged(path: Place, what: str) -> DamagedCacheError:
+    """The error for bytes that contradict their commit record."""
+    return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then the same extraction again")
+
+
+def damaged_export(path: Place, what: str) -> DamagedCacheError:
     """The error for an export that contradicts itself."""
     return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then export the cache anew")
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ import numpy as np
 
 from stages.cache import maintenance
 from stages.cache.commit import CommitRecord, committed_ids, load_record, load_records
-from stages.cache.errors import CacheWriteError, DamagedCacheError, MissingFramesError, storage_errors
-from stages.cache.fingerprint import FILE_NAME, Fingerprint, load_fingerprint, save_fingerprint
+from stages.cache.copied_store import copied
+from stages.cache.errors import CacheWriteError, DamagedCacheError, MissingFramesError
+from stages.cache.fingerprint import FILE_NAME, Fingerprint, fingerprint_content, load_fingerprint
 from stages.cache.ledger import Ledger
+from stages.cache.places import Place, place_of
 from stages.cache.storage import STORAGE_FIELD, refuse_unstorable, storage_type
 from stages.cache.stores import Store, store_at
 from stages.cache.survey import STALE_AFTER_S
-from stages.cache.writing import commit_video
-from stages.errors import UserError
 
 _OPEN_VIDEOS = 256
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -30,19 +30,21 @@ class CachedFrames:
 
     `features [T, P, C]` float16 or float32 (of bfloat16 and int8 storage: bfloat16's bits in uint16, see
     `storage.widen`), `targets [T, D]` float32, `times_s [T]` float64: the cached times, which may differ from the asked
-    ones by the tolerance.
+    ones by the tolerance. Features of int8 storage that were read as stored come with `scales [C]` float32, by which
+    they are to be multiplied.
     """
 
     times_s: np.ndarray
     features: np.ndarray | None
     targets: np.ndarray | None
+    scales: np.ndarray | None = None
 
 
 class FeatureCache:
-    """One directory that holds the features of many videos, all made under one fingerprint.
+    """One directory or object-store prefix that holds the features of many videos, all made under one fingerprint.
 
     An export of it (a folder of WebDataset shards, an HDF5 file) is opened and read in the same way, but not written.
-    Cheap to copy to other processes (pickled as a path): each opens what it reads by itself.
+    Cheap to copy to other processes (pickled as a path or a URL): each opens what it reads by itself.
     """
 
     def __init__(self, store: Store, fingerprint: Fingerprint, *, extract_command: str | None = None) -> None:
@@ -63,27 +65,42 @@ class FeatureCache:
 
         Raises:
             UserError: another fingerprint (naming the field), a directory that holds something else, an export, or a
-                disk that cannot be written.
+                disk or an object store that cannot be written.
         """
-        root = Path(root)
-        store_at(root).require_writable()
+        store = store_at(place_of(root)).require_writable()
         storage_type(fingerprint.fields.get(STORAGE_FIELD))
-        if not (root / FILE_NAME).exists():
-            _refuse_foreign_directory(root)
-            with storage_errors(root, needed_bytes=4096):
-                root.mkdir(parents=True, exist_ok=True)
-                save_fingerprint(root, fingerprint)
+        if store.content("", FILE_NAME) is None:
+            store.create(fingerprint_content(fingerprint))
         # Read back even what was just written: another process may have created the cache at the same moment.
         cache = cls.open(root, extract_command=extract_command)
-        cache.fingerprint.require_match(fingerprint, root)
+        cache.fingerprint.require_match(fingerprint, cache.root)
         return cache
 
     @classmethod
-    def open(cls, root: Path | str, *, extract_command: str | None = None) -> "FeatureCache":
-        """Open an existing cache or export, whatever its fingerprint; UserError when there is none or it is broken."""
-        root = Path(root)
-        command, store = extract_command or _extract_command(root), store_at(root)
+    def open(
+        cls, root: Path | str, *, extract_command: str | None = None, local_copy: str | Path | None = None
+    ) -> "FeatureCache":
+        """Open an existing cache or export, whatever its fingerprint.
+
+        Args:
+            extract_command: see `create_or_open`.
+            local_copy: folder into which a video of a cache at a URL is copied when it is first read.
+
+        Raises:
+            UserError: there is none, it is broken, or it cannot be reached; `local_copy` is one of another cache.
+        """
+        store = store_at(place_of(root))
+        if local_copy is not None:
+            store = copied(store, Path(local_copy))
+        command = extract_command or _extract_command(store.root)
         return cls(store, load_fingerprint(store, extract_command=command), extract_command=command)
+
+    @classmethod
+    def is_at(cls, root: Path | str) -> bool:
+        """Whether there is a cache or an export at `root`."""
+        place = place_of(root)
+        # An HDF5 export is a file.
+        return (isinstance(place, Path) and place.is_file()) or store_at(place).content("", FILE_NAME) is not None
 
     @property
     def ledger(self) -> Ledger:
@@ -122,7 +139,7 @@ class FeatureCache:
             CacheWriteError: NaN, infinity, overflow, wrong shape or type, naming video, array and frame time.
             UserError: an unsafe id, an export, or a full, read-only or forbidden disk.
         """
-        self.store.require_writable()
+        store = self.store.require_writable()
         times_s = np.asarray(times_s, dtype=np.float64)
         _check_shapes(video_id, times_s, features, targets)
         refuse_unstorable(targets, largest=_LARGEST_FLOAT32, name="targets", video=video_id, times_s=times_s)
@@ -131,7 +148,7 @@ class FeatureCache:
         arrays["targets"] = targets
         if kept is not None:
             arrays = self._in_time_order(kept, arrays)
-        return commit_video(self.root, video_id, self.fingerprint.digest, arrays)
+        return store.commit(video_id, self.fingerprint.digest, arrays)
 
     def read(
         self,
@@ -141,6 +158,7 @@ class FeatureCache:
         tolerance_s: float = 0.0,
         features: bool = True,
         targets: bool = True,
+        as_stored: bool = False,
     ) -> CachedFrames:
         """Read the frames nearest to `times_s` (any order, repeats allowed).
 
@@ -148,6 +166,7 @@ class FeatureCache:
             tolerance_s: how far a cached time may lie from the asked one; 0 asks for equality.
             features: whether to read the features.
             targets: whether to read the targets.
+            as_stored: whether int8 features come as they are, with their scales, for whoever widens them elsewhere.
 
         Raises:
             MissingFramesError: the video or a frame is not cached; says which command adds it.
@@ -155,6 +174,10 @@ class FeatureCache:
         """
         wanted = frozenset(name for name, asked in (("features", features), ("targets", targets)) if asked)
         stored = self._stored(video_id, np.asarray(times_s, dtype=np.float64), tolerance_s, wanted)
+        if as_stored:
+            return CachedFrames(
+                stored["times_s"], stored.get("features"), stored.get("targets"), scales=stored.get("scales")
+            )
         return CachedFrames(
             times_s=stored["times_s"],
             features=self.storage.decode(stored) if features else None,
@@ -175,12 +198,15 @@ class FeatureCache:
 
     def sweep(self, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = False) -> maintenance.SweepReport:
         """See `maintenance.sweep`; UserError on an export."""
-        self.store.require_writable()
-        return maintenance.sweep(self.root, stale_after_s, dry_run=dry_run)
+        return maintenance.sweep(self.store.require_writable(), stale_after_s, dry_run=dry_run)
 
-    def info(self) -> maintenance.CacheInfo:
+    def remove_videos(self, videos: Iterable[str], *, reason: str, dry_run: bool = False) -> maintenance.SweepReport:
+        """See `maintenance.remove_videos`."""
+        return maintenance.remove_videos(self.store, self.fingerprint.digest, videos, reason=reason, dry_run=dry_run)
+
+    def info(self, on_video: Callable[[], None] = lambda: None) -> maintenance.CacheInfo:
         """See `maintenance.info`."""
-        return maintenance.info(self.store)
+        return maintenance.info(self.store, on_video)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_records", "_lock")}
@@ -209,13 +235,13 @@ class FeatureCache:
         self, record: CommitRecord, asked_s: np.ndarray, tolerance_s: float, wanted: frozenset[str]
     ) -> dict[str, np.ndarray]:
         rows = self._resolve(record, asked_s, tolerance_s)
-        stored = {"times_s": record.times_array[rows]}
-        for name, array in record.arrays.items():
+        asked = {
+            name: np.arange(array.shape[0]) if name in self.storage.per_video else rows
+            for name, array in record.arrays.items()
             # Whatever is neither times nor targets belongs to the features.
-            if name != "times_s" and ("targets" if name == "targets" else "features") in wanted:
-                whole = name in self.storage.per_video
-                stored[name] = self.store.read_rows(record, name, np.arange(array.shape[0]) if whole else rows)
-        return stored
+            if name != "times_s" and ("targets" if name == "targets" else "features") in wanted
+        }
+        return {"times_s": record.times_array[rows], **self.store.read_arrays(record, asked)}
 
     def _resolve(self, record: CommitRecord, asked_s: np.ndarray, tolerance_s: float) -> np.ndarray:
         """Return the row of the cached time nearest to each asked one, `[T]` int64."""
@@ -296,7 +322,7 @@ class FeatureCache:
         return {name: a if name in self.storage.per_video else a[order] for name, a in together.items()}
 
 
-def _extract_command(root: Path) -> str:
+def _extract_command(root: Place) -> str:
     return f"pipeline extract --dataset <name> --cache {root}"
 
 
@@ -314,17 +340,3 @@ def _check_shapes(video: str, times_s: np.ndarray, features: np.ndarray, targets
             raise CacheWriteError(
                 f"video {video!r}: {name} have shape {array.shape} instead of {letters} with T = {len(times_s)}"
             )
-
-
-def _refuse_foreign_directory(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise UserError("the cache must be a directory, this is a file", where=root, hint="give another --cache")
-    # A cache that another process is just creating shows only the temporary file of its fingerprint.
-    foreign = [p.name for p in root.iterdir() if not p.name.startswith(f".{FILE_NAME}.")] if root.exists() else []
-    if foreign and not (root / FILE_NAME).exists():
-        raise UserError(
-            f"this directory is not a feature cache (no {FILE_NAME}) and not empty",
-            where=root,
-            received=min(foreign),
-            hint="give an empty or new --cache directory",
-        )

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from stages.atomic import atomic_write_text
-from stages.cache.commit import SmallFiles
+from stages.cache.files import SmallFiles
 from stages.errors import UserError
 from stages.records import parse_record
 
@@ -82,10 +81,10 @@ class _FingerprintFile(BaseModel):
     digest: str
 
 
-def save_fingerprint(root: Path, fingerprint: Fingerprint) -> None:
-    """Write `fingerprint.json` into `root` in one step."""
+def fingerprint_content(fingerprint: Fingerprint) -> bytes:
+    """What stands in `fingerprint.json`."""
     content = {"format_version": FORMAT_VERSION, "fields": fingerprint.fields, "digest": fingerprint.digest}
-    atomic_write_text(root / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def load_fingerprint(files: SmallFiles, *, extract_command: str = "pipeline extract") -> Fingerprint:

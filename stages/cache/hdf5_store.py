@@ -9,11 +9,11 @@ The file is opened by whoever reads first in a process, because an HDF5 handle c
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -83,7 +83,11 @@ class Hdf5Store:
             return self._bytes(f"{VIDEOS}/{name.removesuffix('.json')}/{RECORD}")
         return self._bytes(f"{folder}/{name}" if folder else name)
 
-    def require_writable(self) -> None:
+    def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
+        """See `SmallFiles.contents`."""
+        return [self.content(folder, name) for name in names]
+
+    def require_writable(self) -> NoReturn:
         """See `Store.require_writable`."""
         raise read_only_export(self.kind, self.root)
 
@@ -91,8 +95,11 @@ class Hdf5Store:
         """See `Store.groups`."""
         return
 
-    def read_rows(self, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
-        """See `Store.read_rows`."""
+    def read_arrays(self, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Store.read_arrays`."""
+        return {name: self._read_rows(record, name, rows) for name, rows in wanted.items()}
+
+    def _read_rows(self, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
         array = record.arrays[name]
         path = f"{VIDEOS}/{record.video}/{name}"
         dataset = self._dataset(path)
@@ -108,7 +115,7 @@ class Hdf5Store:
 
     def problems(self, record: CommitRecord) -> list[str]:
         """See `Store.problems`."""
-        return content_problems(record, lambda name, rows: self.read_rows(record, name, rows))
+        return content_problems(record, lambda name, rows: self._read_rows(record, name, rows))
 
     def orphans(self) -> list[tuple[str, str]]:
         """See `Store.orphans`."""

@@ -7,20 +7,20 @@ Events carry no frame times: `status` reads the commit records, which are the tr
 trusting a copy of them. That is affordable: see `Ledger.status`. A record removed or replaced by hand is thus seen.
 """
 
-import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.cache.commit import CommitRecord, committed_ids, load_records
-from stages.cache.errors import DamagedCacheError, storage_errors
+from stages.cache.errors import DamagedCacheError
 from stages.cache.lock import CacheLock
+from stages.cache.log import EventLog
+from stages.cache.places import Place
 from stages.errors import UserError
 from stages.ids import check_id
 
@@ -66,7 +66,7 @@ class LedgerLog:
 
     latest: dict[str, LedgerEvent]
     done: dict[str, str | None]
-    torn: tuple[Path, ...]
+    torn: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LedgerStatus:
     pending: set[str] = field(default_factory=set)
     unlisted: set[str] = field(default_factory=set)
     damaged: dict[str, str] = field(default_factory=dict)
-    torn: tuple[Path, ...] = ()
+    torn: tuple[Place, ...] = ()
 
 
 class LedgerWriter:
@@ -90,13 +90,17 @@ class LedgerWriter:
 
     As a context it holds the cache's lock: entering is a UserError while another process writes into the cache.
     Lines are not synced to disk one by one: a power cut costs at most events, and the commit records restore those.
+    At a URL, see `log.RemoteLog`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = CacheLock(path.parent.parent)
-        self._descriptor: int | None = None
+    def __init__(self, log: EventLog, lock: CacheLock) -> None:
+        self._log, self._lock = log, lock
         self._last = datetime.min.replace(tzinfo=UTC)
+
+    @property
+    def path(self) -> Place:
+        """Where the events go."""
+        return self._log.path
 
     def done(self, video: str, *, checksum: str, attempts: int) -> None:
         """Append that `video` is committed with `checksum`."""
@@ -112,10 +116,7 @@ class LedgerWriter:
 
     def close(self) -> None:
         """Sync and close the file; further events would start another."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._log.close()
 
     def __enter__(self) -> Self:
         self._lock.acquire()
@@ -131,18 +132,8 @@ class LedgerWriter:
         # Within one writer a clock that is set back must not reverse the order of events.
         self._last = max(self._last, datetime.now(UTC))
         line = LedgerEvent.model_validate({**event, "time": self._last}).model_dump_json().encode() + b"\n"
-        with storage_errors(self.path, len(line)):
-            if self._descriptor is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
-            before = os.fstat(self._descriptor).st_size
-            try:
-                written = os.write(self._descriptor, line)
-                while written < len(line):  # a disk that fills up takes half a line first
-                    written += os.write(self._descriptor, line[written:])
-            except OSError:
-                os.ftruncate(self._descriptor, before)
-                raise
+        self._lock.check()
+        self._log.append(line, restorable=event["state"] == "done")
 
 
 class Ledger:
@@ -162,12 +153,9 @@ class Ledger:
         Raises:
             UserError: an unsafe or used name, or an export, which is read-only.
         """
-        self.store.require_writable()
+        store = self.store.require_writable()
         name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        path = self.root / LEDGER / f"{check_id(name, kind='ledger name')}.jsonl"
-        if path.exists():
-            raise UserError("this ledger file belongs to an earlier run", where=path, hint="use another name")
-        return LedgerWriter(path)
+        return LedgerWriter(store.event_log(LEDGER, check_id(name, kind="ledger name")), store.lock())
 
     def read(self) -> LedgerLog:
         """Read every event.
@@ -177,9 +165,10 @@ class Ledger:
         """
         events: list[LedgerEvent] = []
         torn = []
-        for name in sorted(self.store.names(LEDGER)):
+        names = sorted(self.store.names(LEDGER))
+        for name, content in zip(names, self.store.contents(LEDGER, names), strict=True):
             path = self.root / LEDGER / name
-            lines = (self.store.content(LEDGER, name) or b"").split(b"\n")
+            lines = (content or b"").split(b"\n")
             last = lines.pop()
             events += [_parse(line, path, number) for number, line in enumerate(lines, start=1)]
             if last:
@@ -253,7 +242,7 @@ def covers(cached_s: np.ndarray, planned_s: np.ndarray) -> bool:
     return bool((cached_s[at] == planned_s).all())
 
 
-def _parse(line: bytes, path: Path, number: int) -> LedgerEvent:
+def _parse(line: bytes, path: Place, number: int) -> LedgerEvent:
     try:
         return LedgerEvent.model_validate_json(line)
     except ValidationError as error:

@@ -11,15 +11,30 @@ import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
+from stages.cache.places import Place
 from stages.errors import UserError, refusal_of
 
 LOCK = "extracting.lock"
 _LOG = logging.getLogger(__name__)
 
 
-class CacheLock:
-    """The lock of the cache at `root`, held between `acquire` and `release`."""
+class CacheLock(Protocol):
+    """The lock of a cache, held between `acquire` and `release`."""
+
+    def acquire(self) -> None:
+        """Take the lock; UserError when another process holds it, which is named."""
+
+    def check(self) -> None:
+        """UserError when the lock was lost meanwhile."""
+
+    def release(self) -> None:
+        """Give the lock back."""
+
+
+class FileLock:
+    """The lock of the cache in the directory `root`: the system's own, on a file."""
 
     def __init__(self, root: Path) -> None:
         self.path = root / LOCK
@@ -44,11 +59,7 @@ class CacheLock:
         except BlockingIOError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise UserError(
-                f"{holder} is writing into this cache",
-                where=self.path.parent,
-                hint="wait until it has ended, or give another --cache directory",
-            ) from None
+            raise locked_by(holder, self.path.parent) from None
         except OSError as error:
             os.close(descriptor)
             _LOG.warning("%s cannot be locked (%s): run no second extraction beside this one", self.path, error)
@@ -57,11 +68,23 @@ class CacheLock:
         since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         _write(descriptor, {"host": socket.gethostname(), "pid": os.getpid(), "since": since})
 
+    def check(self) -> None:
+        """See `CacheLock.check`: the system takes it from nobody who lives."""
+
     def release(self) -> None:
         """Give the lock back; the file stays, because removing it would race with the next holder."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def locked_by(holder: str, root: Place) -> UserError:
+    """The error for whoever comes second."""
+    return UserError(
+        f"{holder} is writing into this cache",
+        where=root,
+        hint="wait until it has ended, or give another --cache directory",
+    )
 
 
 def _write(descriptor: int, holder: dict[str, object]) -> None:
@@ -73,8 +96,13 @@ def _write(descriptor: int, holder: dict[str, object]) -> None:
 
 
 def _holder(descriptor: int) -> str:
+    return told_holder(os.pread(descriptor, 1000, 0))
+
+
+def told_holder(content: bytes) -> str:
+    """What the content of a lock says about who holds it."""
     try:
-        told = json.loads(os.pread(descriptor, 1000, 0))
+        told = json.loads(content)
         return f"another process ({int(told['pid'])} on {told['host']!s}, since {told['since']!s})"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -1,12 +1,12 @@
 """Looking after a cache: check its bytes, count them, put damaged videos back into the queue, remove leftovers."""
 
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
-from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_record, load_records, names_in, record_path
+from stages.cache.commit import COMMITS, VIDEOS, CommitRecord, committed_ids, load_record, load_records, record_name
 from stages.cache.errors import DamagedCacheError
+from stages.cache.files import Files
 from stages.cache.ledger import Ledger
 from stages.cache.stores import Store
 from stages.cache.survey import STALE_AFTER_S, is_left_behind, survey
@@ -90,8 +90,8 @@ def verify_all(store: Store, fingerprint: str) -> Iterator[CheckResult]:
         yield CheckResult(what, (why,), orphan=True)
 
 
-def info(store: Store) -> CacheInfo:
-    """Count videos, frames and bytes from the commit records alone."""
+def info(store: Store, on_video: Callable[[], None] = lambda: None) -> CacheInfo:
+    """Count videos, frames and bytes from the commit records alone; `on_video` is called after each one."""
     records: list[CommitRecord] = []
     damaged = []
     for video, record in load_records(store, committed_ids(store)):
@@ -99,6 +99,7 @@ def info(store: Store) -> CacheInfo:
             records.append(record)
         elif record is not None:
             damaged.append(video)
+        on_video()
     return CacheInfo(
         kind=store.kind,
         num_videos=len(records),
@@ -118,18 +119,51 @@ def requeue(store: Store, fingerprint: str, videos: Iterable[str]) -> tuple[str,
     Raises:
         UserError: an export, another process writes into the cache, or the disk refuses.
     """
-    removed = []
+    files, removed = store.require_writable(), []
     with Ledger(store, fingerprint).writer() as ledger:
         for video in videos:
             found = verify(store, fingerprint, video)
             if not found.ok:
-                record_path(store.root, video).unlink(missing_ok=True)
+                files.remove(f"{COMMITS}/{record_name(files.root, video)}")
                 ledger.requeued(video, reason=found.problems[0])
                 removed.append(video)
     return tuple(removed)
 
 
-def sweep(root: Path, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = False) -> SweepReport:
+def remove_videos(
+    store: Store, fingerprint: str, videos: Iterable[str], *, reason: str, dry_run: bool = False
+) -> SweepReport:
+    """Remove committed videos, the record first, and say so in the ledger with the `reason`.
+
+    Args:
+        videos: their ids.
+        fingerprint: digest of the cache's fingerprint.
+        reason: why, in one line.
+        dry_run: only say what would be removed.
+
+    Raises:
+        UserError: an export, another process writes into the cache, or the disk refuses.
+    """
+    files = store.require_writable()
+    removed, freed = [], 0
+    with nullcontext() if dry_run else Ledger(store, fingerprint).writer() as ledger:
+        for video in videos:
+            path = f"{COMMITS}/{record_name(files.root, video)}"
+            try:
+                record = load_record(files, video)
+            except DamagedCacheError:
+                record = None  # which groups were its own, the sweep finds out
+            removed.append(path)
+            freed += 0 if record is None else record.stored_bytes
+            if ledger is not None:
+                files.remove(path)
+                ledger.requeued(video, reason=reason)
+                if record is not None:
+                    files.remove_tree(f"{VIDEOS}/{record.group}")
+    return SweepReport(tuple(removed), freed)
+
+
+def sweep(files: Files, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = False) -> SweepReport:
     """Remove temporary folders that nobody writes any more, and groups that no commit record names.
 
     A temporary folder is left behind if its writer ran on this host and is known to be dead, or if nothing in it
@@ -140,23 +174,9 @@ def sweep(root: Path, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = F
     Args:
         dry_run: only say what would be removed.
     """
-    orphans = [root / VIDEOS / group for group in survey(root, stale_after_s).orphans]
-    attempts = [root / TMP / name for name in names_in(root / TMP)]
-    leftovers = orphans + [attempt for attempt in attempts if is_left_behind(attempt, stale_after_s)]
-    sizes = {path: _tree_bytes(path) for path in leftovers}
-    if not dry_run:
-        for path in leftovers:
-            # Another sweep or the writer itself may be removing it too.
-            shutil.rmtree(path, ignore_errors=True)
-    gone = [path for path in leftovers if dry_run or not path.exists()]
-    return SweepReport(tuple(str(path.relative_to(root)) for path in gone), sum(sizes[path] for path in gone))
-
-
-def _tree_bytes(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue  # another sweep was first
-    return total
+    orphans = [f"{VIDEOS}/{group}" for group in survey(files, stale_after_s).orphans]
+    attempts = [f"{TMP}/{name}" for name in files.names(TMP)]
+    leftovers = orphans + [attempt for attempt in attempts if is_left_behind(files, attempt, stale_after_s)]
+    sizes = {path: files.tree_bytes(path) for path in leftovers}
+    gone = [path for path in leftovers if dry_run or files.remove_tree(path)]
+    return SweepReport(tuple(gone), sum(sizes[path] for path in gone))

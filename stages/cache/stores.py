@@ -1,21 +1,31 @@
-"""One interface to the three kinds of store: the cache itself (Zarr), and its exports as WebDataset shards or HDF5."""
+"""One interface to the kinds of store: the cache itself (Zarr, in a directory or at a URL), and its exports."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from stages.cache.commit import VIDEOS, CommitRecord, Directory, SmallFiles
+from stages.cache.commit import VIDEOS, CommitRecord
+from stages.cache.errors import storage_errors
+from stages.cache.files import Directory, Files, SmallFiles
+from stages.cache.fingerprint import FILE_NAME
 from stages.cache.hdf5_store import Hdf5Store, is_hdf5
+from stages.cache.lock import CacheLock, FileLock
+from stages.cache.log import EventLog, FileLog, RemoteLog
+from stages.cache.places import CacheUrl, Place
+from stages.cache.remote_files import RemoteFiles
+from stages.cache.remote_lock import RemoteLock
 from stages.cache.survey import survey, video_of
 from stages.cache.webdataset_store import WebDatasetStore, is_webdataset
-from stages.cache.zarr_store import group_problems, read_rows
+from stages.cache.writing import commit_at_url, commit_video
+from stages.cache.zarr_store import group_problems, read_arrays
+from stages.errors import UserError
 
 ZARR = "zarr"
 WEBDATASET = WebDatasetStore.kind
 HDF5 = Hdf5Store.kind
+_HDF5_NAMES = (".h5", ".hdf5")
 
 
 class Store(SmallFiles, Protocol):
@@ -23,14 +33,14 @@ class Store(SmallFiles, Protocol):
 
     kind: ClassVar[str]
 
-    def require_writable(self) -> None:
-        """UserError when this is an export, which nobody writes into once it is made."""
+    def require_writable(self) -> "WritableStore":
+        """Return this store; UserError when it is an export, which nobody writes into once it is made, or read-only."""
 
     def groups(self) -> set[str] | None:
         """Names of the groups that are there; None for an export, where a record comes with its arrays."""
 
-    def read_rows(self, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
-        """Return rows (any order, repeats allowed) of an array as stored; DamagedCacheError when they are not there."""
+    def read_arrays(self, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return rows (any order, repeats allowed) of arrays as stored; DamagedCacheError when they are not there."""
 
     def problems(self, record: CommitRecord) -> list[str]:
         """Compare all of a video's bytes with its commit record; one sentence per fault."""
@@ -39,33 +49,43 @@ class Store(SmallFiles, Protocol):
         """(what, why) of everything that belongs to no committed video."""
 
     def stored_bytes(self, records: Iterable[CommitRecord]) -> int:
-        """Bytes on disk of these videos' arrays, padding included."""
+        """Bytes that are stored of these videos' arrays, padding included."""
 
 
-@dataclass(frozen=True)
-class ZarrStore(Directory):
-    """The cache itself: one Zarr group per video, in a directory that extractions write into."""
+class WritableStore(Store, Files, Protocol):
+    """A cache that extractions write into."""
 
-    kind: ClassVar[str] = ZARR
+    def create(self, fingerprint: bytes) -> None:
+        """Write the fingerprint file, with which a place becomes a cache."""
 
-    def require_writable(self) -> None:
-        """See `Store.require_writable`."""
+    def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+        """See `writing.commit_video`."""
 
-    def groups(self) -> set[str]:
+    def lock(self) -> CacheLock:
+        """The lock that writers hold."""
+
+    def event_log(self, folder: str, name: str) -> EventLog:
+        """A log of events that nobody else writes, a file named `name`.jsonl; UserError when there is such a file."""
+
+
+class _ZarrGroups:
+    """What a cache does with its groups, wherever they lie."""
+
+    def groups(self: Files) -> set[str]:
         """See `Store.groups`."""
         return set(self.names(VIDEOS))
 
-    def read_rows(self, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
-        """See `Store.read_rows`."""
-        return read_rows(self.root / VIDEOS / record.group, record, name, rows)
+    def read_arrays(self: Files, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Store.read_arrays`."""
+        return read_arrays(self, f"{VIDEOS}/{record.group}", record, wanted)
 
-    def problems(self, record: CommitRecord) -> list[str]:
+    def problems(self: Files, record: CommitRecord) -> list[str]:
         """See `Store.problems`."""
-        return group_problems(self.root / VIDEOS / record.group, record)
+        return group_problems(self, f"{VIDEOS}/{record.group}", record)
 
-    def orphans(self) -> list[tuple[str, str]]:
+    def orphans(self: Files) -> list[tuple[str, str]]:
         """See `Store.orphans`."""
-        found = survey(self.root).orphans
+        found = survey(self).orphans
         return [(video_of(group), f"no commit record names the group {group}") for group in found]
 
     def stored_bytes(self, records: Iterable[CommitRecord]) -> int:
@@ -73,8 +93,98 @@ class ZarrStore(Directory):
         return sum(record.stored_bytes for record in records)
 
 
-def store_at(root: Path) -> Store:
-    """Return the store at `root`, by what lies there; a `ZarrStore` when nothing does yet."""
+class ZarrStore(Directory, _ZarrGroups):
+    """The cache itself: one Zarr group per video, in a directory that extractions write into."""
+
+    kind: ClassVar[str] = ZARR
+
+    def require_writable(self) -> "ZarrStore":
+        """See `Store.require_writable`."""
+        return self
+
+    def create(self, fingerprint: bytes) -> None:
+        """See `WritableStore.create`."""
+        _refuse_foreign_directory(self.root)
+        with storage_errors(self.root, needed_bytes=4096):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.add_file("", FILE_NAME, fingerprint)
+
+    def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+        """See `WritableStore.commit`."""
+        return commit_video(self.root, video, fingerprint, arrays)
+
+    def lock(self) -> CacheLock:
+        """See `WritableStore.lock`."""
+        return FileLock(self.root)
+
+    def event_log(self, folder: str, name: str) -> EventLog:
+        """See `WritableStore.event_log`."""
+        return FileLog(self.root / folder / f"{name}.jsonl")
+
+
+class RemoteZarrStore(RemoteFiles, _ZarrGroups):
+    """The cache itself at a URL: the same files as objects."""
+
+    kind: ClassVar[str] = ZARR
+
+    def require_writable(self) -> "RemoteZarrStore":  # type: ignore[override]  # returns what the other only checks
+        """See `Store.require_writable`."""
+        super().require_writable()
+        return self
+
+    def create(self, fingerprint: bytes) -> None:
+        """See `WritableStore.create`."""
+        foreign = self.names("")
+        if foreign:
+            raise _foreign(self.root, "place", min(foreign))
+        self.create_file(FILE_NAME, fingerprint)
+
+    def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+        """See `WritableStore.commit`."""
+        return commit_at_url(self, video, fingerprint, arrays)
+
+    def lock(self) -> CacheLock:
+        """See `WritableStore.lock`."""
+        return RemoteLock(self)
+
+    def event_log(self, folder: str, name: str) -> EventLog:
+        """See `WritableStore.event_log`."""
+        return RemoteLog(self, folder, name)
+
+
+def store_at(root: Place) -> Store:
+    """Return the store at `root`, by what lies there; a cache when nothing does yet.
+
+    Raises:
+        UserError: an address of no known kind, a driver that is not installed, or an HDF5 file at a URL.
+    """
+    if isinstance(root, CacheUrl):
+        if root.name.endswith(_HDF5_NAMES):
+            raise UserError(
+                "an HDF5 export cannot be read at a URL, where each small read would be a request",
+                where=root,
+                hint="copy the file to a disk of this machine, or convert the cache to zarr or webdataset",
+            )
+        files = RemoteFiles(root)
+        return WebDatasetStore(files) if is_webdataset(files) else RemoteZarrStore(root)
     if is_hdf5(root):
         return Hdf5Store(root)
-    return WebDatasetStore(root) if is_webdataset(root) else ZarrStore(root)
+    return WebDatasetStore(Directory(root)) if is_webdataset(Directory(root)) else ZarrStore(root)
+
+
+def _refuse_foreign_directory(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise UserError("the cache must be a directory, this is a file", where=root, hint="give another --cache")
+    # A cache that another process is just creating shows only the temporary file of its fingerprint.
+    foreign = [p.name for p in root.iterdir() if not p.name.startswith(f".{FILE_NAME}.")] if root.exists() else []
+    if foreign and not (root / FILE_NAME).exists():
+        raise _foreign(root, "directory", min(foreign))
+
+
+def _foreign(root: Place, what: str, received: str) -> UserError:
+    return UserError(
+        f"this {what} is not a feature cache (no {FILE_NAME}) and not empty",
+        where=root,
+        received=received,
+        hint="give an empty or new --cache directory",
+    )

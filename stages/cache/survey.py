@@ -1,12 +1,11 @@
 """What lies in a cache's directory besides committed videos: groups that no record names, attempts nobody finishes."""
 
 import json
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from stages.cache.commit import VIDEOS, CommitRecord, Directory, committed_ids, load_records, names_in
+from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_records
 from stages.cache.errors import DamagedCacheError
+from stages.cache.files import Files
 from stages.cache.writers import Writer
 from stages.cache.writing import PENDING_RECORD, TMP
 
@@ -23,15 +22,15 @@ class Survey:
     orphans: list[str]
 
 
-def survey(root: Path, stale_after_s: float = STALE_AFTER_S) -> Survey:
+def survey(files: Files, stale_after_s: float = STALE_AFTER_S) -> Survey:
     """Read all commit records and find the groups that neither one of them nor a live attempt names."""
     # The order matters: a live attempt holds its pending record until the commit record names the group, so a group
     # that is listed first and found in neither afterwards is not about to be committed.
-    groups = names_in(root / VIDEOS)
-    attempts = [root / TMP / name for name in names_in(root / TMP)]
-    needed = {_pending_group(attempt) for attempt in attempts if not is_left_behind(attempt, stale_after_s)}
+    groups = files.names(VIDEOS)
+    attempts = [f"{TMP}/{name}" for name in files.names(TMP)]
+    live = [attempt for attempt in attempts if not is_left_behind(files, attempt, stale_after_s)]
+    needed = {_pending_group(files, attempt) for attempt in live}
     records, damaged = [], set()
-    files = Directory(root)
     for video, record in load_records(files, committed_ids(files)):
         if isinstance(record, DamagedCacheError):
             damaged.add(video)
@@ -42,18 +41,12 @@ def survey(root: Path, stale_after_s: float = STALE_AFTER_S) -> Survey:
     return Survey(records, tuple(sorted(damaged)), orphans)
 
 
-def is_left_behind(attempt: Path, stale_after_s: float) -> bool:
+def is_left_behind(files: Files, attempt: str, stale_after_s: float) -> bool:
     """Whether nobody writes into a temporary folder any more."""
-    writer = Writer.of(attempt.name)
+    writer = Writer.of(attempt.rpartition("/")[2])
     if writer is not None and writer.is_known_dead():
         return True
-    changes = []
-    for path in [attempt, *attempt.rglob("*")]:
-        try:
-            changes.append(path.stat().st_mtime)
-        except FileNotFoundError:
-            continue  # moved into place meanwhile
-    return not changes or time.time() - max(changes) > stale_after_s
+    return files.idle_s(attempt) > stale_after_s
 
 
 def video_of(group: str) -> str:
@@ -61,8 +54,8 @@ def video_of(group: str) -> str:
     return group.rpartition(".")[0]
 
 
-def _pending_group(attempt: Path) -> str | None:
+def _pending_group(files: Files, attempt: str) -> str | None:
     try:
-        return str(json.loads((attempt / PENDING_RECORD).read_bytes())["group"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(files.content(attempt, PENDING_RECORD) or b"")["group"])
+    except (ValueError, KeyError, TypeError):
         return None  # no record there yet, or not whole: then its group has not been moved yet

@@ -10,21 +10,26 @@ as %2E in the tar.
 """
 
 import io
+import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from stages.atomic import atomic_write_text, sync_directory, sync_file
-from stages.cache.blocks import content_problems, read_into, runs
-from stages.cache.commit import COMMITS, CommitRecord, Directory
+from stages.cache.blocks import content_problems, rows_buffer, runs
+from stages.cache.commit import COMMITS, CommitRecord
 from stages.cache.errors import DamagedCacheError, damaged_export, read_only_export
+from stages.cache.files import Directory, Piece, SmallFiles
+from stages.cache.places import Place
+from stages.cache.remote_files import RemoteFiles
+from stages.errors import UserError
 from stages.ids import check_id
-from stages.records import parse_record, read_json
+from stages.records import parse_record
 
 INDEX = "index.json"
 SHARDS = "shards"
@@ -49,9 +54,9 @@ class _Index(BaseModel):
     videos: dict[str, _Video]
 
 
-def is_webdataset(root: Path) -> bool:
-    """Whether `root` is such an export, or what is left of one."""
-    return (root / SHARDS).is_dir() or (root / INDEX).is_file()
+def is_webdataset(files: SmallFiles) -> bool:
+    """Whether there is such an export, or what is left of one."""
+    return bool(files.names(SHARDS)) or files.content("", INDEX) is not None
 
 
 class WebDatasetStore:
@@ -59,18 +64,22 @@ class WebDatasetStore:
 
     kind: ClassVar[str] = "webdataset"
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._files = Directory(root)
-        self._walked: tuple[tuple[int, int, int], dict[str, tuple[int, int]]] | None = None
+    def __init__(self, files: Directory | RemoteFiles) -> None:
+        self.root: Place = files.root
+        self._files = files
+        self._walked: tuple[tuple[int, object], dict[str, tuple[int, int]]] | None = None
 
     @cached_property
     def index(self) -> _Index:
         """The index; DamagedCacheError when it is gone, UserError when it is broken."""
         path = self.root / INDEX
-        if not path.is_file():
+        content = self._files.content("", INDEX)
+        if content is None:
             raise damaged_export(path, "the index of this export is gone")
-        index = parse_record(_Index, read_json(path), str(path))
+        try:
+            index = parse_record(_Index, json.loads(content), str(path))
+        except ValueError as error:
+            raise UserError(f"not valid JSON ({error})", where=path) from None
         for video, entry in index.videos.items():
             check_id(video, kind="video id", where=str(path))
             if entry.shard >= len(index.shard_bytes):
@@ -92,10 +101,14 @@ class WebDatasetStore:
             return None
         offset, size = self._member(entry, RECORD)
         content = bytearray(size)
-        read_into(self._shard(entry), offset, memoryview(content))
+        self._files.read([Piece(self._shard(entry), offset, memoryview(content))])
         return bytes(content)
 
-    def require_writable(self) -> None:
+    def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
+        """See `SmallFiles.contents`."""
+        return [self.content(folder, name) for name in names]
+
+    def require_writable(self) -> NoReturn:
         """See `Store.require_writable`."""
         raise read_only_export(self.kind, self.root)
 
@@ -103,22 +116,28 @@ class WebDatasetStore:
         """See `Store.groups`."""
         return
 
-    def read_rows(self, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
-        """See `Store.read_rows`."""
+    def read_arrays(self, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """See `Store.read_arrays`."""
+        found: dict[str, np.ndarray] = {}
+        pieces: list[Piece] = []
+        for name, rows in wanted.items():
+            found[name], target = rows_buffer(record.arrays[name], len(rows))
+            pieces += self._pieces(record, name, rows, target)
+        self._files.read(pieces)
+        return found
+
+    def _pieces(self, record: CommitRecord, name: str, rows: np.ndarray, target: memoryview) -> Iterator[Piece]:
         array, entry = record.arrays[name], self.index.videos[record.video]
         offset, size = self._member(entry, name + _NPY)
         header = size - array.num_bytes
         if header < 0:
             raise damaged_export(self.root / INDEX, f"{name} of video {record.video!r} has {size} bytes only")
-        out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-        target = out.view(np.uint8).reshape(-1).data
         filled = 0
         for first, count in runs(rows, array.shape[0]):
             length = count * array.row_bytes
             start = offset + header + first * array.row_bytes
-            read_into(self._shard(entry), start, target[filled : filled + length])
+            yield Piece(self._shard(entry), start, target[filled : filled + length])
             filled += length
-        return out
 
     def problems(self, record: CommitRecord) -> list[str]:
         """See `Store.problems`."""
@@ -132,21 +151,20 @@ class WebDatasetStore:
             elif found.get(member_name(record.video, name)) != place:
                 problems.append(f"{name} is not in shard {shard_name(entry.shard)} where the index puts it")
         problems += self._header_problems(record) if not problems else []
-        return problems or content_problems(record, lambda name, rows: self.read_rows(record, name, rows))
+        return problems or content_problems(record, lambda name, rows: self.read_arrays(record, {name: rows})[name])
 
     def orphans(self) -> list[tuple[str, str]]:
         """See `Store.orphans`: shards and members that the index does not name, shards of another size."""
         index, orphans = self.index, []
         known = {shard_name(number): size for number, size in enumerate(index.shard_bytes)}
         for name in sorted({*self.names(SHARDS), *known}):
-            path = self.root / SHARDS / name
+            found = self._files.size(f"{SHARDS}/{name}")
             if name not in known:
                 orphans.append((f"{SHARDS}/{name}", "the index does not name it"))
-            elif not path.is_file():
+            elif found is None:
                 orphans.append((f"{SHARDS}/{name}", "this shard is gone"))
-            elif path.stat().st_size != known[name]:
-                size = f"{path.stat().st_size} bytes instead of {known[name]}"
-                orphans.append((f"{SHARDS}/{name}", f"this shard has {size}"))
+            elif found != known[name]:
+                orphans.append((f"{SHARDS}/{name}", f"this shard has {found} bytes instead of {known[name]}"))
         named: list[set[str]] = [set() for _ in index.shard_bytes]
         for video, entry in index.videos.items():
             named[entry.shard] |= {member_name(video, name) for name in entry.members}
@@ -162,8 +180,8 @@ class WebDatasetStore:
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "_files": self._files, "_walked": None}
 
-    def _shard(self, entry: _Video) -> Path:
-        return self.root / SHARDS / shard_name(entry.shard)
+    def _shard(self, entry: _Video) -> str:
+        return f"{SHARDS}/{shard_name(entry.shard)}"
 
     def _member(self, entry: _Video, name: str) -> tuple[int, int]:
         offset, size = entry.members.get(name, (0, 0))
@@ -173,13 +191,12 @@ class WebDatasetStore:
 
     def _members(self, shard: int) -> dict[str, tuple[int, int]]:
         """(offset, bytes) of every member that the shard's own headers lead to; none beyond a broken one."""
-        path = self.root / SHARDS / shard_name(shard)
+        path = f"{SHARDS}/{shard_name(shard)}"
         try:
-            status = path.stat()
-            state = (shard, status.st_size, status.st_mtime_ns)
+            state = (shard, self._files.state(path))
             if self._walked is None or self._walked[0] != state:
                 # A shard of short clips has thousands of members, and each of its videos asks for all of them.
-                with tarfile.open(path, "r:") as tar:
+                with self._files.open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                     self._walked = state, {member.name: (member.offset_data, member.size) for member in tar}
         except (OSError, tarfile.TarError):
             return {}
@@ -193,7 +210,7 @@ class WebDatasetStore:
             header = bytearray(size - array.num_bytes)
             found: object
             try:
-                read_into(self._shard(entry), offset, memoryview(header))
+                self._files.read([Piece(self._shard(entry), offset, memoryview(header))])
                 found = _parse_npy_header(bytes(header))
             except (ValueError, DamagedCacheError) as error:
                 found = str(error)

@@ -3,6 +3,9 @@
     <root>/tmp/<token>.<pid>.<start>.<host>/group        while it is written
                                            /record.json  the record to be, until it is moved into place
 
+An object store has no rename: there the group is written where it will stay, under a name that nobody else takes, while
+record.json says whose it will be; and the commit record alone decides.
+
 An attempt has a folder of its own, so writers never meet in one. Kill it at any moment: the record is the old one or
 the new one, and what is left over is found by `maintenance.sweep`, through the writer that the folder's name tells of.
 """
@@ -16,10 +19,20 @@ from pathlib import Path
 import numpy as np
 
 from stages.atomic import sync_directory, sync_file
-from stages.cache.commit import VIDEOS, CommitRecord, Directory, content_checksum, load_record, record_path
+from stages.cache.commit import (
+    COMMITS,
+    VIDEOS,
+    ArrayRecord,
+    CommitRecord,
+    content_checksum,
+    load_record,
+    record_name,
+)
 from stages.cache.errors import DamagedCacheError, storage_errors
+from stages.cache.files import Directory, SmallFiles
+from stages.cache.remote_files import RemoteFiles
 from stages.cache.writers import current_writer
-from stages.cache.zarr_store import write_group
+from stages.cache.zarr_store import group_files, write_group
 
 TMP = "tmp"
 PENDING_RECORD = "record.json"
@@ -36,8 +49,8 @@ def commit_video(root: Path, video: str, fingerprint: str, arrays: Mapping[str, 
     Raises:
         UserError: the disk is full, read-only or forbidden; the old revision is then still in place.
     """
-    target = record_path(root, video)
-    attempt = root / TMP / f"{secrets.token_hex(4)}.{current_writer()}"
+    target = root / COMMITS / record_name(root, video)
+    attempt = root / TMP / attempt_name()
     needed_bytes = sum(array.nbytes for array in arrays.values())
     try:
         with storage_errors(root, needed_bytes):
@@ -46,7 +59,7 @@ def commit_video(root: Path, video: str, fingerprint: str, arrays: Mapping[str, 
             record = _write_aside(attempt, video, fingerprint, arrays)
             (attempt / "group").rename(root / VIDEOS / record.group)
             sync_directory(root / VIDEOS)
-            previous = _previous_group(root, video)
+            previous = _previous_group(Directory(root), video)
             (attempt / PENDING_RECORD).replace(target)
             sync_directory(target.parent)
     finally:
@@ -58,10 +71,43 @@ def commit_video(root: Path, video: str, fingerprint: str, arrays: Mapping[str, 
     return record
 
 
+def commit_at_url(files: RemoteFiles, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+    """Do what `commit_video` does, at a URL.
+
+    Raises:
+        UserError: the store refuses or does not answer; the old revision is then still in place.
+    """
+    written, contents = group_files(arrays)
+    record = _record_of(video, fingerprint, arrays["times_s"], written)
+    attempt = f"{TMP}/{attempt_name()}"
+    try:
+        # First of all, so that nobody who looks around takes the group for an orphan.
+        files.add_file(attempt, PENDING_RECORD, content_of(record))
+        files.add_files({f"{VIDEOS}/{record.group}/{path}": content for path, content in contents.items()})
+        previous = _previous_group(files, video)
+        files.add_file(COMMITS, record_name(files.root, video), content_of(record))
+    finally:
+        files.remove(f"{attempt}/{PENDING_RECORD}")
+    if previous is not None:
+        files.remove_tree(f"{VIDEOS}/{previous}")
+    return record
+
+
+def attempt_name() -> str:
+    """A name in `tmp/` that nobody else takes, and that tells who writes."""
+    return f"{secrets.token_hex(4)}.{current_writer()}"
+
+
 def _write_aside(attempt: Path, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
-    written = write_group(attempt / "group", arrays)
-    times_s = arrays["times_s"]
-    record = CommitRecord(
+    record = _record_of(video, fingerprint, arrays["times_s"], write_group(attempt / "group", arrays))
+    pending = attempt / PENDING_RECORD
+    pending.write_bytes(content_of(record))
+    sync_file(pending)
+    return record
+
+
+def _record_of(video: str, fingerprint: str, times_s: np.ndarray, written: dict[str, ArrayRecord]) -> CommitRecord:
+    return CommitRecord(
         format_version=1,
         video=video,
         group=f"{video}.{secrets.token_hex(4)}",
@@ -71,15 +117,16 @@ def _write_aside(attempt: Path, video: str, fingerprint: str, arrays: Mapping[st
         committed=datetime.now(UTC),
         times_s=tuple(times_s.tolist()),
     )
-    pending = attempt / PENDING_RECORD
-    pending.write_text(record.model_dump_json() + "\n", encoding="utf-8")
-    sync_file(pending)
-    return record
 
 
-def _previous_group(root: Path, video: str) -> str | None:
+def content_of(record: CommitRecord) -> bytes:
+    """What stands in the file of a commit record."""
+    return (record.model_dump_json() + "\n").encode()
+
+
+def _previous_group(files: SmallFiles, video: str) -> str | None:
     try:
-        previous = load_record(Directory(root), video)
+        previous = load_record(files, video)
     except DamagedCacheError:
         return None  # it is about to be replaced; the sweep finds its group
     return previous.group if previous else None

@@ -10,17 +10,22 @@ commit record.
 import json
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.atomic import sync_directory, sync_file
-from stages.cache.blocks import chunk_problems, chunk_span, crc32c, read_into, runs, times_problems
+from stages.cache.blocks import chunk_problems, chunk_span, crc32c, rows_buffer, runs, times_problems
 from stages.cache.commit import ArrayRecord, CommitRecord
+from stages.cache.files import Files, Piece
+
+if TYPE_CHECKING:
+    from zarr.storage import MemoryStore
 
 CHUNK_FRAMES = 10
+# A check holds so many chunks in memory, and asks an object store for so many at once.
+_CHECKED_AT_ONCE = 16
 # What no writer writes, so that a chunk that is missing shows to whoever reads the group with zarr. uint16 holds the
 # bits of bfloat16, and this is its NaN.
 _FILL = {"uint16": 0x7FC0, "int8": -128}
@@ -40,49 +45,82 @@ def write_group(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Array
     Raises:
         OSError: the disk refused, or somebody removed the folder meanwhile.
     """
-    import zarr  # 0.3 s that readers need not pay
-
-    group = zarr.create_group(str(path), zarr_format=3)
-    records = {name: _write_array(group, name, array) for name, array in arrays.items()}
+    records = _create(str(path), arrays)
     sync_file(path / "zarr.json")
     for name, record in records.items():
         sync_file(path / name / "zarr.json")
         for chunk in range(len(record.crc32c)):
-            sync_file(_chunk_path(path, name, record, chunk))
+            sync_file(path / name / _chunk_name(record, chunk))
         sync_directory(path / name)
     sync_directory(path)
     return records
 
 
-def read_rows(group: Path, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
-    """Return `rows` (any order, repeats allowed) of an array, in its stored type; neighbours are read in one go.
+def group_files(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, ArrayRecord], dict[str, bytes]]:
+    """Return what `write_group` returns, and the files that it writes, by their paths within the group."""
+    from zarr.storage import MemoryStore
+
+    stored: dict[str, Any] = {}
+    records = _create(MemoryStore(stored), arrays)
+    return records, {path: content.to_bytes() for path, content in stored.items()}
+
+
+def group_names(group: str, record: CommitRecord) -> list[tuple[str, list[str]]]:
+    """Return (folder, names) of all files of the group at the path `group`."""
+    arrays = [
+        (f"{group}/{name}", ["zarr.json", *(_chunk_name(array, chunk) for chunk in range(len(array.crc32c)))])
+        for name, array in record.arrays.items()
+    ]
+    return [(group, ["zarr.json"]), *arrays]
+
+
+def read_arrays(
+    files: Files, group: str, record: CommitRecord, wanted: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return rows (any order, repeats allowed) of arrays, in their stored types; neighbours are read in one go.
+
+    Args:
+        group: the group's path.
+        wanted: array name to row numbers.
 
     Raises:
         DamagedCacheError: a chunk file is gone or too short.
     """
-    array = record.arrays[name]
-    out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-    target = out.view(np.uint8).reshape(-1).data
-    filled = 0
-    for first, count in runs(rows, array.chunk_rows):
-        chunk, row = divmod(first, array.chunk_rows)
-        size = count * array.row_bytes
-        path = _chunk_path(group, name, array, chunk)
-        read_into(path, row * array.row_bytes, target[filled : filled + size])
-        filled += size
-    return out
+    found, pieces = {}, []
+    for name, rows in wanted.items():
+        array = record.arrays[name]
+        found[name], target = rows_buffer(array, len(rows))
+        filled = 0
+        for first, count in runs(rows, array.chunk_rows):
+            chunk, row = divmod(first, array.chunk_rows)
+            size = count * array.row_bytes
+            path = f"{group}/{name}/{_chunk_name(array, chunk)}"
+            pieces.append(Piece(path, row * array.row_bytes, target[filled : filled + size]))
+            filled += size
+    files.read(pieces)
+    return found
 
 
-def group_problems(group: Path, record: CommitRecord) -> list[str]:
+def group_problems(files: Files, group: str, record: CommitRecord) -> list[str]:
     """Compare a group's files with its commit record, byte by byte; one sentence per fault, none when all is well."""
-    if not group.is_dir():
+    if not files.names(group):
         return [f"the group {record.group} is gone"]
     problems = []
     for name, array in record.arrays.items():
-        problems += _metadata_problems(group / name / "zarr.json", name, array)
-        for chunk in range(len(array.crc32c)):
-            problems += _file_problems(group, record, name, chunk)
-    return problems or times_problems(record, partial(read_rows, group, record))
+        problems += _metadata_problems(files.content(f"{group}/{name}", "zarr.json"), name, array)
+        for start in range(0, len(array.crc32c), _CHECKED_AT_ONCE):
+            chunks = range(start, min(start + _CHECKED_AT_ONCE, len(array.crc32c)))
+            contents = files.contents(f"{group}/{name}", [_chunk_name(array, chunk) for chunk in chunks])
+            for chunk, content in zip(chunks, contents, strict=True):
+                problems += _file_problems(name, array, chunk, content)
+    return problems or times_problems(record, lambda name, rows: read_arrays(files, group, record, {name: rows})[name])
+
+
+def _create(store: "str | MemoryStore", arrays: Mapping[str, np.ndarray]) -> dict[str, ArrayRecord]:
+    import zarr  # 0.3 s that readers need not pay
+
+    group = zarr.create_group(store, zarr_format=3)
+    return {name: _write_array(group, name, array) for name, array in arrays.items()}
 
 
 def _write_array(group: Any, name: str, array: np.ndarray) -> ArrayRecord:
@@ -109,15 +147,15 @@ def _write_array(group: Any, name: str, array: np.ndarray) -> ArrayRecord:
     return ArrayRecord(shape=array.shape, dtype=array.dtype.name, chunk_rows=chunk_rows, crc32c=tuple(sums))
 
 
-def _chunk_path(group: Path, name: str, array: ArrayRecord, chunk: int) -> Path:
-    return group / name / ".".join(["c", str(chunk), *["0"] * (len(array.shape) - 1)])
+def _chunk_name(array: ArrayRecord, chunk: int) -> str:
+    return ".".join(["c", str(chunk), *["0"] * (len(array.shape) - 1)])
 
 
-def _metadata_problems(path: Path, name: str, array: ArrayRecord) -> list[str]:
-    try:
-        stored = json.loads(path.read_bytes())
-    except FileNotFoundError:
+def _metadata_problems(content: bytes | None, name: str, array: ArrayRecord) -> list[str]:
+    if content is None:
         return [f"{name}: zarr.json is gone"]
+    try:
+        stored = json.loads(content)
     except ValueError as error:
         return [f"{name}: zarr.json is broken ({error})"]
     expected = {
@@ -134,15 +172,13 @@ def _metadata_problems(path: Path, name: str, array: ArrayRecord) -> list[str]:
     return [f"{name}: zarr.json has another {key} than the commit record" for key in wrong]
 
 
-def _file_problems(group: Path, record: CommitRecord, name: str, chunk: int) -> list[str]:
-    array = record.arrays[name]
+def _file_problems(name: str, array: ArrayRecord, chunk: int, content: bytes | None) -> list[str]:
     first, end = chunk_span(array, chunk)
     place = f"{name}: chunk {chunk} (rows {first} to {end - 1})"
-    try:
-        size = _chunk_path(group, name, array, chunk).stat().st_size
-    except FileNotFoundError:
+    if content is None:
         return [f"{place} is missing"]
     expected = array.chunk_rows * array.row_bytes
-    if size != expected:
-        return [f"{place} has {size} bytes instead of {expected}"]
-    return chunk_problems(name, array, chunk, partial(read_rows, group, record))
+    if len(content) != expected:
+        return [f"{place} has {len(content)} bytes instead of {expected}"]
+    rows = np.frombuffer(content, np.uint8, count=(end - first) * array.row_bytes)
+    return chunk_problems(name, array, chunk, crc32c(rows))

@@ -1,15 +1,19 @@
 """Frames by time from local video files: in a killable child (`DecodeChild`), or in process (`reader.decode`)."""
 
-from stages.decode.attempts import decode_or_retry
+from stages.decode.attempts import Attempts, decode_or_retry
 from stages.decode.child import DecodeChild
-from stages.decode.frames import DecodedVideo, DecodeError, DecoderName, FailureKind, FrameRequest
+from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, DecoderName, FailureKind, FrameRequest
+from stages.decode.local_copy import local_copy
 
 __all__ = [
+    "Attempts",
     "DecodeChild",
+    "DecodeDevice",
     "DecodeError",
     "DecodedVideo",
     "DecoderName",
     "FailureKind",
     "FrameRequest",
     "decode_or_retry",
+    "local_copy",
 ]

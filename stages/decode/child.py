@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from stages.decode.frames import DecodedVideo, DecodeError, FrameRequest
+from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, FrameRequest
 from stages.decode.wire import request_message, to_line, view_offsets
 from stages.errors import UserError
 
@@ -37,15 +37,18 @@ class DecodeChild:
     """A persistent child program that decodes one video at a time, within a time limit and a memory limit.
 
     The child starts on the first `decode`, or earlier in the background by `start`. After a timeout, a crash or a
-    memory failure the next `decode` starts a new one. It uses one thread and no GPU, and ends with its parent.
+    memory failure the next `decode` starts a new one. It uses one thread, and ends with its parent.
     Not for use by several threads at once.
 
     Args:
         memory_bytes: address space for one video, on top of the libraries' own (enforced on Linux).
+        device: "cuda" lets it see the GPUs. There is no memory limit then: CUDA reserves more address space than there
+            is memory.
     """
 
-    def __init__(self, *, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._memory_bytes = memory_bytes
+    def __init__(self, *, memory_bytes: int = MEMORY_BYTES, device: DecodeDevice = "cpu") -> None:
+        self._memory_bytes = memory_bytes if device == "cpu" else 0
+        self._environment = _child_environment(device)
         self._buffer = _open_buffer()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
@@ -83,33 +86,15 @@ class DecodeChild:
             stderr=subprocess.PIPE,
             bufsize=0,
             pass_fds=(buffer_fd,),
-            env=_child_environment(),
+            env=self._environment,
         )
         self._is_ready, self._stderr_tail = False, ""
 
-    def decode(self, request: FrameRequest, deadline_s: float) -> DecodedVideo:
-        """Decode one request into fresh arrays; `deadline_s` counts from when the child is ready to begin.
-
-        Raises `DecodeError` with the reason, and `UserError` where the request's decoder is not installed.
-        """
+    def begin(self) -> None:
+        """Wait until a child is ready for a request; `DecodeError` with the reason where it does not start."""
         self.start()
-        if not self._is_ready:
-            self._await_start()
-        self._buffer.truncate(view_offsets(request)[-1])
-        self._buffer.seek(0)
-        self._buffer.write(np.ascontiguousarray(request.times_s).data.cast("B"))
-        try:
-            self._check(self._ask(request_message(request, deadline_s), deadline_s))
-            return self._copy_out(request)
-        finally:
-            self._buffer.truncate(0)  # hands the memory back
-
-    def close(self) -> None:
-        """End the child and release the buffer; the object cannot be used again."""
-        self._stop()
-        self._buffer.close()
-
-    def _await_start(self) -> None:
+        if self._is_ready:
+            return
         try:
             self._receive(_START_LIMIT_S, "starting")
         except BaseException:
@@ -117,11 +102,40 @@ class DecodeChild:
             raise
         self._is_ready = True
 
-    def _ask(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
+    def decode(self, request: FrameRequest, deadline_s: float) -> DecodedVideo:
+        """Decode one request into fresh arrays; `deadline_s` counts from when the child is ready to begin.
+
+        Raises `DecodeError` with the reason, and `UserError` where the request's decoder is not installed.
+        """
+        self.begin()
+        self._buffer.truncate(view_offsets(request)[-1])
+        self._buffer.seek(0)
+        self._buffer.write(np.ascontiguousarray(request.times_s).data.cast("B"))
+        try:
+            self._check(self._ask(request_message(request, deadline_s), deadline_s, "decoding"))
+            return self._copy_out(request)
+        finally:
+            self._buffer.truncate(0)  # hands the memory back
+
+    def fetch(self, url: str, target: Path, *, limit_bytes: int, deadline_s: float) -> None:
+        """Copy what lies at `url` into the existing file `target`; what is written before a failure stays there.
+
+        Raises `DecodeError` with the reason, and `UserError` for what no other video could be fetched with either.
+        """
+        self.begin()
+        message = {"fetch": url, "target": str(target), "limit_bytes": limit_bytes, "deadline_s": deadline_s}
+        self._check(self._ask(message, deadline_s, "fetching"))
+
+    def close(self) -> None:
+        """End the child and release the buffer; the object cannot be used again."""
+        self._stop()
+        self._buffer.close()
+
+    def _ask(self, message: dict[str, Any], limit_s: float, doing: str) -> dict[str, Any]:
         assert self._process is not None
         try:
             _open(self._process.stdin).write(to_line(message))
-            return self._receive(limit_s, "decoding")
+            return self._receive(limit_s, doing)
         except BrokenPipeError:
             raise self._crash("before it began") from None
         except BaseException:
@@ -218,8 +232,9 @@ def _open_buffer() -> Any:
     return tempfile.TemporaryFile(buffering=0)
 
 
-def _child_environment() -> dict[str, str]:
-    """This program's environment, in which the child finds this package, no GPU, and no reason to start threads."""
+def _child_environment(device: DecodeDevice) -> dict[str, str]:
+    """This program's environment, in which the child finds this package and no reason to start threads."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    without_gpu = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **without_gpu}

@@ -46,12 +46,27 @@ def main() -> None:
         message = requests.get()
         # The default action of SIGALRM ends the process even inside a loop of a decoder's.
         signal.setitimer(signal.ITIMER_REAL, message["deadline_s"] + _ORPHAN_GRACE_S)
-        answer = _answer(read_request(message, buffer_fd), buffer_fd)
+        answer = _answer(message, buffer_fd)
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(to_line(answer))
 
 
-def _answer(request: FrameRequest, buffer_fd: int) -> dict[str, Any]:
+def _answer(message: dict[str, Any], buffer_fd: int) -> dict[str, Any]:
+    try:
+        if "fetch" in message:
+            from stages.decode.fetch import fetch_into
+
+            fetch_into(message["fetch"], Path(message["target"]), limit_bytes=message["limit_bytes"])
+        else:
+            _decode(read_request(message, buffer_fd), buffer_fd)
+    except DecodeError as error:
+        return {"error": error.kind, "reason": error.reason}
+    except UserError as error:
+        return {"error": "user", "reason": str(error)}
+    return {"error": None}
+
+
+def _decode(request: FrameRequest, buffer_fd: int) -> None:
     from stages.decode.reader import decode_into
 
     offsets = view_offsets(request)
@@ -61,13 +76,7 @@ def _answer(request: FrameRequest, buffer_fd: int) -> dict[str, Any]:
         for offset, picture in zip(offsets, pictures, strict=False):
             write_rows(buffer_fd, offset, rows, picture)
 
-    try:
-        decode_into(request, store)
-    except DecodeError as error:
-        return {"error": error.kind, "reason": error.reason}
-    except UserError as error:
-        return {"error": "user", "reason": str(error)}
-    return {"error": None}
+    decode_into(request, store)
 
 
 def _claim_stdout() -> BinaryIO:
@@ -101,10 +110,10 @@ def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":
 
 
 def _limit_resources(memory_bytes: int) -> None:
-    """Allow `memory_bytes` of address space on top of what the libraries have mapped (Linux), and no core dumps."""
+    """Allow `memory_bytes` (0: no limit) of address space beyond what is mapped now (Linux), and no core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     statm = Path("/proc/self/statm")
-    if statm.exists():
+    if memory_bytes and statm.exists():
         mapped = int(statm.read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + memory_bytes, mapped + memory_bytes))
 

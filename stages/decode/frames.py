@@ -8,8 +8,9 @@ import numpy as np
 
 from stages.errors import UserError
 
-DecoderName = Literal["pyav", "decord"]
-FailureKind = Literal["unreadable", "missing", "out_of_range", "refused", "timeout", "crash", "memory"]
+DecoderName = Literal["pyav", "decord", "torchcodec"]
+DecodeDevice = Literal["cpu", "cuda"]
+FailureKind = Literal["unreadable", "missing", "out_of_range", "refused", "unreachable", "timeout", "crash", "memory"]
 
 _MAX_REASON_CHARS = 600
 
@@ -18,8 +19,8 @@ class DecodeError(Exception):
     """One video could not be decoded, for the one-line `reason`.
 
     Kinds: "unreadable" (damaged, cut short or not a video), "missing" (no such file), "out_of_range" (a time outside
-    the video), "refused" (not opened on purpose, or not safe with this decoder), "timeout", "crash" and "memory" (the
-    decode child was ended, died, or reached its memory limit).
+    the video), "refused" (not opened on purpose, or not safe with this decoder), "unreachable" (not to be had from its
+    address), "timeout", "crash" and "memory" (the decode child was ended, died, or reached its memory limit).
     """
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
@@ -41,10 +42,11 @@ class FrameRequest:
         path: a regular file on a local file system.
         times_s: [T] float64, ascending (repeats allowed), seconds after the first frame shown.
         sizes_px: (height, width) of each wanted view.
-        decoder: "pyav" (right for every format it opens) or "decord" (a checked subset, see `decord_reader`).
+        decoder: "pyav" (right for every format it opens), "decord" or "torchcodec" (subsets, see their readers).
         tolerance_s: how far a time may lie outside the video and still get the nearest frame.
+        device: "cuda" decodes on a GPU, with torchcodec only; its colours are not those of the CPU.
 
-    Raises `UserError` for an unknown decoder.
+    Raises `UserError` for an unknown decoder, or one that does not decode on the device.
     """
 
     path: Path
@@ -52,10 +54,13 @@ class FrameRequest:
     sizes_px: tuple[tuple[int, int], ...]
     decoder: DecoderName
     tolerance_s: float
+    device: DecodeDevice = "cpu"
 
     def __post_init__(self) -> None:
         if self.decoder not in get_args(DecoderName):
             raise UserError("unknown decoder", received=self.decoder, allowed=", ".join(get_args(DecoderName)))
+        if self.device != "cpu" and self.decoder != "torchcodec":
+            raise UserError("only torchcodec decodes on a GPU", received=self.decoder, hint="use decoder torchcodec")
         assert self.times_s.ndim == 1, self.times_s.shape
         assert self.times_s.dtype == np.float64, self.times_s.dtype
         assert len(self.times_s) > 0, "no times asked for"

@@ -15,8 +15,8 @@ def video_length_s(path: Path) -> float:
     Raises:
         DecodeError: the file is no readable video, or its packets carry no timestamps.
     """
-    with ffmpeg_messages():
-        packets = list_packets(path)
+    with ffmpeg_messages() as messages:
+        packets = list_packets(path, messages)
     if packets.ticks is None:
         raise DecodeError("unreadable", "the packets carry no timestamps, so the length is not known without decoding")
     shown = np.sort(packets.ticks[packets.is_shown])

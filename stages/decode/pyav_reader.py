@@ -16,7 +16,15 @@ import numpy as np
 
 from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.timeline import Timeline
-from stages.decode.video_file import PacketList, ffmpeg_messages, frame_ticks, list_packets, open_video
+from stages.decode.video_file import (
+    FFmpegMessage,
+    PacketList,
+    ffmpeg_messages,
+    frame_ticks,
+    list_packets,
+    open_video,
+    said_by_ffmpeg,
+)
 
 # Receives rows of the request that one frame fills, its timestamp, and the frame [h, w, 3] uint8 RGB.
 FrameSink = Callable[[slice, float, np.ndarray], None]
@@ -26,13 +34,13 @@ def read_with_pyav(request: FrameRequest, sink: FrameSink) -> None:
     """Send every frame asked for to `sink`, in time order; the pixels equal those of decoding the whole file.
 
     The first attempts skip pictures that nothing wanted depends on. Where one misses a wanted frame, or FFmpeg
-    reports anything at all, the file is decoded again in full, and what fails then is the file's fault; frames sent
-    twice are right the second time. Raises `DecodeError`.
+    reports anything at all, the file is decoded again in full, and what fails or is reported then is the file's fault;
+    frames sent twice are right the second time. Raises `DecodeError`.
     """
     with ffmpeg_messages() as messages:
-        packets = list_packets(request.path)
+        packets = list_packets(request.path, messages)
         if not (_has_simple_order(packets) and _read_wanted_only(request, packets, sink, messages)):
-            _read_in_full(request, sink)
+            _read_in_full(request, sink, messages)
 
 
 def _has_simple_order(packets: PacketList) -> bool:
@@ -43,7 +51,9 @@ def _has_simple_order(packets: PacketList) -> bool:
     return bool(ticks[0] == ticks.min() and len(np.unique(ticks)) == len(ticks))
 
 
-def _read_wanted_only(request: FrameRequest, packets: PacketList, sink: FrameSink, messages: list[Any]) -> bool:
+def _read_wanted_only(
+    request: FrameRequest, packets: PacketList, sink: FrameSink, messages: list[FFmpegMessage]
+) -> bool:
     """Decode only what the wanted frames need; return whether every one of them came out undisturbed."""
     assert packets.ticks is not None
     shown = np.sort(packets.ticks[packets.is_shown])
@@ -127,28 +137,37 @@ def needed_runs(packets: PacketList, wanted: frozenset[int]) -> list[tuple[int, 
     return runs
 
 
-def _read_in_full(request: FrameRequest, sink: FrameSink) -> None:
+def _read_in_full(request: FrameRequest, sink: FrameSink, messages: list[FFmpegMessage]) -> None:
     """Decode the whole file twice: once for the timestamps of the frames shown, once for the wanted pictures."""
-    timeline = _timeline_of_decoded(request.path)
+    timeline = _timeline_of_decoded(request.path, messages)
     wanted = dict(rows_by_frame(timeline.choose(request)))
     last, to_rgb = max(wanted), RgbConverter()
-    for index, frame in enumerate(_decode_all(request.path)):
+    for index, frame in enumerate(_decode_all(request.path, messages)):
         if index in wanted:
             sink(wanted[index], float(timeline.shown_s[index]), to_rgb.convert(frame))
         if index == last:
             return
 
 
-def _decode_all(path: Path) -> Iterator[Any]:
-    """Yield every frame shown. Damaged ones before the first whole one are not; a later one raises `DecodeError`."""
+def _decode_all(path: Path, messages: list[FFmpegMessage]) -> Iterator[Any]:
+    """Yield every frame shown. Damage before the first whole one (a cut at an open GOP) leaves those frames out.
+
+    After it, a damaged frame or anything that FFmpeg reports raises `DecodeError`.
+    """
     with open_video(path) as (container, stream):
         started = False
         for frame in container.decode(stream):
-            if frame.is_corrupt and started:
-                raise DecodeError("unreadable", f"damaged: a picture at {frame.time or 0.0:.3f} s is incomplete")
-            started = not frame.is_corrupt
-            if started:
-                yield frame
+            if started and (frame.is_corrupt or messages):
+                why = said_by_ffmpeg(messages) or "a picture is incomplete"
+                raise DecodeError("unreadable", f"damaged at about {frame.time or 0.0:.3f} s: {why}")
+            if frame.is_corrupt:
+                continue
+            if not started:
+                messages.clear()
+            started = True
+            yield frame
+        if started and messages:
+            raise DecodeError("unreadable", f"damaged near its end: {said_by_ffmpeg(messages)}")
 
 
 @dataclass(frozen=True)
@@ -159,7 +178,7 @@ class _Stamp:
     time_base: Fraction
 
 
-def _timeline_of_decoded(path: Path) -> Timeline:
+def _timeline_of_decoded(path: Path, messages: list[FFmpegMessage]) -> Timeline:
     """Take the shown frames' own timestamps or, where a container stores none, those of decoding order.
 
     Formats without presentation times (AVI) show one frame per decoding step, so the step at which a frame comes out
@@ -167,7 +186,7 @@ def _timeline_of_decoded(path: Path) -> Timeline:
     """
     with open_video(path) as (_, stream):
         one_frame = frame_ticks(stream, None)
-    stamps = [_Stamp(f.pts, f.dts, f.duration or one_frame, f.time_base) for f in _decode_all(path)]
+    stamps = [_Stamp(f.pts, f.dts, f.duration or one_frame, f.time_base) for f in _decode_all(path, messages)]
     if not stamps:
         raise DecodeError("unreadable", "no frame could be decoded")
     presentation = [stamp.pts for stamp in stamps]

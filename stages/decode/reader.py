@@ -14,7 +14,7 @@ ViewStore = Callable[[slice, float, list[np.ndarray]], None]
 def decode_into(request: FrameRequest, store: ViewStore) -> None:
     """Send the views of every frame asked for to `store`; a row may be sent twice, the last one counts.
 
-    Only one native frame is held at a time. Raises `DecodeError`, and `UserError` where decord is not installed.
+    Only one native frame is held at a time. Raises `DecodeError`, and `UserError` where the decoder is not installed.
     """
 
     def resize_and_store(rows: slice, shown_s: float, rgb: np.ndarray) -> None:
@@ -25,10 +25,14 @@ def decode_into(request: FrameRequest, store: ViewStore) -> None:
             from stages.decode.pyav_reader import read_with_pyav
 
             read_with_pyav(request, resize_and_store)
-        else:
+        elif request.decoder == "decord":
             from stages.decode.decord_reader import read_with_decord
 
             read_with_decord(request, resize_and_store)
+        else:
+            from stages.decode.torchcodec_reader import read_with_torchcodec
+
+            read_with_torchcodec(request, resize_and_store)
     except (MemoryError, RuntimeError) as error:
         # torch says that it found no memory by a RuntimeError.
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):

@@ -37,6 +37,9 @@ _SHORTFALL_FRACTION = 0.05
 
 _MESSAGES_SHOWN = 3
 
+# Level, part of FFmpeg that says it, text.
+FFmpegMessage = tuple[int, str, str]
+
 
 @dataclass(frozen=True)
 class PacketList:
@@ -57,7 +60,7 @@ class PacketList:
 
 
 @contextmanager
-def ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
+def ffmpeg_messages() -> Iterator[list[FFmpegMessage]]:
     """Collect FFmpeg's error messages while the block runs, and turn its exceptions into `DecodeError`."""
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
@@ -78,8 +81,13 @@ def ffmpeg_messages() -> Iterator[list[tuple[int, str, str]]]:
         av.logging.set_skip_repeated(skip)
 
 
-def _translate(error: Any, messages: list[tuple[int, str, str]]) -> DecodeError:
-    said = "; ".join(list(dict.fromkeys(text.strip() for _, _, text in messages))[-_MESSAGES_SHOWN:])
+def said_by_ffmpeg(messages: list[FFmpegMessage]) -> str:
+    """The last messages, each once, on one line."""
+    return "; ".join(list(dict.fromkeys(text.strip() for _, _, text in messages))[-_MESSAGES_SHOWN:])
+
+
+def _translate(error: Any, messages: list[FFmpegMessage]) -> DecodeError:
+    said = said_by_ffmpeg(messages)
     if isinstance(error, MemoryError) or "get_buffer() failed" in said:
         return DecodeError("memory", f"the memory limit was reached ({said or 'allocation failed'})")
     if isinstance(error, PermissionError):
@@ -146,9 +154,13 @@ def _too_large(width_px: int, height_px: int) -> DecodeError:
     )
 
 
-def list_packets(path: Path) -> PacketList:
-    """Read all packets of the file's video stream without decoding; a damaged or cut file raises `DecodeError`."""
+def list_packets(path: Path, messages: list[FFmpegMessage]) -> PacketList:
+    """Read all packets of the file's video stream without decoding; a damaged or cut file raises `DecodeError`.
+
+    `messages` are those of the `ffmpeg_messages` around it.
+    """
     with open_video(path) as (container, stream):
+        messages.clear()  # opening looks into every stream, and damaged sound is no matter
         packets: list[_Packet] = []
         spans: dict[int, _Span] = {}
         for packet in container.demux():
@@ -163,6 +175,8 @@ def list_packets(path: Path) -> PacketList:
         damaged = sum(packet.is_corrupt for packet in packets)
         if damaged:
             raise DecodeError("unreadable", f"damaged: {damaged} of {len(packets)} video packets are corrupt")
+        if messages:
+            raise DecodeError("unreadable", f"damaged: {said_by_ffmpeg(messages)}")
         return _to_list(packets, stream)
 
 

@@ -29,6 +29,7 @@ def request_message(request: FrameRequest, deadline_s: float) -> dict[str, Any]:
         "sizes_px": request.sizes_px,
         "decoder": request.decoder,
         "tolerance_s": request.tolerance_s,
+        "device": request.device,
         "deadline_s": deadline_s,
     }
 
@@ -42,6 +43,7 @@ def read_request(message: dict[str, Any], buffer_fd: int) -> FrameRequest:
         sizes_px=tuple((height, width) for height, width in message["sizes_px"]),
         decoder=message["decoder"],
         tolerance_s=message["tolerance_s"],
+        device=message["device"],
     )
 
 

@@ -17,8 +17,18 @@ from stages.worker import ExtractionJob, ExtractionWorker
 VIDEOS_PER_SPLIT = {"train": 4, "val": 4, "test": 4}
 VIDEOS = sum(VIDEOS_PER_SPLIT.values())
 
-# Passes of two frames: the moments at which a kill may fall are many.
-SETTINGS = ("extract.batch_size=2",)
+# Passes of two frames: the moments at which a kill may fall are many. One decode child: it starts twice as fast as two.
+SETTINGS = ("extract.batch_size=2", "extract.decode_workers=1")
+
+# Of all kills that EXTRACT_KILLS asks for, and how many there are without it.
+_SHARES = {"driver": (0.3, 1), "actor": (0.35, 1), "child": (0.35, 4)}
+
+
+def num_kills(kind):
+    """How often a driver, a model actor or a decode child is killed; `EXTRACT_KILLS=20` makes it 20 in total."""
+    share, usual = _SHARES[kind]
+    total = int(os.environ.get("EXTRACT_KILLS", "0"))
+    return round(share * total) if total else usual
 
 
 def prepare(folder, cache="cache", *settings, retry_failed=False):
@@ -33,7 +43,7 @@ def prepare(folder, cache="cache", *settings, retry_failed=False):
     extract = settle_precision(config.extract)
     made = FeatureCache.create_or_open(folder / cache, fingerprint(config, extract))
     job = ExtractionJob(config.encoder, config.teacher, extract, str(folder / cache))
-    videos = locations.videos_folder(config)
+    videos = locations.videos_root(config)
     return Extraction(manifest, plan_frames(manifest), made, job, videos=videos, retry_failed=retry_failed)
 
 

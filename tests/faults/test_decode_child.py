@@ -167,9 +167,9 @@ def test_a_video_past_the_memory_limit_is_one_memory_error(video, tmp_path):
     assert decode(request_for(large, [0.0])).views[0].shape == (1, 64, 64, 3)
 
 
-def write_flat_video(path, side_px):
+def write_flat_video(path, side_px, codec="mpeg4"):
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=24)
+        stream = container.add_stream(codec, rate=24)
         stream.height = stream.width = side_px
         stream.pix_fmt = "yuv420p"
         frame = av.VideoFrame(side_px, side_px, "yuv420p")

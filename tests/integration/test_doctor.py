@@ -16,6 +16,7 @@ from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.extraction import feature_fields
+from tests.video_files import write_video
 
 VIDEOS = ["v1", "v2", "v3"]
 FRAME_TIMES_S = np.array([0.0, 1.0])
@@ -58,9 +59,9 @@ def resolved(folder: Path, *overrides: str):
     return resolve(preset="tiny", options=options, overrides=overrides)
 
 
-def diagnose(settings, capsys) -> dict[str, dict]:
+def diagnose(settings, capsys, *, quick=True) -> dict[str, dict]:
     """Findings by "section/item"."""
-    doctor.run(settings, as_json=True)
+    doctor.run(settings, as_json=True, quick=quick)
     findings = json.loads(capsys.readouterr().out)
     assert all((finding["fix"] is None) == (finding["status"] == "ok") for finding in findings)
     return {f"{finding['section']}/{finding['item']}": finding for finding in findings}
@@ -112,6 +113,93 @@ def test_missing_videos_are_counted_and_named(tmp_path, capsys):
     assert videos["detail"].startswith("2 of 3 are in ")
     assert "v2" in videos["detail"].partition("missing")[2]
     assert "v1" not in videos["detail"].partition("missing")[2]
+
+
+def test_a_third_of_the_videos_missing_is_counted_by_split_and_listed_in_full(tmp_path, capsys):
+    """Twelve are missing, five are named, and --json has them all; the samples they take away are counted."""
+    make_dataset(tmp_path)
+    lines = [
+        {
+            **{"video": f"w{number:02}", "duration_s": 2.0, "task": "scene", "question": "where?", "answer": "office"},
+            "split": ("train", "train", "test")[number % 3],
+        }
+        for number in range(36)
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "annotations" / "samples.jsonl").write_text(text, encoding="utf-8")
+    for number in range(36):
+        if number % 3:
+            (tmp_path / "videos" / f"w{number:02}.mp4").touch()
+    found = diagnose(resolved(tmp_path), capsys)
+    videos, missing = found["data/videos"], [f"w{number:02}.mp4" for number in range(0, 36, 3)]
+    assert videos["status"] == "missing"
+    assert videos["names"] == missing
+    assert videos["detail"].endswith(
+        f"missing 12, with 12 train samples: {', '.join(missing[:5])}, and 7 more (all with --json)"
+    )
+
+
+def test_files_that_no_annotation_names_are_listed(tmp_path, capsys):
+    make_dataset(tmp_path, present=["v1", "v3"])
+    (tmp_path / "videos" / "more").mkdir()
+    for name in ("holiday.mp4", "more/v2 final.mp4", ".hidden"):
+        (tmp_path / "videos" / name).touch()
+    extra = diagnose(resolved(tmp_path), capsys)["data/extra files"]
+    assert (extra["status"], extra["names"]) == ("problem", ["holiday.mp4", "more/v2 final.mp4"])
+    prepare = ["--dataset", str(tmp_path / "films.yaml"), "--from", str(tmp_path / "videos"), "--to", str(tmp_path)]
+    assert f"`pipeline data prepare {' '.join(prepare)}`" in extra["fix"]
+    (tmp_path / "videos" / "v2.mp4").touch()
+    assert diagnose(resolved(tmp_path), capsys)["data/extra files"]["status"] == "ok", "nothing is missing"
+
+
+def test_annotations_among_the_videos_are_no_extra_files(tmp_path, capsys):
+    make_dataset(tmp_path)
+    for name in ("samples.jsonl", "notes.txt", "other.mp4"):
+        (tmp_path / "videos" / name).write_bytes((tmp_path / "annotations" / "samples.jsonl").read_bytes())
+    settings = resolved(tmp_path, f"data.annotations={tmp_path / 'videos'}")
+    assert diagnose(settings, capsys)["data/extra files"]["names"] == ["other.mp4"]
+
+
+def test_videos_of_other_tasks_are_no_extra_files(tmp_path, capsys):
+    path = make_dataset(tmp_path)
+    card = yaml.safe_load(path.read_text())
+    card["tasks"]["year"] = {"labels": ["1", "2"]}
+    path.write_text(yaml.safe_dump(card))
+    line = {"video": "v9", "duration_s": 2.0, "task": "year", "question": "?", "answer": "1", "split": "test"}
+    with (tmp_path / "annotations" / "samples.jsonl").open("a") as lines:
+        lines.write(f"{json.dumps(line)}\n")
+    (tmp_path / "videos" / "v9.mp4").touch()
+    assert "data/extra files" not in diagnose(resolved(tmp_path, "data.task=scene"), capsys)
+
+
+def test_videos_of_another_length_are_found_unless_it_should_be_quick(tmp_path, capsys):
+    make_dataset(tmp_path, present=[])
+    for name, frames in (("v1", 48), ("v2", 12), ("v3", 96)):
+        write_video(tmp_path / "videos" / f"{name}.mp4", count=frames, height=32, width=48)
+    durations = diagnose(resolved(tmp_path), capsys, quick=False)["data/durations"]
+    assert durations["status"] == "problem"
+    assert durations["names"] == ["v2 (0.5 s, annotated 2 s)", "v3 (4.0 s, annotated 2 s)"]
+    assert "data/durations" not in diagnose(resolved(tmp_path), capsys, quick=True)
+
+
+def test_a_video_that_cannot_be_read_is_named_with_the_reason(tmp_path, capsys):
+    make_dataset(tmp_path)
+    durations = diagnose(resolved(tmp_path), capsys, quick=False)["data/durations"]
+    assert durations["names"][0] == "v1 (the file is empty (0 bytes))"
+
+
+def test_annotated_videos_without_a_duration_are_listed(tmp_path, capsys):
+    folder = tmp_path / "annotations" / "scene"
+    folder.mkdir(parents=True)
+    (tmp_path / "videos").mkdir()
+    rows = "class_id class_name youtube_id imdb_id\n0 office v1 tt1\n0 office v2 tt1\n"
+    (folder / "train.csv").write_text(rows)
+    (tmp_path / "annotations" / "lvu_durations.csv").write_text("videoid,duration\nv1,120\n")
+    found = diagnose(resolved(tmp_path, "data.dataset=lvu"), capsys)
+    assert found["data/left out"]["names"] == ["v2"]
+    train = found["data/annotations train"]
+    assert train["status"] == "missing"
+    assert len(train["names"]) == 6, "the other tasks' files"
 
 
 def test_counts_that_are_not_the_published_ones_are_a_problem(tmp_path, capsys):
@@ -241,7 +329,7 @@ def test_hub_weights_are_looked_for_in_the_hub_cache_and_never_fetched(tmp_path)
     code = f"""if True:
         from pipeline.commands import doctor
         from pipeline.config import resolve
-        doctor.run(resolve(preset="tiny", options={options!r}, overrides={arguments!r}), as_json=True)
+        doctor.run(resolve(preset="tiny", options={options!r}, overrides={arguments!r}), as_json=True, quick=True)
     """
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     weights = {finding["item"]: finding for finding in json.loads(done.stdout) if finding["section"] == "weights"}
@@ -280,7 +368,7 @@ def test_a_package_that_is_gone_or_too_old_is_flagged(tmp_path, monkeypatch):
 
 def test_people_read_the_lines_on_stderr(tmp_path, capsys):
     make_dataset(tmp_path, present=["v1"])
-    doctor.run(resolved(tmp_path), as_json=False)
+    doctor.run(resolved(tmp_path), as_json=False, quick=True)
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = shown.err.splitlines()

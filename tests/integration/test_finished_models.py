@@ -1,87 +1,44 @@
-"""What the commands do with a trained model: two ways of evaluation, export, prediction from the exported folder.
+"""What the commands do with a trained model: what training started from, export, prediction from the exported folder.
 
 The commands run in this process, through the entry point that the shell calls; the cache holds random arrays, and the
 checkpoint random weights.
 """
 
 import json
-import sys
 
-import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from pipeline import locations
-from pipeline.cli import main
-from pipeline.config import resolve
-from pipeline.run_folder import RunFolder
 from pipeline.stage2 import build_for_training
-from stages.cache import FeatureCache
-from stages.checkpoint import Checkpoints, Position
-from stages.extraction import fingerprint, settle_precision
-from stages.frame_plan import plan_frames
-from stages.synthetic import generate
-
-WIDTH, PATCHES = 96, 65
-TASKS = ["relationship", "way_speaking", "scene", "director", "genre", "writer", "year"]
+from tests.finished_run import fill_cache, finished_config, finished_run, small_set
+from tests.in_this_process import in_this_process
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("finished")
-    generate(made / "data", seed=1, videos_per_split={"train": 4, "val": 4, "test": 4}, workers=1)
-    return made
+    return small_set(tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture(scope="module")
 def config(folder):
-    options = {
-        "data.videos": str(folder / "data" / "videos"),
-        "data.annotations": str(folder / "data" / "annotations"),
-        "cache.root": str(folder / "cache"),
-    }
-    return resolve(preset="tiny", options=options, overrides=[f"run.folder={folder}", "run.name=run"]).config
+    return finished_config(folder)
 
 
 @pytest.fixture(scope="module")
 def cache(folder, config):
-    cache = FeatureCache.create_or_open(folder / "cache", fingerprint(config, settle_precision(config.extract)))
-    random = np.random.default_rng(0)
-    with cache.ledger.writer() as ledger:
-        for video, times in plan_frames(locations.manifest_of(config)).times_s.items():
-            features = random.standard_normal((len(times), PATCHES, WIDTH)).astype(np.float16)
-            targets = random.standard_normal((len(times), WIDTH)).astype(np.float32)
-            record = cache.write_video(video, times_s=times, features=features, targets=targets)
-            ledger.done(video, checksum=record.checksum, attempts=1)
-    return cache
+    return fill_cache(folder / "cache", config)
 
 
 @pytest.fixture(scope="module")
-def run(folder, config, cache):
-    loaded = build_for_training(config, cache, locations.manifest_of(config, ["train"]).samples[0])
-    RunFolder.create(folder / "run", config, {"fingerprint": cache.fingerprint.digest})
-    torch.manual_seed(0)
-    for parameter in loaded.model.trained_parameters().values():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    Checkpoints(folder / "run").save(loaded.model.trained_tensors(), {}, Position(1, 8), keep=1)
-    return folder / "run"
+def run(config, cache):
+    return finished_run(config, cache)
 
 
 @pytest.fixture
 def pipeline(monkeypatch, capfd):
     """Run a command; what it printed for machines and for people."""
-
-    def call(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["pipeline", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        assert (ended.value.code or 0) == status, said.err
-        return said.out, said.err
-
-    return call
+    return in_this_process(monkeypatch, capfd)
 
 
 def lines_of(path):
@@ -111,82 +68,6 @@ def test_labels_that_are_too_long_are_named(config, cache, folder, capfd):
     assert "language.max_new_tokens=3" in said[0]
     assert "'ex-boyfriend ex-girlfriend' (7)" in said[0]
     assert (folder / "short" / "loading.json").is_file()
-
-
-# --- evaluation
-
-
-@pytest.fixture(scope="module")
-def generated(run):
-    """Where the beam search's files are, and what is in them after an evaluation without options."""
-    return run / "predictions.jsonl", run / "metrics.json"
-
-
-def test_ranking_orders_the_candidates_and_leaves_the_beams_files_alone(run, config, generated, pipeline):
-    pipeline("evaluate", "--run", run)
-    before = [path.read_bytes() for path in generated]
-    out, err = pipeline("evaluate", "--run", run, "--method", "rank", "--json")
-    assert [path.read_bytes() for path in generated] == before
-    assert "accuracy of ranked candidates on test" in err
-    metrics = json.loads((run / "metrics-rank.json").read_text())
-    assert json.loads(out) == metrics
-    assert list(metrics) == TASKS
-    samples = {sample.id: sample for sample in locations.manifest_of(config, ["test"]).samples}
-    rows = lines_of(run / "predictions-rank.jsonl")
-    assert {row["sample"] for row in rows} == samples.keys()
-    for row in rows:
-        assert len(row["answers"]) == min(5, len(samples[row["sample"]].candidates))
-        assert set(row["answers"]) <= set(samples[row["sample"]].candidates)
-        assert row["log_probability"] == sorted(row["log_probability"], reverse=True)
-        assert row["correct"] == (row["answers"][0] == row["gold"])
-    for task, score in metrics.items():
-        assert (score["method"], score["rank_score"]) == ("rank", "mean")
-        assert score["correct"] == sum(row["correct"] for row in rows if row["task"] == task)
-    assert "method" not in json.loads(generated[1].read_text())["scene"]
-
-
-def test_both_methods_give_what_each_gives_alone(run, pipeline):
-    pipeline("evaluate", "--run", run, "--split", "val", "--method", "generate")
-    pipeline("evaluate", "--run", run, "--split", "val", "--set", "evaluate.method=rank")
-    names = ("predictions{}-val.jsonl", "metrics{}-val.json")
-    files = [run / name.format(suffix) for name in names for suffix in ("", "-rank")]
-    alone = [path.read_bytes() for path in files]
-    for path in files:
-        path.unlink()
-    out, err = pipeline("evaluate", "--run", run, "--split", "val", "--method", "both", "--json")
-    assert [path.read_bytes() for path in files] == alone
-    assert err.index("accuracy on val") < err.index("accuracy of ranked candidates on val")
-    found = json.loads(out)
-    assert found == {
-        method: json.loads((run / f"metrics{suffix}-val.json").read_text())
-        for method, suffix in (("generate", ""), ("rank", "-rank"))
-    }
-
-
-def test_the_number_of_rows_and_of_samples_changes_no_ranking(run, pipeline):
-    pipeline("evaluate", "--run", run, "--method", "rank")
-    whole = lines_of(run / "predictions-rank.jsonl")
-    pipeline(
-        "evaluate", "--run", run, "--method", "rank", "--set", "evaluate.rank_rows=3", "--set", "evaluate.batch_size=5"
-    )
-    for mine, theirs in zip(lines_of(run / "predictions-rank.jsonl"), whole, strict=True):
-        assert mine["answers"] == theirs["answers"]
-        assert mine["log_probability"] == pytest.approx(theirs["log_probability"], rel=1e-4)
-
-
-def test_the_sum_of_log_likelihoods_is_another_score(run, pipeline):
-    pipeline("evaluate", "--run", run, "--method", "rank", "--set", "evaluate.rank_score=sum")
-    assert json.loads((run / "metrics-rank.json").read_text())["scene"]["rank_score"] == "sum"
-    row = lines_of(run / "predictions-rank.jsonl")[0]
-    pipeline("evaluate", "--run", run, "--method", "rank")
-    mean = lines_of(run / "predictions-rank.jsonl")[0]
-    assert max(row["log_probability"]) < max(mean["log_probability"])
-
-
-def test_an_unknown_method_is_one_line(run, pipeline):
-    _, err = pipeline("evaluate", "--run", run, "--method", "guess", status=2)
-    assert err.count("\n") == 1
-    assert "evaluate.method: Input should be 'generate', 'rank' or 'both'; got 'guess'" in err
 
 
 # --- export

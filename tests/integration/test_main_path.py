@@ -81,22 +81,6 @@ def test_another_seed_gives_other_losses(world, trained):
     assert losses(other) != losses(trained)
 
 
-def test_a_resumed_run_ends_as_an_undisturbed_one(world):
-    """The first epoch's state is restored as a kill after it would leave it: newer checkpoint gone, log longer."""
-    whole = train(world, "whole", epochs=3)
-    stopped = train(world, "stopped", epochs=3)
-    checkpoints = stopped / "checkpoints"
-    names = sorted(path.name for path in checkpoints.glob("step-*"))
-    (checkpoints / "index.json").write_text(json.dumps({"last": names[0], "best": names[0]}))
-    options = [*world.options(name="stopped"), "--set", "train.epochs=3", "--set", "train.kd_frames=2"]
-    resumed = world.run("train", *options, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resuming" in resumed.stderr
-    assert losses(stopped) == losses(whole)
-    mine, theirs = (load_file(run / "checkpoints" / names[-1] / "model.safetensors") for run in (stopped, whole))
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-
-
 def test_evaluation_writes_metrics_and_predictions_for_every_task(world, trained):
     done = world.run("evaluate", "--run", trained, "--json")
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ NAMES = (
     "nasa_13013_rotated.mp4",
     "testsrc2_vp9.webm",
 )
-REFUSED_BY_DECORD = {"av1_video.mkv": "av1 video", "h265_video.mp4": "hevc video"}
+REFUSED = {"decord": {"av1_video.mkv": "av1 video", "h265_video.mp4": "hevc video"}, "torchcodec": {}}
 TURNED = "nasa_13013_rotated.mp4"
 
 pytestmark = pytest.mark.skipif(not CLIPS.is_dir(), reason="the clips are not on this machine")
@@ -54,13 +54,14 @@ def test_a_child_returns_the_frames_of_sequential_decoding(child, name):
     assert np.abs(video.shown_s - times_s).max() < 0.05
 
 
+@pytest.mark.parametrize("decoder", REFUSED)
 @pytest.mark.parametrize("name", NAMES)
-def test_decord_returns_the_same_frames_or_refuses(name):
-    pytest.importorskip("decord", reason="decord has wheels for x86-64 only")
+def test_the_other_decoders_return_the_same_frames_or_refuse(name, decoder):
+    pytest.importorskip(decoder)
     path, times_s, _, frames = per_second(name)
-    request = FrameRequest(path, times_s, (frames.shape[1:3],), "decord", 0.1)
-    if name in REFUSED_BY_DECORD:
-        with pytest.raises(DecodeError, match=REFUSED_BY_DECORD[name]) as caught:
+    request = FrameRequest(path, times_s, (frames.shape[1:3],), decoder, 0.1)
+    if name in REFUSED[decoder]:
+        with pytest.raises(DecodeError, match=REFUSED[decoder][name]) as caught:
             decode(request)
         assert caught.value.kind == "refused"
     else:

@@ -6,20 +6,22 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.extraction import fingerprint, settle_precision
 from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
+from tests.film_server import serving
 
 TIMES = np.array([0.0, 0.5, 1.0])
 
 
-def start_worker(root):
-    config = resolve(preset="tiny", overrides=["extract.decode_workers=1"]).config
+def start_worker(root, *settings, **keywords):
+    config = resolve(preset="tiny", overrides=["extract.decode_workers=1", *settings]).config
     extract = settle_precision(config.extract)
     cache = FeatureCache.create_or_open(root, fingerprint(config, extract))
-    return cache, ExtractionWorker(ExtractionJob(config.encoder, config.teacher, extract, str(root)))
+    return cache, ExtractionWorker(ExtractionJob(config.encoder, config.teacher, extract, str(root)), **keywords)
 
 
 def test_a_worker_extracts_adds_and_reports_without_ray(world, tmp_path):
@@ -93,6 +95,51 @@ def test_a_video_that_an_earlier_worker_has_committed_is_not_written_again(world
     assert (again.checksum, again.frames) == (first.checksum, len(TIMES))
     (after,) = cache.commits()
     assert more.checksum == after.checksum != before.checksum
+
+
+def test_a_long_video_is_extracted_part_after_part_to_the_same_bits(world, tmp_path):
+    whole, at_once = start_worker(tmp_path / "whole")
+    parted, in_parts = start_worker(tmp_path / "parts", part_bytes=3 * 50_000)  # three frames
+    limited, too_small = start_worker(tmp_path / "small", "extract.video_gb=1e-6", part_bytes=3 * 50_000)
+    path = str(next(world.videos.glob("*.mp4")))
+    task = VideoTask("v", path, np.arange(0.0, 2.0, 0.25))
+    try:
+        assert 1 <= in_parts._part_frames < len(task.times_s) <= at_once._part_frames
+        assert in_parts.process(task).checksum == at_once.process(task).checksum is not None
+        refused = too_small.process(task)
+        late = in_parts.process(VideoTask("late", path, np.append(task.times_s, 9999.0)))
+    finally:
+        for worker in (at_once, in_parts, too_small):
+            worker.close()
+    assert refused.reason.startswith("features: video 'v': its 8 frames ask for ")
+    assert refused.reason.endswith("extract.video_gb allows 1e-06")
+    assert late.reason.startswith("out_of_range: asked for the frame at 9999.000 s")
+    assert (whole.video_ids(), parted.video_ids(), limited.video_ids()) == (["v"], ["v"], [])
+
+
+def test_a_video_at_an_address_is_extracted_to_the_same_bits_and_its_failure_names_the_address(world, tmp_path):
+    pytest.importorskip("aiohttp")
+    path = next(world.videos.glob("*.mp4"))
+    (tmp_path / "text.mp4").write_text("no video\n" * 50)
+    (tmp_path / "scratch").mkdir()
+    cache, worker = start_worker(tmp_path / "cache", f"extract.scratch={tmp_path / 'scratch'}", "extract.deadline_s=5")
+    films = {"whole.mp4": path, "half.mp4": path, "stalled.mp4": path, "text.mp4": tmp_path / "text.mp4"}
+    with serving(films) as address:
+        try:
+            done = {
+                name: worker.process(VideoTask(name, source, TIMES))
+                for name, source in [("local", str(path)), *((name, f"{address}/{name}?secret") for name in films)]
+            }
+        finally:
+            worker.close()
+    local, fetched = (cache.read(name, TIMES) for name in ("local", "whole.mp4"))
+    assert np.array_equal(local.features, fetched.features)
+    assert np.array_equal(local.targets, fetched.targets)
+    assert done["half.mp4"].reason.startswith(f"unreachable: {address}/half.mp4 after ")
+    assert done["stalled.mp4"].reason == "timeout: fetching took longer than 5 s; the child was ended"
+    assert done["text.mp4"].reason.startswith("unreadable: Invalid data")
+    assert cache.video_ids() == ["local", "whole.mp4"]
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 LIMITED_MEMORY = """

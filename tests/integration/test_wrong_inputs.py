@@ -151,7 +151,8 @@ def refused(made, tmp_path, monkeypatch, capfd):
         ),
         (
             ["--set", "extract.decoder=opencv"],
-            "--set extract.decoder=opencv: extract.decoder: Input should be 'pyav' or 'decord'; got 'opencv'",
+            "--set extract.decoder=opencv: extract.decoder: Input should be 'pyav', 'decord' or 'torchcodec'; "
+            "got 'opencv'",
         ),
         (["--set", "train.lr=-1"], "--set train.lr=-1: train.lr: Input should be greater than 0; got -1"),
         (
@@ -242,7 +243,7 @@ def test_a_label_that_does_not_exist(made, refused, tmp_path):
     (tmp_path / "train.json").write_text(re.sub(r'"scene": "\w+"', '"scene": "offise"', text, count=1))
     said = refused("extract", *made.options(annotations=tmp_path))
     assert re.fullmatch(
-        rf"{re.escape(str(tmp_path))}/train\.json, video '\w+': unknown label of task 'scene'; got 'offise'; "
+        rf"{re.escape(str(tmp_path))}/train\.json:\d+, video '\w+': unknown label of task 'scene'; got 'offise'; "
         r"allowed: office, hotel, prison, restaurant\. Did you mean 'office'\?",
         said,
     )

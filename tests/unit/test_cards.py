@@ -134,9 +134,20 @@ def lvu_error(folder, content):
     [
         ('{"v1": {"subset": "train",\n "duration" 3}}', "/train.json:2:13: broken JSON: Expecting ':' delimiter"),
         ('{"v1": {}, "v1": {}}', "/train.json:1: key 'v1' appears twice in one object"),
+        ("", "/train.json: broken JSON: the file is empty"),
+        ("\ufeff", "/train.json: broken JSON: the file is empty"),
+        ('{"v1":\n {"duration": 1},\n\n"v1": {}}', "/train.json:4: key 'v1' appears twice in one object"),
+        (
+            '{"v1": {"duration": 1,\n"duration": 2},\n"v2": {"duration": 3}}',
+            "/train.json: key 'duration' appears twice",
+        ),
         ([CLIP], "/train.json: must hold one JSON object; got 'list'"),
-        ({"v1": [1]}, "/train.json, video 'v1': must be an object of keys and values; got [1]"),
-        ({"a/b": CLIP}, "/train.json, video 'a/b': video id cannot be used as a name"),
+        ('{"v1":\n {"subset": "train"},\n"v2": {}}', "/train.json:1, video 'v1': missing key 'duration'"),
+        (f'{{"v1":\n {json.dumps(CLIP)},\n"v2": {{}}}}', "/train.json:3, video 'v2': missing key 'subset'"),
+        ({"v1": CLIP | {"duration": float("nan")}}, "video 'v1': duration: Input should be a finite number; got nan"),
+        ({"v1": CLIP | {"num_frames": float("inf")}}, "video 'v1': num_frames: Input should be"),
+        ({"v1": [1]}, "/train.json:1, video 'v1': must be an object of keys and values; got [1]"),
+        ({"a/b": CLIP}, "/train.json:1, video 'a/b': video id cannot be used as a name"),
         ({"v1": CLIP | {"duration": 0}}, "video 'v1': duration: Input should be greater than 0; got 0"),
         ({"v1": CLIP | {"duration": -5}}, "video 'v1': duration: Input should be greater than 0; got -5"),
         ({"v1": CLIP | {"duration": "5"}}, "video 'v1': duration: Input should be a valid number; got '5'"),
@@ -147,7 +158,7 @@ def lvu_error(folder, content):
         ({"v1": {"subset": "train", "num_frames": 3}}, "video 'v1': missing key 'duration'"),
         (
             {"v1": CLIP | {"scene": "ofice"}},
-            "/train.json, video 'v1': unknown label of task 'scene'; got 'ofice'; "
+            "/train.json:1, video 'v1': unknown label of task 'scene'; got 'ofice'; "
             "allowed: office, airport, school, hotel, prison, restaurant. Did you mean 'office'?",
         ),
     ],
@@ -159,14 +170,14 @@ def test_a_broken_lvu_file_is_one_line_that_names_the_place(tmp_path, content, m
 def test_splits_that_contradict_each_other_are_refused(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"v1": CLIP}))
     (tmp_path / "val.json").write_text(json.dumps({"v1": CLIP | {"subset": "val", "duration": 131}}))
-    with pytest.raises(UserError, match=r"val.json, video 'v1': video 'v1' was given before with duration_s 130"):
+    with pytest.raises(UserError, match=r"val.json:1, video 'v1': video 'v1' was given before with duration_s 130"):
         build_manifest(load_card("lvu"), annotations=tmp_path, videos=None)
 
 
 def test_a_video_in_two_splits_of_one_task_is_refused(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"v1": CLIP}))
     (tmp_path / "val.json").write_text(json.dumps({"v1": CLIP | {"subset": "val"}}))
-    with pytest.raises(UserError, match=r"val.json, video 'v1': sample id 'scene:v1_0' appears twice"):
+    with pytest.raises(UserError, match=r"val.json:1, video 'v1': sample id 'scene:v1_0' appears twice"):
         build_manifest(load_card("lvu"), annotations=tmp_path, videos=None)
 
 
@@ -193,7 +204,7 @@ def test_missing_folders_and_files_are_named_with_the_way_to_get_them(tmp_path):
 )
 def test_a_broken_msvd_file_names_the_question(tmp_path, content, message):
     (tmp_path / "qa_val.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=rf"qa_val.json, question '0': .*{message.rpartition(': ')[2]}"):
+    with pytest.raises(UserError, match=rf"qa_val.json:1, question '0': .*{message.rpartition(': ')[2]}"):
         build_manifest(load_card("msvd_qa"), annotations=tmp_path, videos=None)
 
 
@@ -308,8 +319,8 @@ def changed_card(**changes):
             changed_card(frame_rule={"kind": "windows", "num_frames": 3, "index_fps": 10}),
             r"needs history_s and stride_s",
         ),
-        (changed_card(annotations={"format": "jsonl"}), r"annotations: format jsonl needs 'file'"),
-        (changed_card(annotations={"format": "csv", "file": "x"}), r"annotations.format: Input should be 'lvu_json'"),
+        (changed_card(annotations={"format": "jsonl"}), r"annotations.0: format jsonl needs 'file'"),
+        (changed_card(annotations={"format": "csv", "file": "x"}), r"annotations.0.format: Input should be 'lvu_json'"),
         (changed_card(videos={"pattern": "x.mp4"}), r"videos.pattern: must contain \{id\}"),
         (changed_card(expected={"rom": {}}), r"expected.rom is none of the tasks: room, action"),
         (

@@ -24,6 +24,11 @@ def save(checkpoints, step, *, keep=2, value=None, **position):
     checkpoints.save(model, OPTIMIZER, Position(epoch=step, step=step, **position), keep=keep)
 
 
+def told_by_resume(checkpoints):
+    told = []
+    return checkpoints.resume(told.append), told
+
+
 def names(checkpoints):
     return sorted(path.name for path in checkpoints.folder.iterdir() if path.is_dir())
 
@@ -32,7 +37,7 @@ def names(checkpoints):
 
 
 def test_what_is_saved_reads_back_bit_for_bit(checkpoints):
-    position = Position(epoch=2, step=120, val_top1=0.5, val_loss=1.25, target_width=96)
+    position = Position(epoch=2, step=120, val_top1=0.5, val_loss=1.25, target_width=96, stale=3)
     checkpoints.save(MODEL, OPTIMIZER, position, keep=2)
     name = checkpoints.last()
     assert name == "step-00000120"
@@ -91,28 +96,81 @@ def test_what_a_kill_left_half_written_is_never_read_and_goes_with_the_next_save
     assert names(checkpoints) == ["step-00000001", "step-00000003"]
 
 
-def test_a_checkpoint_that_the_index_does_not_name_yet_is_written_again(checkpoints):
-    """A kill between the rename and the index leaves it; resuming reaches the same step once more."""
+def test_a_checkpoint_that_the_index_does_not_name_yet_is_resumed_from(checkpoints):
+    """A kill between the rename and the index leaves it."""
     save(checkpoints, 1, value=1.0)
-    shutil.copytree(checkpoints.folder / "step-00000001", checkpoints.folder / "step-00000002")
-    assert checkpoints.last() == "step-00000001"
+    index = (checkpoints.folder / "index.json").read_bytes()
     save(checkpoints, 2, value=2.0)
-    assert torch.equal(checkpoints.model("step-00000002")["w"], torch.full((2,), 2.0))
+    (checkpoints.folder / "index.json").write_bytes(index)
+    assert checkpoints.last() == "step-00000001"
+    assert told_by_resume(checkpoints) == ("step-00000002", [])
+    assert (checkpoints.last(), checkpoints.best()) == ("step-00000002", "step-00000002")
+
+
+def test_the_same_step_saved_again_replaces_what_was_there(checkpoints):
+    """A run that was stopped before a validation saves at the same step once more after it."""
+    save(checkpoints, 1, value=1.0)
+    save(checkpoints, 1, value=2.0, val_top1=0.5)
+    assert torch.equal(checkpoints.model("step-00000001")["w"], torch.full((2,), 2.0))
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["index.json", "step-00000001"]
+
+
+# --- going back to the newest one that is whole
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "checksums.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_newest_one_is_passed_over_with_one_line_and_kept_aside(checkpoints, file, damage):
+    for step in (1, 2):
+        save(checkpoints, step, value=float(step))
+    path = checkpoints.folder / "step-00000002" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    name, told = told_by_resume(checkpoints)
+    assert name == "step-00000001"
+    assert len(told) == 1
+    assert "Going back to the checkpoint before it" in told[0]
+    assert str(checkpoints.folder / "step-00000002") in told[0]
+    assert (checkpoints.last(), checkpoints.best()) == ("step-00000001", "step-00000001")
+    assert names(checkpoints) == ["damaged-step-00000002", "step-00000001"]
+
+
+def test_without_a_whole_one_there_is_nothing_to_resume_from(checkpoints):
+    assert told_by_resume(checkpoints) == (None, [])
+    save(checkpoints, 1)
+    (checkpoints.folder / "step-00000001" / "model.safetensors").unlink()
+    name, told = told_by_resume(checkpoints)
+    assert (name, len(told)) == (None, 1)
+
+
+def test_going_back_finds_what_was_the_best_then(checkpoints):
+    save(checkpoints, 1, val_top1=0.5)
+    save(checkpoints, 2, best_step=1)
+    save(checkpoints, 3, val_top1=0.9)
+    assert checkpoints.best() == "step-00000003"
+    (checkpoints.folder / "step-00000003" / "model.safetensors").write_bytes(b"")
+    assert told_by_resume(checkpoints)[0] == "step-00000002"
+    assert checkpoints.best() == "step-00000001"
 
 
 # --- newest, best, and what is removed
 
 
 def test_the_best_and_the_newest_stay_and_the_others_go(checkpoints):
-    for step, top1 in enumerate([0.2, 0.8, 0.3, 0.4, 0.5], start=1):
-        save(checkpoints, step, keep=2, val_top1=top1, val_loss=1.0)
+    for step, best_step in enumerate([None, None, 2, 2, 2], start=1):
+        save(checkpoints, step, keep=2, best_step=best_step)
     assert names(checkpoints) == ["step-00000002", "step-00000004", "step-00000005"]
     assert (checkpoints.best(), checkpoints.last()) == ("step-00000002", "step-00000005")
 
 
 def test_the_best_is_not_kept_twice(checkpoints):
-    for step, top1 in enumerate([0.1, 0.2, 0.3], start=1):
-        save(checkpoints, step, keep=1, val_top1=top1, val_loss=1.0)
+    for step in (1, 2, 3):
+        save(checkpoints, step, keep=1)
     assert names(checkpoints) == ["step-00000003"]
 
 
@@ -128,10 +186,18 @@ def test_the_best_is_not_kept_twice(checkpoints):
         ({}, {}, 2),  # without validation the last one counts
     ],
 )
-def test_the_best_is_chosen_by_accuracy_then_loss_then_age(checkpoints, first, second, best):
-    save(checkpoints, 1, **first)
-    save(checkpoints, 2, **second)
-    assert checkpoints.best() == f"step-{best:08d}"
+def test_the_best_is_chosen_by_accuracy_then_loss_then_age(first, second, best):
+    one, two = Position(1, 1, **first), Position(2, 2, **second)
+    assert (two.better_than(one), one.better_than(two)) == (best == 2, best == 1)
+
+
+def test_by_loss_the_loss_comes_first_and_one_that_is_no_number_is_the_worst():
+    low, high = Position(1, 1, val_top1=0.5, val_loss=1.0), Position(2, 2, val_top1=0.6, val_loss=2.0)
+    assert low.better_than(high, "loss")
+    assert high.better_than(low, "accuracy")
+    broken = Position(3, 3, val_top1=0.6, val_loss=float("nan"))
+    assert low.better_than(broken, "loss")
+    assert not broken.better_than(high, "accuracy")
 
 
 # --- optimizer state
@@ -209,7 +275,7 @@ def test_a_damaged_file_is_one_error_that_names_it(checkpoints, file, read, left
         read(checkpoints, "step-00000001")
     said = str(caught.value)
     assert said.startswith(f"{path}: checkpoint file cannot be read: ")
-    assert said.endswith("Use another checkpoint or train anew")
+    assert said.endswith("`pipeline train --resume` goes back to the one before it")
     assert "\n" not in said
 
 

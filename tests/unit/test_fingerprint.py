@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from stages.cache.commit import Directory
-from stages.cache.fingerprint import Fingerprint, load_fingerprint, save_fingerprint
+from stages.cache.files import Directory
+from stages.cache.fingerprint import FILE_NAME, Fingerprint, fingerprint_content, load_fingerprint
 from stages.errors import UserError
 
 FIELDS = {"encoder": "eva-g", "layer": 38, "scale": 0.18215, "crop": False, "pooling": None, "storage": "float16"}
@@ -13,7 +13,7 @@ FIELDS = {"encoder": "eva-g", "layer": 38, "scale": 0.18215, "crop": False, "poo
 
 @pytest.fixture
 def cache(tmp_path):
-    save_fingerprint(tmp_path, Fingerprint(fields=FIELDS))
+    (tmp_path / FILE_NAME).write_bytes(fingerprint_content(Fingerprint(fields=FIELDS)))
     return tmp_path
 
 

@@ -36,6 +36,14 @@ def test_overlapping_samples_share_their_frames_and_idle_videos_are_left_out():
     assert (plan.num_videos, plan.num_frames) == (2, 9)
 
 
+def test_a_training_sample_with_jitter_brings_all_its_frames():
+    videos = {"v1": Video(id="v1", path="v1.mp4", duration_s=60.0)}
+    still = window("a", "v1", 0.0, 4.0, 5)
+    drawn = still.model_copy(update={"id": "b", "start_s": 3.5, "end_s": 4.2, "jitter": True})
+    plan = plan_frames(Manifest("mine", videos, (still, drawn)))
+    assert plan.times_s["v1"].tolist() == [0, 1, 2, 3, 3.5, 3.6, 3.7, 3.8, 3.9, 4, 4.1, 4.2]
+
+
 @pytest.mark.skipif(not LVU.is_dir(), reason="the LVU annotations are not here")
 def test_lvu_needs_exactly_the_published_number_of_distinct_frames():
     plan = plan_frames(build_manifest(load_card("lvu"), annotations=LVU, videos=None))

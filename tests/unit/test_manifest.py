@@ -1,6 +1,7 @@
 """Manifests: frame times, selection, and files whose every mistake is named with its line."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -68,6 +69,62 @@ def test_explicit_times_are_kept_as_given():
     assert times.dtype == np.float64
 
 
+def clip(indexed_frames, *, name="qa:train_0000000", num_frames=20, jitter=True):
+    """A sample over the whole of a clip with so many frames at 10 a second."""
+    span = {"start_s": 0.0, "end_s": (indexed_frames - 1) / 10, "num_frames": num_frames}
+    return sample(id=name, jitter=jitter, **span)
+
+
+@pytest.mark.parametrize("indexed_frames", [19, 20, 21, 72, 102, 482])
+def test_training_draws_one_frame_from_each_segment(indexed_frames):
+    """Against MA-LMM's own loop over segments (msvd_vqa_datasets.py)."""
+    bounds = np.linspace(0, indexed_frames, 21, dtype=int)
+    drawn = np.array([clip(indexed_frames).training_times_s(0, epoch) for epoch in range(200)])
+    indices = np.rint(drawn * 10).astype(int)
+    assert np.array_equal(indices / 10, drawn)
+    for segment, (start, end) in enumerate(pairwise(bounds)):
+        allowed = {start} if start == end else set(range(start, end))
+        # 200 draws of at most 25 values: each is missed with probability 25 * (24 / 25) ** 200 = 0.7 %
+        assert set(indices[:, segment]) <= allowed
+        assert len(set(indices[:, segment])) > len(allowed) / 2
+
+
+def test_a_draw_depends_on_seed_epoch_and_sample_alone():
+    one = clip(72).training_times_s(1, 2)
+    assert np.array_equal(one, clip(72).training_times_s(1, 2))
+    for other in (
+        clip(72).training_times_s(1, 3),
+        clip(72).training_times_s(2, 2),
+        clip(72, name="b").training_times_s(1, 2),
+    ):
+        assert not np.array_equal(one, other)
+    # a fixed draw, so that runs of different versions and machines see the same frames
+    assert (one[:5] * 10).round().astype(int).tolist() == [1, 6, 9, 13, 15]
+
+
+def test_the_plan_holds_the_frames_of_evaluation_and_all_that_training_can_draw():
+    for indexed_frames in (5, 20, 72):
+        planned = clip(indexed_frames).planned_times_s()
+        assert np.array_equal(planned, np.arange(indexed_frames) / 10)
+        assert np.isin(clip(indexed_frames).frame_times_s(), planned).all()
+        assert np.isin(clip(indexed_frames).training_times_s(5, 6), planned).all()
+
+
+def test_without_jitter_training_sees_the_frames_of_evaluation():
+    still = clip(72, jitter=False)
+    assert np.array_equal(still.training_times_s(1, 2), still.frame_times_s())
+    assert np.array_equal(still.planned_times_s(), still.frame_times_s())
+    short = clip(9, jitter=False)
+    assert np.array_equal(short.planned_times_s(), np.arange(9) / 10), "repeated frames are cached once"
+
+
+def test_a_part_of_a_video_is_drawn_from_where_it_starts():
+    part = sample(start_s=2.0, end_s=5.9, num_frames=4, jitter=True)
+    drawn = np.array([part.training_times_s(0, epoch) for epoch in range(100)])
+    assert (drawn >= [2.0, 3.0, 4.0, 5.0]).all()
+    assert (drawn <= [2.95, 3.95, 4.95, 5.95]).all()
+
+
 def test_the_prompt_wraps_the_bare_question():
     assert sample(question="why?", prompt="Question: {} Short answer:").prompt_text == "Question: why? Short answer:"
     assert sample(question="why {x}?").prompt_text == "why {x}?"
@@ -81,7 +138,9 @@ def manifest():
         sample(id="year:v1_0", task="year", answer="3", candidates=None),
         sample(id="scene:v2_0", video="v2", split="test"),
     )
-    return Manifest("mine", {"v1": Video.model_validate(VIDEO), "v2": second}, samples, {"val": "/data/val.json"})
+    videos = {"v1": Video.model_validate(VIDEO), "v2": second}
+    notes = ({"val": "/data/val.json"}, {"v3": "no duration"}, {"train": "jsonl"})
+    return Manifest("mine", videos, samples, *notes)
 
 
 def test_selection_keeps_only_the_videos_in_use(manifest):
@@ -145,6 +204,11 @@ def without(record, key):
         ([VIDEO], [SAMPLE | {"start_s": 100.0}], "samples.jsonl:1: end_s 99.0 lies before start_s 100.0"),
         ([VIDEO], [without(SAMPLE, "end_s")], "samples.jsonl:1: give either start_s, end_s, num_frames and index_fps"),
         ([VIDEO], [SAMPLE | {"times_s": [1.0]}], "samples.jsonl:1: give either start_s, end_s, num_frames"),
+        (
+            [VIDEO],
+            [without(without(SAMPLE, "start_s"), "end_s") | {"jitter": True}],
+            "samples.jsonl:1: give either start_s, end_s, num_frames and index_fps, or times_s alone",
+        ),
         ([VIDEO], [SAMPLE | {"prompt": "no hole"}], "samples.jsonl:1: prompt 'no hole' has no '{}'"),
         ([VIDEO], [SAMPLE | {"num_frames": 0}], "samples.jsonl:1: num_frames: Input should be greater than or equal"),
         ([VIDEO], [SAMPLE | {"task": "a/b"}], "samples.jsonl:1: task: task cannot be used as a name"),
@@ -155,6 +219,12 @@ def test_every_mistake_is_one_line_with_file_and_line_number(tmp_path, videos, s
     line = error_of(tmp_path)
     assert message in line
     assert line.startswith(str(tmp_path))
+
+
+def test_explicit_times_have_no_jitter(tmp_path):
+    bare = {key: value for key, value in SAMPLE.items() if key not in ("start_s", "end_s", "num_frames", "index_fps")}
+    write(tmp_path, [VIDEO], [bare | {"times_s": [1.0], "jitter": True}])
+    assert "samples.jsonl:1: jitter needs start_s, end_s, num_frames and index_fps" in error_of(tmp_path)
 
 
 def test_unsorted_times_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import zarr
 
 from stages.cache import CacheWriteError, FeatureCache, Fingerprint, storage_type, widen
 from stages.manifest import Sample
-from stages.windows import WindowDataset
+from stages.windows import WindowDataset, widened
 
 # Of 8 channels the first is an outlier, as vision transformers have them: 200 times the others.
 CHANNELS = np.array([200.0, *[1.0] * 6, 0.01])
@@ -200,6 +200,7 @@ def test_stage_2_gets_numbers_in_a_type_that_torch_computes_with(tmp_path, stora
     write(cache, np.arange(6), features)
     sample = Sample(id="s", video="v", task="scene", question="?", answer="a", split="train", times_s=(1.0, 4.0))
     window = WindowDataset(cache, [sample], tolerance_s=0.0, with_targets=True)[0]
-    assert window.features.dtype == torch.bfloat16
-    torch.testing.assert_close(window.features.float(), torch.from_numpy(features[[1, 4]]), rtol=0.01, atol=1.0)
+    features_of_window = widened(window.features[None], None if window.scales is None else window.scales[None])[0]
+    assert features_of_window.dtype == torch.bfloat16
+    torch.testing.assert_close(features_of_window.float(), torch.from_numpy(features[[1, 4]]), rtol=0.01, atol=1.0)
     assert window.targets[:, 0].tolist() == [1.0, 4.0]

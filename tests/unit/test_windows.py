@@ -9,9 +9,11 @@ import torch
 from pipeline.config import resolve
 from stages.cache import FeatureCache, Fingerprint, MissingFramesError
 from stages.errors import UserError
+from stages.feed import feed
 from stages.manifest import Sample
+from stages.order import NEAR_BATCHES, EpochOrder
 from stages.tokens import Tokenizers
-from stages.windows import EpochOrder, WindowDataset, feed
+from stages.windows import Drawn, WindowDataset, widened
 
 
 def sample(index, *, num_frames=4, start_s=0.0):
@@ -98,6 +100,48 @@ def test_fewer_samples_than_a_batch_make_one_small_batch():
     assert [sorted(batch) for batch in order.batches(0)] == [[0, 1, 2]]
 
 
+VIDEOS = [f"v{index % 30}" for index in range(150)]  # five samples each
+
+
+def near(seed=3):
+    return EpochOrder(len(VIDEOS), 4, seed, near=VIDEOS)
+
+
+def test_near_order_keeps_a_videos_samples_within_a_block_and_out_of_the_same_batch():
+    first_batch, spread, together = {}, [], 0
+    for number, batch in enumerate(near().batches(0)):
+        videos = [VIDEOS[index] for index in batch]
+        together += len(videos) - len(set(videos))
+        for video in videos:
+            first_batch.setdefault(video, number)
+            spread.append(number - first_batch[video])
+    # A video may begin in one block and end in the next.
+    assert max(spread) < 2 * NEAR_BATCHES
+    assert together == 0
+    plain = [VIDEOS[index] for batch in EpochOrder(len(VIDEOS), 4, 3).batches(0) for index in batch]
+    assert (
+        max(len(plain) - 1 - plain[::-1].index(video) - plain.index(video) for video in set(plain)) > 8 * NEAR_BATCHES
+    )
+
+
+def test_near_order_serves_every_sample_once_and_each_epoch_anew():
+    drawn = list(chain.from_iterable(near().batches(0)))
+    assert len(drawn) == len(set(drawn)) == 148
+    assert near().batches(1) == near().batches(1) != near().batches(0) != near(seed=4).batches(0)
+
+
+def test_near_order_favours_no_place_in_the_epoch():
+    """Over many epochs every sample's mean place is the middle: 37 batches, so 18."""
+    places = np.zeros(len(VIDEOS))
+    counts = np.zeros(len(VIDEOS))
+    for epoch in range(300):
+        for number, batch in enumerate(near().batches(epoch)):
+            places[batch] += number
+            counts[batch] += 1
+    deviation = 10.7 / np.sqrt(300)  # of the mean of a uniform place
+    assert np.abs(places / counts - 18).max() < 5 * deviation
+
+
 # --- windows and batches
 
 
@@ -106,6 +150,68 @@ def test_a_window_holds_the_frames_that_its_sample_names(cache):
     assert window.features.dtype == torch.float16
     assert window.features[:, 0, 0].tolist() == [203, 204, 205, 206]
     assert window.targets[:, 0].tolist() == [-203, -204, -205, -206]
+
+
+def test_a_drawn_sample_shows_the_frames_of_its_epoch(cache):
+    jittered = Sample(**{**sample(2, num_frames=2).model_dump(), "end_s": 0.3, "jitter": True, "id": "scene:5"})
+    dataset = WindowDataset(cache, [jittered], tolerance_s=8.0, with_targets=False)
+    asked = [jittered.training_times_s(1, epoch) for epoch in range(4)]
+    assert len({tuple(times) for times in asked}) > 1
+    seen = [dataset[Drawn(0, 1, epoch)].features for epoch in range(4)]
+    plain = dataset[0].features
+    expected = [cache.read("v2", times, tolerance_s=8.0).features for times in asked]
+    assert all(np.array_equal(window.numpy(), frames) for window, frames in zip(seen, expected, strict=True))
+    assert np.array_equal(plain.numpy(), cache.read("v2", jittered.frame_times_s(), tolerance_s=8.0).features)
+
+
+@pytest.fixture(scope="module", params=["float16", "float32", "bfloat16", "int8"])
+def stored(request, tmp_path_factory):
+    """A cache of one video in a storage type, channels of very different size."""
+    folder = tmp_path_factory.mktemp(request.param)
+    made = FeatureCache.create_or_open(folder, Fingerprint(fields={"storage": request.param}))
+    random = np.random.default_rng(0)
+    features = random.standard_normal((8, 2, 3)).astype(np.float32) * [100, 1, 0.01]
+    targets = np.zeros((8, 5), np.float32)
+    for video in range(3):
+        made.write_video(
+            f"v{video}", times_s=np.arange(8.0), features=(features * (video + 1)).astype(np.float32), targets=targets
+        )
+    return made
+
+
+def test_features_travel_as_stored_and_are_widened_to_what_the_cache_reads(stored, tokenizers):
+    samples = [sample(index) for index in range(3)]
+    kind = stored.fingerprint.fields["storage"]
+    # The one with scales also takes the way through a worker's shared memory.
+    (batch,) = feed(windows(stored, samples), [[2, 0, 1]], tokenizers, workers=int(kind == "int8"))
+    assert batch.stored.features.dtype == getattr(torch, kind)
+    assert (batch.scales is not None) == (kind == "int8")
+    for row, index in enumerate([2, 0, 1]):
+        read = torch.from_numpy(stored.read(f"v{index}", samples[index].frame_times_s()).features)
+        read = read.view(torch.bfloat16) if read.dtype == torch.uint16 else read
+        assert torch.equal(batch.on(torch.device("cpu")).features[row], read)
+
+
+def test_widening_leaves_floats_alone():
+    features = torch.randn(1, 2, 3, 4)
+    assert widened(features, None) is features
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+def test_a_batch_is_pinned_as_a_whole(cache, tokenizers):
+    (batch,) = feed(windows(cache, [sample(0)]), [[0]], tokenizers, workers=0)
+    assert batch.stored.features.is_pinned()
+    assert batch.stored.question.ids.is_pinned()
+
+
+def test_pinning_reaches_every_tensor(cache, tokenizers):
+    """What `pin_memory` does to each, with another change in place of the one that needs a GPU."""
+    from stages.device import each_tensor
+
+    (batch,) = feed(windows(cache, [sample(0)]), [[0]], tokenizers, workers=0)
+    seen = []
+    each_tensor(batch, lambda tensor: seen.append(tensor.shape) or tensor)
+    assert len(seen) == 2 + 2 + 3
 
 
 def test_targets_are_left_out_unless_asked_for(cache):

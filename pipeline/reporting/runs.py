@@ -1,62 +1,29 @@
 """What a run's folder says about the run: settings, stamp, numbers over time, scores and predictions."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import PipelineConfig
+from pipeline.results import EvaluationRecord, read_predictions, result_path
 from pipeline.run_folder import CONFIG, RunFolder
 from stages.card_schema import Card
 from stages.cards import load_card
 from stages.errors import UserError
+from stages.leakage import leakage_sentence
 from stages.manifest import Split
-from stages.records import parse_record, read_json_lines, read_text
+from stages.records import parse_record, read_text
+from stages.scoring import METHODS, Method, Prediction, TaskScore
 
 SPLIT_ORDER: tuple[Split, ...] = ("test", "val", "train")
 """The split that results are reported on stands first."""
-# A confusion matrix of open answers shows so many of the most frequent ones.
-_SHOWN_ANSWERS = 12
 # So many of the videos left out are named at the top; the stamp further down has them all.
 _NAMED_VIDEOS = 10
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ScoreRow(_Row):
-    """One task of a metrics file, see `stages.evaluate.TaskScore`."""
-
-    split: Split
-    n: int
-    correct: int
-    top1: float
-    top5: float
-    ci95: tuple[float, float]
-    floor: float
-
-    @property
-    def beats_floor(self) -> bool:
-        """Whether the whole interval lies above the majority floor."""
-        return self.ci95[0] > self.floor
-
-
-class PredictionRow(_Row):
-    """One line of a predictions file, see `stages.evaluate.Prediction`."""
-
-    sample: str
-    video: str
-    task: str
-    question: str
-    gold: str
-    answers: tuple[str, ...] = Field(min_length=1)
-    log_probability: tuple[float, ...] = Field(min_length=1)
-    correct: bool
 
 
 class LogRow(BaseModel):
@@ -107,11 +74,13 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results on one split; scores by task."""
+    """The results of one way of answering one split; scores by task, and the record of how they were made."""
 
     split: Split
-    scores: dict[str, ScoreRow]
-    predictions: list[PredictionRow]
+    method: Method
+    scores: dict[str, TaskScore]
+    predictions: list[Prediction]
+    record: EvaluationRecord
 
 
 @dataclass(frozen=True)
@@ -125,7 +94,7 @@ class RunData:
         config_text: the same, as the file has them.
         stamp: cache fingerprint, counts, versions.
         log: numbers over time.
-        evaluations: by split, the reported one first; empty before the first evaluation.
+        evaluations: the reported split first, of a split beam search first; empty before the first evaluation.
         card: its data set's card; None if it is not on this machine.
     """
 
@@ -135,8 +104,12 @@ class RunData:
     config_text: str
     stamp: Mapping[str, Any]
     log: TrainingLog
-    evaluations: dict[Split, Evaluation]
+    evaluations: tuple[Evaluation, ...]
     card: Card | None
+
+    def evaluation(self, split: Split, method: Method) -> Evaluation | None:
+        """The results of this way of answering this split; None if there are none."""
+        return next((one for one in self.evaluations if (one.split, one.method) == (split, method)), None)
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunData]:
@@ -171,7 +144,7 @@ def _read_run(path: Path, name: str) -> RunData:
 
 
 def _read_log(run: Path) -> TrainingLog:
-    # torch is loaded by these two modules; nothing before this line needs it.
+    # torch is loaded by this module; nothing else here needs it.
     from stages.metric_log import FILE
 
     path = run / FILE
@@ -189,72 +162,30 @@ def _log_row(line: str, where: str) -> LogRow:
         raise UserError("not a row of the metric log", where=where, received=line[:80]) from error
 
 
-def _read_evaluations(folder: RunFolder) -> dict[Split, Evaluation]:
-    from pipeline.commands.evaluate import file_name
-
-    found: dict[Split, Evaluation] = {}
-    for split in SPLIT_ORDER:
-        metrics, predictions = (
-            folder.path / file_name(*parts) for parts in (("metrics", split, "json"), ("predictions", split, "jsonl"))
+def _read_evaluations(folder: RunFolder) -> tuple[Evaluation, ...]:
+    """Those that have metrics, which are written last."""
+    found = []
+    for split, method in product(SPLIT_ORDER, METHODS):
+        metrics, predictions, record = (
+            result_path(folder.path, stem, split, method, suffix)
+            for stem, suffix in (("metrics", "json"), ("predictions", "jsonl"), ("evaluation", "json"))
         )
-        if not metrics.is_file():
-            continue
-        scores = {
-            task: parse_record(ScoreRow, entry, f"{metrics}, task {task!r}")
-            for task, entry in folder.read_json(metrics.name).items()
-        }
-        lines = read_json_lines(predictions) if predictions.is_file() else ()
-        rows = [parse_record(PredictionRow, entry, where) for where, entry in lines]
-        found[split] = Evaluation(split, scores, rows)
-    return found
+        if metrics.is_file():
+            scores = {
+                task: parse_record(TaskScore, entry, f"{metrics}, task {task!r}")
+                for task, entry in folder.read_json(metrics.name).items()
+            }
+            how = parse_record(EvaluationRecord, folder.read_json(record.name), str(record))
+            found.append(Evaluation(split, method, scores, read_predictions(predictions), how))
+    return tuple(found)
 
 
 def _card_of(config: PipelineConfig) -> Card | None:
     try:
         return load_card(config.data.dataset)
     except UserError:
-        # A card of the user's own may have moved since; the report then goes by the answers that occur.
+        # A card of the user's own may have moved since; the report then goes without what only the card says.
         return None
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """How often each right answer (row) met each given answer (column); the last column is every other text."""
-
-    task: str
-    labels: tuple[str, ...]
-    other: str
-    counts: tuple[tuple[int, ...], ...]
-    num_hidden: int
-
-
-def confusions(run: RunData, evaluation: Evaluation) -> list[Confusion]:
-    """One matrix for each task of an evaluation that has predictions."""
-    by_task: dict[str, list[PredictionRow]] = {}
-    for row in evaluation.predictions:
-        by_task.setdefault(row.task, []).append(row)
-    return [_confusion(run.card, task, rows) for task, rows in by_task.items()]
-
-
-def _confusion(card: Card | None, task: str, rows: Sequence[PredictionRow]) -> Confusion:
-    known = card.tasks[task].labels if card is not None and task in card.tasks else None
-    golds = [gold for gold, _ in Counter(row.gold for row in rows).most_common()]
-    labels = tuple(dict.fromkeys([*known, *golds])) if known is not None else tuple(golds[:_SHOWN_ANSWERS])
-    column = {label: index for index, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels) + 1), dtype=int)
-    for row in rows:
-        if row.gold in column:
-            counts[column[row.gold], column.get(row.answers[0], len(labels))] += 1
-    other = "another answer" if known is None else "no label"
-    return Confusion(
-        task, labels, other, tuple(map(tuple, counts.tolist())), len(golds) - len(set(golds) & set(labels))
-    )
-
-
-def confident_mistakes(predictions: Sequence[PredictionRow], most: int) -> list[PredictionRow]:
-    """The wrong predictions whose best beam the model was surest of, surest first."""
-    wrong = [row for row in predictions if not row.correct]
-    return sorted(wrong, key=lambda row: row.log_probability[0], reverse=True)[:most]
 
 
 def shortfalls(run: RunData) -> list[str]:
@@ -264,23 +195,27 @@ def shortfalls(run: RunData) -> list[str]:
     if missing:
         named = ", ".join(missing[:_NAMED_VIDEOS]) + (", ..." if len(missing) > _NAMED_VIDEOS else "")
         lines.append(f"trained on a partial set: {len(missing)} videos failed extraction and are left out ({named})")
+    if left_out := run.stamp.get("videos_left_out"):
+        lines.append(f"trained on a partial set: {len(left_out)} annotated videos have no known length and no samples")
+    if leaks := run.stamp.get("leaks"):
+        lines.append(leakage_sentence(leaks))
     tasks = [run.config.data.task] if run.config.data.task != "all" else list(run.card.tasks if run.card else ())
     fewer = []
     for split, used in (run.stamp.get("samples") or {}).items():
-        counts = [_published(run.card, task, split) for task in tasks]
+        counts = [published_samples(run.card, task, split) for task in tasks]
         if all(counts) and 0 < used < sum(counts):
             fewer.append(f"{used} of {sum(counts)} {split} samples")
     if fewer:
         lines.append(f"trained with fewer samples than are published: {', '.join(fewer)}")
-    for split, evaluation in run.evaluations.items():
-        counted = [(task, score.n, _published(run.card, task, split)) for task, score in evaluation.scores.items()]
+    for one in run.evaluations:
+        counted = [(task, score.n, published_samples(run.card, task, one.split)) for task, score in one.scores.items()]
         fewer = [f"{task} {scored} of {published}" for task, scored, published in counted if scored < published]
         if fewer:
-            lines.append(f"scored on fewer {split} samples than are published: {', '.join(fewer)}")
-    return lines
+            lines.append(f"scored on fewer {one.split} samples than are published: {', '.join(fewer)}")
+    return list(dict.fromkeys(lines))
 
 
-def _published(card: Card | None, task: str, split: str) -> int:
+def published_samples(card: Card | None, task: str, split: str) -> int:
     """Samples that the card promises; 0 if it promises none."""
     counts = {} if card is None else {str(name): entry for name, entry in card.expected.get(task, {}).items()}
     return counts[split].samples if split in counts else 0

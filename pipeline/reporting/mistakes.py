@@ -1,0 +1,68 @@
+"""Which wrong answers are shown: those that the model was surest of, and those farthest from the right answer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from stages.scoring import Prediction
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer and, in words, where the right one stood."""
+
+    row: Prediction
+    right_stood: str
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The wrong answers shown; `num_wrong` counts all, in `num_videos` videos."""
+
+    confident: list[Mistake]
+    hardest: list[Mistake]
+    num_wrong: int
+    num_videos: int
+
+
+def choose_mistakes(predictions: Sequence[Prediction], most: int = _SHOWN) -> Mistakes:
+    """Choose at most `most` of each kind, one for each task of a video, none twice.
+
+    The confident ones have the highest log-probability of their best answer. The hardest have the right answer not
+    among those returned, or else farthest behind the best one in log-probability.
+    """
+    wrong = [row for row in predictions if not row.correct]
+    confident = _first_of_each_video(wrong, lambda row: row.log_probability[0], most)
+    shown = {(row.task, row.video) for row in confident}
+    others = [row for row in wrong if (row.task, row.video) not in shown]
+    hardest = _first_of_each_video(others, _distance, most)
+    return Mistakes(
+        [Mistake(row, _right_stood(row)) for row in confident],
+        [Mistake(row, _right_stood(row)) for row in hardest],
+        len(wrong),
+        len({row.video for row in wrong}),
+    )
+
+
+def _first_of_each_video(
+    rows: Sequence[Prediction], key: Callable[[Prediction], object], most: int
+) -> list[Prediction]:
+    found: dict[tuple[str, str], Prediction] = {}
+    for row in sorted(rows, key=key, reverse=True):  # type: ignore[arg-type]  # both keys are ordered
+        found.setdefault((row.task, row.video), row)
+    return list(found.values())[:most]
+
+
+def _distance(row: Prediction) -> tuple[bool, float]:
+    """Whether the right answer was not returned, and how far behind the best one it was at least."""
+    place = row.answers.index(row.gold) if row.gold in row.answers else None
+    behind = row.log_probability[0] - row.log_probability[-1 if place is None else place]
+    return place is None, behind
+
+
+def _right_stood(row: Prediction) -> str:
+    if row.gold not in row.answers:
+        return f"not among the {len(row.answers)} answers returned"
+    place = row.answers.index(row.gold)
+    return f"number {place + 1}, {row.log_probability[0] - row.log_probability[place]:.2f} behind in log-probability"

@@ -1,0 +1,246 @@
+"""The project's measured rows beside the paper's tables: every cell says where its number is from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from statistics import fmean
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from pipeline.reporting.paper_rules import deviations, misfits, obstacles
+from pipeline.reporting.runs import RunData
+from stages.scoring import TaskScore
+
+State = Literal["measured", "paper", "not run", "not given"]
+"""Measured here, printed in the paper, not run here, or not printed in the paper."""
+_TABLES = "paper_tables.yaml"
+# So many fit on a terminal of 80 columns.
+_COLUMNS_AT_ONCE = 4
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(_Part):
+    """What is measured: a task's accuracy, the recall of its class `label`, or the `mean` of the columns before it."""
+
+    title: str
+    task: str | None = None
+    label: str | None = None
+    mean: bool = False
+
+
+class Row(_Part):
+    """One model; `settings` on top of the paper's preset make it, None where this project cannot measure it."""
+
+    label: str
+    paper: tuple[float | None, ...]
+    settings: dict[str, Any] | None = None
+
+
+class PublishedTable(_Part):
+    """One table or figure of the paper, in percent."""
+
+    id: str
+    title: str
+    dataset: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = Field(default=())
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one run measured for a cell: `correct` of `n` samples, and in percent with the Wilson interval."""
+
+    run: str
+    percent: float
+    correct: int
+    n: int
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a line; `percent` is None unless it is measured or printed, and the mean of several runs."""
+
+    state: State
+    percent: float | None = None
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table, the paper's or the project's own."""
+
+    label: str
+    source: Literal["paper", "this project"]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table laid out: the columns' titles, and the paper's lines with the project's below."""
+
+    id: str
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def measured(self) -> list[tuple[Line, str, Cell]]:
+        """The cells that runs measured, each with its line and its column's title."""
+        return [
+            (line, column, cell)
+            for line in self.lines
+            for column, cell in zip(self.columns, line.cells, strict=True)
+            if cell.measurements
+        ]
+
+
+@dataclass(frozen=True)
+class PaperSection:
+    """All tables; `left_out` says for each run that fills no cell why, `remarks` what differs in those that do."""
+
+    tables: tuple[PaperTable, ...]
+    left_out: dict[str, tuple[str, ...]]
+    remarks: dict[str, tuple[str, ...]]
+
+
+def published_tables() -> tuple[PublishedTable, ...]:
+    """The paper's numbers."""
+    text = resources.files("pipeline.reporting").joinpath(_TABLES).read_text("utf-8")
+    return TypeAdapter(tuple[PublishedTable, ...]).validate_python(yaml.safe_load(text))
+
+
+def lay_out(runs: Sequence[RunData]) -> PaperSection:
+    """Put the runs that may stand there into the paper's tables, and say why the others may not."""
+    tables = published_tables()
+    blocked = {run.name: obstacles(run, {table.dataset for table in tables}) for run in runs}
+    able = [run for run in runs if not blocked[run.name]]
+    laid = tuple(_lay_out(table, able) for table in tables)
+    used = {one.run for table in laid for line in table.lines for cell in line.cells for one in cell.measurements}
+    for run in able:
+        if run.name not in used:
+            blocked[run.name] = _nearest_misfits(run, tables)
+    remarks = {run.name: deviations(run) for run in able if run.name in used}
+    return PaperSection(
+        laid,
+        {name: reasons for name, reasons in blocked.items() if reasons},
+        {name: lines for name, lines in remarks.items() if lines},
+    )
+
+
+def _lay_out(table: PublishedTable, able: Sequence[RunData]) -> PaperTable:
+    lines = []
+    for row in table.rows:
+        printed = [Cell("not given") if value is None else Cell("paper", value) for value in row.paper]
+        lines.append(Line(row.label, "paper", tuple(printed)))
+        if row.settings is not None:
+            lines.append(Line(row.label, "this project", _measured(table, row.settings, able)))
+    titles = tuple(column.title for column in table.columns)
+    return PaperTable(table.id, table.title, titles, tuple(lines), table.notes)
+
+
+def _measured(table: PublishedTable, settings: Mapping[str, Any], able: Sequence[RunData]) -> tuple[Cell, ...]:
+    fitting = [run for run in able if not misfits(run, table.dataset, settings)]
+    cells: list[Cell] = []
+    for column in table.columns:
+        if column.mean:
+            cells.append(_mean(cells))
+        else:
+            found = [one for run in fitting if (one := _measurement(run, column)) is not None]
+            cells.append(_cell(found))
+    return tuple(cells)
+
+
+def _measurement(run: RunData, column: Column) -> Measurement | None:
+    evaluation = run.evaluation("test", "generate")
+    assert evaluation is not None, "a run without test results has an obstacle"
+    score = evaluation.scores.get(column.task or "")
+    if score is None:
+        return None
+    return _of_task(run.name, score) if column.label is None else _of_class(run.name, score, column.label)
+
+
+def _of_task(run: str, score: TaskScore) -> Measurement:
+    return Measurement(run, 100 * score.top1, score.correct, score.n, _in_percent(score.ci95))
+
+
+def _of_class(run: str, score: TaskScore, label: str) -> Measurement | None:
+    one = next((found for found in score.classes if found.label == label), None)
+    if one is None or one.recall is None or one.ci95 is None:
+        return None
+    return Measurement(run, 100 * one.recall, one.correct, one.n, _in_percent(one.ci95))
+
+
+def _in_percent(interval: tuple[float, float]) -> tuple[float, float]:
+    return 100 * interval[0], 100 * interval[1]
+
+
+def _cell(found: Sequence[Measurement]) -> Cell:
+    if not found:
+        return Cell("not run")
+    return Cell("measured", fmean(one.percent for one in found), tuple(found))
+
+
+def _mean(cells: Sequence[Cell]) -> Cell:
+    """The mean of a line's cells, where all of them are measured."""
+    values = [cell.percent for cell in cells if cell.percent is not None]
+    return Cell("measured", fmean(values)) if len(values) == len(cells) else Cell("not run")
+
+
+def _nearest_misfits(run: RunData, tables: Sequence[PublishedTable]) -> tuple[str, ...]:
+    """What keeps a run out of the row that it is nearest to."""
+    found = [
+        (misfits(run, table.dataset, row.settings), len(row.settings))
+        for table in tables
+        for row in table.rows
+        if row.settings is not None and table.dataset == run.config.data.dataset
+    ]
+    # Of rows that are equally near, the method as the paper has it.
+    return min(found, key=lambda one: (len(one[0]), one[1]))[0]
+
+
+def printed(percent: float) -> str:
+    """A number as the paper prints it: with one decimal, or with two where the second is not 0."""
+    return f"{percent:.2f}".removesuffix("0")
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell in a few words, for a terminal."""
+    if cell.percent is None:
+        return "not run" if cell.state == "not run" else "-"
+    if cell.state == "paper":
+        return printed(cell.percent)
+    several = f" (mean of {len(cell.measurements)})" if len(cell.measurements) > 1 else ""
+    return f"{cell.percent:.1f}{several}"
+
+
+def print_section(
+    section: PaperSection,
+    emit_table: Callable[[str, Sequence[str], Sequence[Sequence[str]]], None],
+    emit_line: Callable[[str], None],
+) -> None:
+    """Print every table, the paper's lines and below them what was measured here, then what is to be said of the runs.
+
+    Args:
+        section: what is printed.
+        emit_table: prints a title, columns and rows.
+        emit_line: prints a line.
+    """
+    for table in section.tables:
+        labels = [line.label if line.source == "paper" else "  measured here" for line in table.lines]
+        for start in range(0, len(table.columns), _COLUMNS_AT_ONCE):
+            part = slice(start, start + _COLUMNS_AT_ONCE)
+            rows = [[label, *map(cell_text, line.cells[part])] for label, line in zip(labels, table.lines, strict=True)]
+            emit_table(f"{table.title}, percent", ["paper", *table.columns[part]], rows)
+    for name, reasons in section.left_out.items():
+        emit_line(f"{name} fills no cell: {'; '.join(reasons)}")
+    for name, lines in section.remarks.items():
+        emit_line(f"{name} differs from the paper's recipe: {'; '.join(lines)}")
+    emit_line("not run: no run given here measured it; -: the paper gives no number; docs/paper-numbers.md says more")

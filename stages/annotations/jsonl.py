@@ -1,0 +1,56 @@
+"""JSON Lines: a user's own data set, one question a line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field, FiniteFloat
+
+from stages.annotations.questions import Question, Source
+from stages.errors import UserError
+from stages.manifest import Record, Split
+from stages.records import nearest_hint, parse_record, read_json_lines
+
+
+class _Line(Record):
+    video: str
+    path: str | None = None
+    duration_s: FiniteFloat = Field(gt=0)
+    start_s: FiniteFloat = Field(default=0.0, ge=0)
+    end_s: FiniteFloat | None = None
+    task: str
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    answer_type: str | None = None
+    split: Split
+
+
+def questions(source: Source, path: Path) -> Iterator[Question]:
+    """Yield one question per line of the file."""
+    tasks = source.card.tasks
+    for where, entry in read_json_lines(path):
+        line = parse_record(_Line, entry, where)
+        if line.task not in tasks:
+            hint = nearest_hint(line.task, tasks)
+            raise UserError("unknown task", where=where, received=line.task, allowed=", ".join(tasks), hint=hint)
+        end_s = line.duration_s if line.end_s is None else line.end_s
+        if not line.start_s < end_s <= line.duration_s:
+            raise UserError(
+                "start_s and end_s do not lie in the video",
+                where=where,
+                received=f"{line.start_s} and {end_s}",
+                allowed=f"0 <= start_s < end_s <= duration_s = {line.duration_s}",
+            )
+        source.add_video(line.video, line.duration_s, where, line.path)
+        yield Question(
+            stem=f"{line.video}_line{where.rpartition(':')[2]}",
+            video=line.video,
+            task=line.task,
+            text=line.question,
+            answer=line.answer,
+            split=line.split,
+            start_s=line.start_s,
+            end_s=end_s,
+            indexed_frames=source.card.frame_rule.indexed_frames(line.duration_s),
+            where=where,
+            answer_type=line.answer_type,
+        )

@@ -1,0 +1,175 @@
+"""Files at a place, the little that a cache needs of them: one protocol, here for a directory of this machine."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol
+
+from stages.atomic import atomic_path, sync_file
+from stages.cache.errors import damaged
+from stages.cache.places import Place
+
+
+class Piece(NamedTuple):
+    """Bytes of a file that are wanted: from `offset` on as many as `target` holds."""
+
+    path: str
+    offset: int
+    target: memoryview
+
+
+class SmallFiles(Protocol):
+    """Records, ledger files and fingerprint of a cache or an export, wherever they lie; "" is the folder at the top."""
+
+    @property
+    def root(self) -> Place:
+        """The cache's place, or the export's directory or file."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in `folder` that do not start with a dot; none when there is no such folder."""
+
+    def content(self, folder: str, name: str) -> bytes | None:
+        """Return a file's bytes, None when there is none."""
+
+    def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
+        """Return what `content` does of several files; at a URL they are fetched side by side."""
+
+
+class Files(SmallFiles, Protocol):
+    """All that is done to files; paths are relative to the root, with `/` between their parts."""
+
+    def read(self, pieces: Sequence[Piece]) -> None:
+        """Fill the pieces' targets; DamagedCacheError when a file is gone or too short."""
+
+    def add_file(self, folder: str, name: str, content: bytes) -> None:
+        """Write a whole file: it appears in one step, and what was there is replaced."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+
+    def remove_tree(self, path: str) -> bool:
+        """Remove a folder and all in it; returns whether it is gone afterwards."""
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, None when there is none."""
+
+    def state(self, path: str) -> object:
+        """Something that changes when a file does; OSError when there is none."""
+
+    def open(self, path: str) -> IO[bytes]:
+        """Open a file to read here and there in it; OSError when there is none."""
+
+    def tree_bytes(self, path: str) -> int:
+        """Bytes of all files in a folder."""
+
+    def idle_s(self, path: str) -> float:
+        """Seconds since anything in a folder changed; infinite when there is nothing."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """`Files` that are just that: files in folders of a file system."""
+
+    root: Path
+
+    def names(self, folder: str) -> list[str]:
+        """See `SmallFiles.names`."""
+        return names_in(self.root / folder)
+
+    def content(self, folder: str, name: str) -> bytes | None:
+        """See `SmallFiles.content`."""
+        try:
+            return (self.root / folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
+        """See `SmallFiles.contents`."""
+        return [self.content(folder, name) for name in names]
+
+    def read(self, pieces: Sequence[Piece]) -> None:
+        """See `Files.read`."""
+        for piece in pieces:
+            read_into(self.root / piece.path, piece.offset, piece.target)
+
+    def add_file(self, folder: str, name: str, content: bytes) -> None:
+        """See `Files.add_file`; it is synced to disk and its folder is made."""
+        with atomic_path(self.root / folder / name) as aside:
+            aside.write_bytes(content)
+            sync_file(aside)
+
+    def remove(self, path: str) -> None:
+        """See `Files.remove`."""
+        (self.root / path).unlink(missing_ok=True)
+
+    def remove_tree(self, path: str) -> bool:
+        """See `Files.remove_tree`."""
+        # Another sweep or the writer itself may be removing it too.
+        shutil.rmtree(self.root / path, ignore_errors=True)
+        return not (self.root / path).exists()
+
+    def size(self, path: str) -> int | None:
+        """See `Files.size`."""
+        file = self.root / path
+        return file.stat().st_size if file.is_file() else None
+
+    def state(self, path: str) -> object:
+        """See `Files.state`."""
+        status = (self.root / path).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def open(self, path: str) -> IO[bytes]:
+        """See `Files.open`."""
+        return (self.root / path).open("rb")
+
+    def tree_bytes(self, path: str) -> int:
+        """See `Files.tree_bytes`."""
+        total = 0
+        for file in (self.root / path).rglob("*"):
+            try:
+                total += file.stat().st_size if file.is_file() else 0
+            except FileNotFoundError:
+                continue  # another sweep was first
+        return total
+
+    def idle_s(self, path: str) -> float:
+        """See `Files.idle_s`."""
+        folder, changes = self.root / path, []
+        for file in [folder, *folder.rglob("*")]:
+            try:
+                changes.append(file.stat().st_mtime)
+            except FileNotFoundError:
+                continue  # moved into place meanwhile
+        return time.time() - max(changes) if changes else float("inf")
+
+
+def read_into(path: Path, offset: int, target: memoryview) -> None:
+    """Fill `target` with a file's bytes from `offset` on.
+
+    One copy, as from a memory map, and as fast; but a file that somebody cuts short meanwhile is an error here and not
+    the end of the process.
+
+    Raises:
+        DamagedCacheError: the file is gone or too short.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            filled = 0
+            while filled < len(target):
+                count = file.readinto(target[filled:])
+                if not count:
+                    raise damaged(path, "this file is cut short")
+                filled += count
+    except FileNotFoundError:
+        raise damaged(path, "this file is gone") from None
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in `folder` that do not start with a dot; none when the folder does not exist yet."""
+    try:
+        return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

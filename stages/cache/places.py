@@ -1,0 +1,60 @@
+"""Where a cache may lie: a directory (an HDF5 export: a file), or a prefix of an object store, named by its URL."""
+
+from pathlib import Path, PurePosixPath
+
+from stages.errors import UserError
+
+_LOCAL = ("file", "local")
+
+
+class CacheUrl(str):
+    """An fsspec URL without secrets, e.g. s3://bucket/prefix; joined with `/` as a path is, handed around as text."""
+
+    __slots__ = ()
+
+    def __truediv__(self, name: str) -> "CacheUrl":
+        return CacheUrl(f"{self}/{name}")
+
+    @property
+    def protocol(self) -> str:
+        """What stands before ://."""
+        return self.partition("://")[0]
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return PurePosixPath(self.partition("://")[2]).name
+
+
+Place = Path | CacheUrl
+
+
+def place_of(named: str | Path) -> Place:
+    """Return where `named` (a path, a file:// URL, or the URL of an object store) is.
+
+    Raises:
+        UserError: a URL that carries a secret (which is not repeated), or one that wraps another.
+    """
+    if isinstance(named, Path | CacheUrl):
+        return named
+    protocol, separator, rest = named.partition("://")
+    if not separator:
+        return Path(named)
+    if protocol in _LOCAL:
+        return Path(rest)
+    authority = rest.partition("/")[0]
+    if "@" in authority or "?" in rest or "#" in rest:
+        raise UserError(
+            f"a {protocol.rpartition(':')[2]}:// address with a user, a password or a query in it is refused, because "
+            "it would be written into run folders and logs",
+            where="--cache",
+            hint="leave it out, and give credentials to fsspec: see docs/cache.md, Caches at a URL",
+        )
+    if "::" in named or ".." in rest.split("/") or not rest.strip("/"):
+        raise UserError(
+            "this is no address of a cache",
+            where="--cache",
+            received=named,
+            allowed="a directory, or protocol://bucket/prefix",
+        )
+    return CacheUrl(f"{protocol}://{rest.rstrip('/')}")

@@ -1,0 +1,122 @@
+"""One extraction at a time into a cache at a URL: an object that says who writes, and that this is not long ago.
+
+An object store locks nothing. The holder writes the object anew every 30 seconds; whoever finds it older than five
+minutes, or finds that its writer was a process of this machine that no longer runs, takes it over. Where the store can
+create an object only if there is none (S3, GCS), two that come at once cannot both get it; elsewhere, and when two take
+over at once, the one that was written last counts, and the other learns so within its first events and stops. Commits
+are whole without any lock. The clocks of the machines are taken to agree within minutes.
+"""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+
+from stages.cache.lock import LOCK, locked_by, told_holder
+from stages.cache.remote_files import RemoteFiles
+from stages.cache.writers import Writer, current_writer
+from stages.errors import UserError
+
+BEAT_S = 30.0
+STALE_AFTER_S = 300.0
+# After a take-over: long enough for another that took over at the same moment to have written its own.
+_SETTLE_S = 1.0
+_LOG = logging.getLogger(__name__)
+
+
+class RemoteLock:
+    """See `lock.CacheLock`."""
+
+    def __init__(self, files: RemoteFiles) -> None:
+        self._files = files
+        self._token = secrets.token_hex(8)
+        self._since = ""
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+        self._lost: str | None = None
+
+    def acquire(self) -> None:
+        """See `CacheLock.acquire`."""
+        self._since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        if not self._files.create_file(LOCK, self._content()):
+            held = self._files.content("", LOCK) or b""
+            if not _is_left_behind(held):
+                raise locked_by(told_holder(held), self._files.root)
+            self._files.add_file("", LOCK, self._content())
+            time.sleep(_SETTLE_S)
+        held = self._files.content("", LOCK) or b""
+        if not self._is_mine(held):
+            raise locked_by(told_holder(held), self._files.root)
+        self._stop.clear()
+        self._beating = threading.Thread(target=self._beat, name="cache-lock", daemon=True)
+        self._beating.start()
+
+    def check(self) -> None:
+        """See `CacheLock.check`."""
+        if self._lost is not None:
+            raise UserError(
+                f"{self._lost} has taken over this cache, because this process was not heard of for a while",
+                where=self._files.root,
+                hint="what is committed stays; wait until the other has ended",
+                exit_code=1,
+            )
+
+    def release(self) -> None:
+        """See `CacheLock.release`."""
+        if self._beating is None:
+            return
+        self._stop.set()
+        self._beating.join()
+        self._beating = None
+        try:
+            if self._lost is None and self._is_mine(self._files.content("", LOCK) or b""):
+                self._files.remove(LOCK)
+        except UserError as error:
+            # The work is done; the next one finds an old lock of a process that has ended.
+            _LOG.warning("the lock could not be removed, it counts for %d s more: %s", STALE_AFTER_S, error)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                held = self._files.content("", LOCK) or b""
+                if not self._is_mine(held):
+                    self._lost = told_holder(held)
+                    return
+                self._files.add_file("", LOCK, self._content())
+            except UserError as error:
+                _LOG.warning("the lock could not be renewed, it is tried again: %s", error)
+
+    def _content(self) -> bytes:
+        told = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": self._since,
+            "token": self._token,
+            "writer": f"{self._token}.{current_writer()}",
+            "heard": time.time(),
+        }
+        return json.dumps(told).encode()
+
+    def _is_mine(self, content: bytes) -> bool:
+        return _read(content).get("token") == self._token
+
+
+def _is_left_behind(content: bytes) -> bool:
+    told = _read(content)
+    writer = Writer.of(str(told.get("writer")))
+    if writer is not None and writer.is_known_dead():
+        return True
+    heard = told.get("heard")
+    return not isinstance(heard, int | float) or time.time() - heard > STALE_AFTER_S
+
+
+def _read(content: bytes) -> dict[str, object]:
+    try:
+        told = json.loads(content)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}

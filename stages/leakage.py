@@ -1,0 +1,69 @@
+"""Videos that several tasks share: one task's training video may be another's test video (FACTS.md A.2)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stages.errors import UserError
+from stages.manifest import Manifest
+
+_HELD_OUT = "test"
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The training videos of all tasks together that are in one task's test split, sorted."""
+
+    task: str
+    videos: tuple[str, ...]
+
+
+def find_leaks(manifest: Manifest, tasks: Sequence[str]) -> tuple[Leak, ...]:
+    """Return, for each of `tasks` that has any, its test videos that training on `tasks` together would show.
+
+    Args:
+        manifest: all splits, as `locations.manifest_of(config)` gives them.
+        tasks: what is trained together; a single one has no leaks unless its own splits overlap.
+    """
+    trained: set[str] = set()
+    tested: defaultdict[str, set[str]] = defaultdict(set)
+    for sample in manifest.samples:
+        if sample.task in tasks and sample.split == "train":
+            trained.add(sample.video)
+        elif sample.task in tasks and sample.split == _HELD_OUT:
+            tested[sample.task].add(sample.video)
+    shared = {task: tuple(sorted(tested[task] & trained)) for task in tasks}
+    return tuple(Leak(task, videos) for task, videos in shared.items() if videos)
+
+
+def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> dict[str, int]:
+    """Refuse to train `tasks` together where that would show test videos, unless `allow`ed.
+
+    Args:
+        manifest: all splits of the tasks.
+        tasks: what is trained together.
+        allow: `data.allow_leakage`.
+
+    Returns:
+        By task, how many of its test videos training shows, for the run's stamp; empty where there are none.
+
+    Raises:
+        UserError: there are some; tasks, split and numbers of videos are named.
+    """
+    leaks = find_leaks(manifest, tasks)
+    if leaks and not allow:
+        every = {video for leak in leaks for video in leak.videos}
+        named = ", ".join(f"{leak.task} {len(leak.videos)}" for leak in leaks)
+        raise UserError(
+            f"training on {len(tasks)} tasks together would show {len(every)} videos that are in another task's "
+            f"{_HELD_OUT} split ({named})",
+            where=f"data set {manifest.dataset!r}",
+            hint="train one task at a time (--task), or set data.allow_leakage=true, and the run and its report say so",
+        )
+    return {leak.task: len(leak.videos) for leak in leaks}
+
+
+def leakage_sentence(leaks: dict[str, int]) -> str:
+    """One sentence for the run's output and its report about what `refuse_leakage` returned."""
+    named = ", ".join(f"{task} {count}" for task, count in leaks.items())
+    return f"trained on videos that are in another task's {_HELD_OUT} split, by task: {named}"

@@ -1,0 +1,160 @@
+"""One optimizer step: the losses of a batch and their gradients, part by part, and the check that both are finite."""
+
+import math
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.diff_lmm import Clips, DiffLMM, Losses, Share
+from model.spans import OPTIMIZER, span
+from stages.config import TrainConfig
+from stages.device import Compute, autocast, each_tensor, move
+from stages.errors import UserError
+from stages.group import Alone, Group
+from stages.manifest import Sample
+from stages.windows import Batch
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        config: the recipe.
+        model: on its device.
+        compute: device and arithmetic.
+        group: the processes that share every batch.
+    """
+
+    def __init__(self, config: TrainConfig, model: DiffLMM, compute: Compute, group: Group | None = None) -> None:
+        self.config, self.model, self.compute = config, model, compute
+        self.group = group or Alone()
+        self.parameters = model.trained_parameters()
+        self.optimizer = _build_optimizer(config, self.parameters)
+
+    def take(self, step: int, lr: float, parts: Sequence[Batch]) -> Losses:
+        """Learn from one batch, which comes in parts.
+
+        Raises:
+            UserError: the loss or a gradient is not finite; the samples are named, and no parameter has changed.
+        """
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._forward_backward(step, parts)
+        self._require_finite(losses.total, "loss", step, parts)
+        with span(OPTIMIZER):
+            self.group.sum_gradients(self.parameters.values())
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip or math.inf)
+            self._require_finite(norm, "gradient norm", step, parts)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        return losses
+
+    def _forward_backward(self, step: int, parts: Sequence[Batch]) -> Losses:
+        # Dropout is a function of the step, so that nothing has to be remembered to draw it again.
+        torch.manual_seed(int(np.random.default_rng([self.config.seed, step]).integers(2**63)))
+        self._observe(parts)
+        frames = _kd_frames(self.config, parts[0].stored.features.shape[1], step)
+        losses = []
+        for part, share in zip(parts, self._shares(parts), strict=True):
+            clips = part.on(self.compute.device)
+            with autocast(self.compute.device, self.compute.dtype):
+                losses.append(
+                    self.model.forward_backward(
+                        clips, kd_frames=frames, frames_per_run=self.config.frames_per_run, share=share
+                    )
+                )
+        return Losses.summed(losses, [len(part.samples) for part in parts])
+
+    def _observe(self, parts: Sequence[Batch]) -> None:
+        """Tell the running mean of y* of the whole batch before any part of it is computed with."""
+        targets = [part.stored.targets for part in parts if part.stored.targets is not None]
+        if targets:
+            together = torch.cat([move(target, self.compute.device) for target in targets])
+            self.model.observe(self.group.gather(together))
+
+    def _shares(self, parts: Sequence[Batch]) -> list[Share]:
+        """Eq. 8 is a mean over the batch's answer tokens, Eq. 7 one over its clips."""
+        tokens = [int(part.stored.answer.answer_mask.sum()) for part in parts]
+        clips = [len(part.samples) for part in parts]
+        all_tokens, all_clips = self.group.sum(torch.tensor([sum(tokens), sum(clips)])).tolist()
+        return [Share(answer=t / all_tokens, kd=c / all_clips) for t, c in zip(tokens, clips, strict=True)]
+
+    def _require_finite(self, value: Tensor, what: str, step: int, parts: Sequence[Batch]) -> None:
+        if not math.isfinite(value.item()):
+            self._refuse(f"{what} is {value.item()} at step {step}; nothing was overwritten", parts)
+
+    def _refuse(self, what: str, parts: Sequence[Batch]) -> NoReturn:
+        planted = [sample for part in parts for sample in _with_bad_inputs(part)]
+        if planted:
+            videos = ", ".join(sorted({repr(sample.video) for sample in planted}))
+            raise UserError(
+                f"{what}. Cached features or targets of video {videos} hold NaN or infinity",
+                where=f"samples {_named(planted)}",
+                hint="check the cache with `pipeline cache verify --repair`, then extract these videos again",
+            )
+        alone = [sample for part in parts for sample in self._with_bad_losses(part)]
+        raise UserError(
+            what,
+            where=f"samples {_named(alone or [sample for part in parts for sample in part.samples])}",
+            hint="their features are finite: lower train.lr, or clip gradients with train.grad_clip=1",
+        )
+
+    @torch.no_grad()
+    def _with_bad_losses(self, batch: Batch) -> list[Sample]:
+        """The samples whose own answer loss is not finite."""
+        self.model.eval()
+        clips, found = batch.on(self.compute.device), []
+        for row, sample in enumerate(batch.samples):
+            one = _clip(clips, row)
+            with autocast(self.compute.device, self.compute.dtype):
+                queries, _ = self.model.watch(one.features, one.question)
+                loss = self.model.language.answer_loss(queries, one.answer)
+            if not math.isfinite(loss.item()):
+                found.append(sample)
+        return found
+
+
+def _build_optimizer(config: TrainConfig, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW whose decay spares vectors: biases and norms (FACTS.md C.7)."""
+    groups = [
+        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
+
+
+def _kd_frames(config: TrainConfig, frames: int, step: int) -> Sequence[int] | None:
+    if config.kd_frames == "all":
+        return None
+    if config.kd_frames == "last":
+        return [frames - 1]
+    random = np.random.default_rng([config.seed, step, frames])
+    drawn: list[int] = random.choice(frames, size=min(config.kd_frames, frames), replace=False).tolist()
+    return drawn
+
+
+def _with_bad_inputs(batch: Batch) -> list[Sample]:
+    """The samples whose features or targets, as the cache gave them, are not all finite."""
+    inputs = (batch.stored.features, batch.stored.targets, batch.scales)
+    return [
+        sample
+        for row, sample in enumerate(batch.samples)
+        if not all(part is None or bool(part[row].isfinite().all()) for part in inputs)
+    ]
+
+
+def _clip(clips: Clips, row: int) -> Clips:
+    """One clip of several."""
+
+    def of_row(tensor: Tensor) -> Tensor:
+        return tensor[row : row + 1]
+
+    return each_tensor(clips, of_row)
+
+
+def _named(samples: Sequence[Sample]) -> str:
+    return ", ".join(sample.id for sample in samples)

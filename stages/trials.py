@@ -1,0 +1,184 @@
+"""Trainings as Ray Tune trials: many at once, each with its share of the cores and GPUs, none hurt by another's end.
+
+Ray Tune hands out the trials and keeps the worker processes from one to the next, so that Python and the networks'
+libraries start once per place. What a trial keeps is its run folder, not Tune's own state: that is thrown away.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from stages.errors import UserError
+
+Work = Callable[[str], str | None]
+"""Does one trial's order and returns why it failed; None if it did not."""
+
+# What Tune would do beside running the trials: write logs of its own, catch Ctrl-C, move to another directory.
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_ORDER, _REASON = "order", "reason"
+_SCRATCH = ".tune-"
+
+
+@dataclass(frozen=True)
+class Order:
+    """One trial: an id, and the text that tells the worker what to do."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many trials run at once, and what each may use."""
+
+    parallel: int
+    cpus: float
+    gpus: float
+
+
+def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, cores_wanted: int) -> Share:
+    """Divide what the cluster has among trials; call it inside `stages.ray_flow.cluster`.
+
+    Args:
+        parallel: trials at once; None means one for each GPU, or without any as many as have their cores.
+        cpus: cores of each; None means an equal share.
+        gpus: GPUs of each, may be a fraction; None means an equal share of at most one.
+        cores_wanted: cores that a trial can use at least, if `parallel` is None.
+
+    Raises:
+        UserError: no node has what one trial is to get.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores, devices = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    parallel = parallel or max(1, int(devices or cores // (cpus or cores_wanted)))
+    if gpus is None:
+        gpus = min(1.0, devices / parallel) if devices else 0.0
+    widest = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= min(gpus, 1)), default=0)
+    if cpus is None:
+        cpus = cores / parallel
+        cpus = float(min(int(cpus), int(widest))) if cpus >= 1 else cpus
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise UserError(
+            f"no node has {cpus:g} CPU cores and {gpus:g} GPUs for one training",
+            received=f"nodes with {', '.join(_resources(node) for node in nodes)}",
+            hint="give less with --cpus and --gpus",
+        )
+    return Share(parallel, cpus, gpus)
+
+
+def _resources(node: dict[str, float]) -> str:
+    return f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs"
+
+
+def run_trials(
+    orders: Sequence[Order],
+    work: Work,
+    share: Share,
+    *,
+    scratch: Path,
+    on_start: Callable[[str], None],
+    on_end: Callable[[str, str | None, float], None],
+) -> None:
+    """Run every order, inside `stages.ray_flow.cluster`.
+
+    Args:
+        orders: what to do.
+        work: what does it, in a worker process.
+        share: how many at once, with what.
+        scratch: folder that all nodes see and no other call uses; Tune's own files are there for the time of the call.
+        on_start: told the id of each trial that starts.
+        on_end: told of each that ended its id, why it failed (None: it did not), and its seconds.
+    """
+    os.environ.update(_QUIET)
+    # Tune imports pandas and pyarrow, which nothing else here needs.
+    from ray import tune
+
+    # It would print the trace of every process that dies; `on_end` is told.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    scratch.mkdir(parents=True, exist_ok=True)
+    for killed in scratch.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    # Ray tells of processes that die on stdout, which belongs to machines.
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=_SCRATCH) as storage, redirect_stdout(sys.stderr):
+        tuner = tune.Tuner(
+            tune.with_resources(_trainable(work, share), {"cpu": share.cpus, "gpu": share.gpus}),
+            param_space={_ORDER: tune.grid_search([{"id": one.id, "text": one.text} for one in orders])},
+            tune_config=tune.TuneConfig(max_concurrent_trials=share.parallel, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=str(Path(storage).resolve()),
+                verbose=0,
+                callbacks=[_teller(on_start, on_end)],
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+
+
+def _trainable(work: Work, share: Share) -> Any:
+    from ray import tune
+
+    class Worker(tune.Trainable):
+        """One place that does one order after the other."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            torch.set_num_threads(max(1, int(share.cpus)))
+            self.order = config[_ORDER]
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.order = new_config[_ORDER]
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {"done": True, _REASON: work(self.order["text"])}
+
+    return Worker
+
+
+def _teller(on_start: Callable[[str], None], on_end: Callable[[str, str | None, float], None]) -> Any:
+    from ray import tune
+
+    class Teller(tune.Callback):
+        """Passes on what Tune says of its trials."""
+
+        def __init__(self, on_start: Callable[[str], None], on_end: Callable[[str, str | None, float], None]) -> None:
+            self.on_start, self.on_end = on_start, on_end
+            self.started_s: dict[str, float] = {}
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune saves its callbacks, to resume studies by; these are resumed by their runs
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+            name = trial.config[_ORDER]["id"]
+            self.started_s[name] = time.monotonic()
+            self.on_start(name)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+            self._end(trial, trial.last_result.get(_REASON))
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+            self._end(trial, "its process died: it was killed, or ran out of memory")
+
+        def _end(self, trial: Any, reason: str | None) -> None:
+            name = trial.config[_ORDER]["id"]
+            self.on_end(name, reason, time.monotonic() - self.started_s.get(name, time.monotonic()))
+
+    return Teller(on_start, on_end)

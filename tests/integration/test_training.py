@@ -1,0 +1,261 @@
+"""The training command in this process, on a small cache of random features: what it logs, keeps, refuses and says."""
+
+import gzip
+import json
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.commands import train as command
+from pipeline.config import resolve
+from pipeline.run_folder import RunFolder
+from stages.checkpoint import Checkpoints
+from stages.errors import UserError
+from stages.feed import Collate
+from stages.run_lock import training
+from stages.step import Stepper
+from stages.stop import StopRequest
+from tests.training_world import SETTINGS, STEPS, make, numbers, rows_of, weights
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture
+def resolved(world, tmp_path, monkeypatch):
+    """The resolved configuration of a run called `run` with more settings."""
+    monkeypatch.chdir(tmp_path)
+
+    def of(*more, name="run", cache=None):
+        options = {
+            "data.dataset": str(world.folder / "card.yaml"),
+            "data.annotations": str(world.folder),
+            "cache.root": str(cache or world.cache),
+            "run.name": name,
+        }
+        return resolve(preset="tiny", options=options, overrides=[*SETTINGS, "train.epochs=2", *more])
+
+    return of
+
+
+def trained(resolved, *, resume=False, **keywords):
+    return command.run(resolved, resume=resume, as_json=False, **keywords)
+
+
+# --- gradient accumulation
+
+
+def stepper(resolved):
+    trainer, loaded, _ = command._prepare(resolved.config, config_path(resolved), StopRequest())
+    # The parts of a batch draw other numbers than the batch does.
+    for module in loaded.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return Stepper(resolved.config.train, loaded.model, loaded.compute), trainer.data
+
+
+@pytest.mark.parametrize("kd_frames", ["all", "2"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1), (4, 2)])
+def test_parts_of_a_batch_have_the_losses_gradients_and_running_mean_of_the_whole(resolved, sizes, kd_frames):
+    config = resolved("alignment.target=centred", f"train.kd_frames={kd_frames}")
+    found = []
+    for cut in ((6,), sizes):
+        taker, data = stepper(config)
+        windows = [data.train[index] for index in range(6)]
+        # Answers of unequal length: a mean of the parts' means would be another loss.
+        answers = ("office", "the king is in the office", "hotel and airport", "office", "hotel", "airport of the king")
+        windows = [
+            w._replace(sample=w.sample.model_copy(update={"answer": a, "candidates": None}))
+            for w, a in zip(windows, answers, strict=True)
+        ]
+        starts = np.cumsum([0, *cut])
+        parts = [Collate(data.tokenizers)(windows[a:b]) for a, b in pairwise(starts)]
+        lengths = {int(part.stored.answer.answer_mask.sum(1).max()) for part in parts}
+        assert len(cut) == 1 or len(lengths) > 1
+        losses = taker._forward_backward(0, parts)
+        gradients = {name: p.grad for name, p in taker.parameters.items() if p.grad is not None}
+        found.append((losses, gradients, taker.model.alignment.target_mean.clone()))
+    (whole, gradients, mean), (parts_losses, parts_gradients, parts_mean) = found
+    for name in ("total", "answer", "kd"):
+        torch.testing.assert_close(getattr(parts_losses, name), getattr(whole, name), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts_losses.alignment.cosine, whole.alignment.cosine, rtol=1e-4, atol=1e-6)
+    assert torch.equal(mean, parts_mean)
+    assert gradients.keys() == parts_gradients.keys()
+    for name, gradient in gradients.items():
+        scale = gradient.abs().max().clamp(min=1e-4)
+        assert ((parts_gradients[name] - gradient).abs().max() / scale).item() < 1e-4, name
+
+
+def test_a_training_in_parts_takes_as_many_steps_and_nearly_the_same_first_one(resolved):
+    whole = rows_of(trained(resolved("train.epochs=1", "train.validate_every=9", name="whole")))
+    parts = rows_of(trained(resolved("train.epochs=1", "train.micro_batch_size=3", name="parts")))
+    assert [row["step"] for row in parts] == [row["step"] for row in whole] == list(range(8))
+    assert parts[0]["answer_loss"] == pytest.approx(whole[0]["answer_loss"], rel=0.2)  # dropout differs
+    assert all(row["data_wait_s"] >= 0 for row in parts)
+
+
+# --- what is not finite
+
+
+def plant_nan(world, video):
+    """Change bytes behind the cache's back; returns what undoes it."""
+    group = next(path for path in (world.cache / "videos").iterdir() if path.name.startswith(f"{video}."))
+    chunk = min((group / "features").glob("c*"))
+    before = chunk.read_bytes()
+    values = np.frombuffer(before, np.float16).copy()
+    values[::7] = np.nan
+    chunk.write_bytes(values.tobytes())
+    return lambda: chunk.write_bytes(before)
+
+
+def test_nan_planted_in_one_videos_features_is_found_by_name_and_nothing_is_overwritten(world, resolved):
+    config = resolved("train.save_every_steps=1", "train.epochs=1", "train.validate_every=9")
+    undo = plant_nan(world, "train_7")
+    try:
+        with pytest.raises(UserError) as caught:
+            trained(config)
+    finally:
+        undo()
+    said = str(caught.value)
+    steps = len(rows_of(RunFolder.open(config_path(config)).path))
+    assert f"loss is nan at step {steps}; nothing was overwritten" in said
+    assert "features or targets of video 'train_7' hold NaN" in said
+    assert "samples " in said
+    assert "pipeline cache verify" in said
+    assert "\n" not in said
+    checkpoints = Checkpoints(config_path(config))
+    assert checkpoints.last() == (f"step-{steps:08d}" if steps else None)
+    if steps:
+        assert all(t.isfinite().all() for t in checkpoints.model(checkpoints.last()).values())
+    # With the cache mended, it goes on.
+    assert len(rows_of(trained(config, resume=True))) == 8
+
+
+def config_path(resolved):
+    from pipeline import locations
+
+    return locations.run_folder(resolved.config)
+
+
+def test_a_step_that_overflows_names_its_samples_and_changes_no_parameter(resolved):
+    taker, data = stepper(resolved())
+    with torch.no_grad():
+        taker.model.language_projection.weight.fill_(float("inf"))
+    before = {name: p.detach().clone() for name, p in taker.parameters.items()}
+    batch = Collate(data.tokenizers)([data.train[index] for index in (0, 3)])
+    with pytest.raises(UserError, match=r"at step 5; nothing was overwritten.*Their features are finite"):
+        taker.take(5, 1e-3, [batch])
+    assert all(torch.equal(p, before[name]) for name, p in taker.parameters.items())
+
+
+# --- where it ends
+
+
+def test_it_stops_early_when_validation_is_no_better_and_resuming_does_not_go_on(resolved):
+    config = resolved("train.epochs=6", "train.patience=2", "train.lr=1e-12", "train.warmup_start_lr=1e-12")
+    run = trained(config)
+    assert len(rows_of(run, "val")) == 3
+    assert len(rows_of(run)) == STEPS
+    assert len(rows_of(trained(config, resume=True))) == STEPS
+
+
+def test_asked_to_stop_before_a_validation_it_validates_first_when_resumed(resolved):
+    whole = trained(resolved(name="whole"))
+    config = resolved(name="stopped")
+    path = config_path(config)
+    trainer, _, stamp = command._prepare(config.config, path, StopRequest())
+    RunFolder.create(path, config.config, stamp)
+    trainer.stop = lambda: trainer.position.step == 8
+    ending = trainer.fit(lambda _row: None)
+    assert (ending.at.epoch, ending.at.step, ending.stopped) == (0, 8, True)
+    assert rows_of(path, "val") == []
+    trained(config, resume=True)
+    assert numbers(path) == numbers(whole)
+    mine, theirs = weights(path), weights(whole)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_of_equals_the_later_is_the_best_and_by_loss_another_may_be(resolved):
+    trainer, _, _ = command._prepare(resolved("train.best_by=loss").config, config_path(resolved()), StopRequest())
+    judged = []
+    for step, (top1, loss) in enumerate([(0.5, 1.0), (0.9, 2.0), (0.5, 1.0), (0.1, 0.5)], start=1):
+        position = replace(trainer.position, epoch=step, step=step, val_top1=top1, val_loss=loss)
+        trainer.position = trainer._judged(position)
+        judged.append((trainer.position.best_step, trainer.position.stale))
+    assert judged == [(None, 0), (1, 1), (None, 2), (None, 0)]
+
+
+# --- one name, one run
+
+
+def test_two_trainings_of_one_run_at_once_are_refused(resolved):
+    config = resolved("train.epochs=1")
+    run = trained(config)
+    with training(run), pytest.raises(UserError, match=r"process \d+ on .* is training this run\. Wait until it has"):
+        trained(config, resume=True)
+    trained(config, resume=True)
+
+
+def test_a_run_of_the_name_is_refused_without_resume_and_with_other_settings(resolved):
+    config = resolved("train.epochs=1")
+    trained(config)
+    with pytest.raises(UserError, match=r"a run of this name is there already\. Add --resume"):
+        trained(config)
+    with pytest.raises(UserError, match=r"differs in train.lr \(0.003, now 0.1\)"):
+        trained(resolved("train.epochs=1", "train.lr=0.1"), resume=True)
+    trained(resolved("train.epochs=1", "train.workers=1", "train.prefetch=3"), resume=True)
+
+
+# --- how it is shown
+
+
+def test_the_profile_breaks_a_step_down_and_its_trace_names_the_parts(resolved, capsys):
+    run = trained(resolved("train.epochs=1"), profile=True)
+    assert len(list((run / "tensorboard").glob("events*"))) == 1
+    found = json.loads((run / "profile" / "breakdown.json").read_text())
+    assert found["steps"] == 3
+    assert list(found["seconds"]) == ["read", "Q-Former", "alignment", "LLM", "backward", "optimizer", "other"]
+    assert all(seconds > 0 for name, seconds in found["seconds"].items() if name != "other")
+    assert sum(found["seconds"].values()) == pytest.approx(found["step_s"])
+    with gzip.open(run / "profile" / "trace.json.gz") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"read", "Q-Former", "LLM", "backward", "optimizer"} <= names
+    said = capsys.readouterr().err
+    assert "one training step (mean of 3)" in said
+
+
+def test_weights_and_biases_gets_the_rows_offline_and_goes_on_with_the_same_run(resolved, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config = resolved("train.epochs=1", "train.trackers=[wandb]")
+    run = trained(config)
+    name = (run / "wandb-id.txt").read_text()
+    kept = list((run / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
+    assert len(kept) == 1
+    until = time.monotonic() + 60  # its own process writes it
+    while not all(curve in kept[0].read_bytes() for curve in (b"train/answer_loss", b"val/top1")):
+        assert time.monotonic() < until, "the rows are not in wandb's file"
+        time.sleep(0.2)
+
+
+def test_without_wandb_installed_the_first_line_says_so(resolved, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name))
+    with pytest.raises(UserError, match=r"train.trackers: wandb is not installed.*diff-lmm\[wandb\]"):
+        trained(resolved("train.trackers=[tensorboard,wandb]"))
+
+
+def test_the_switches_of_order_choice_and_trackers_train(resolved):
+    settings = ["train.order=near", "train.best_by=loss", "train.grad_clip=0.5", "train.trackers=[]"]
+    run = trained(resolved("train.epochs=1", *settings))
+    assert len(rows_of(run)) == 8
+    assert not (run / "tensorboard").exists()

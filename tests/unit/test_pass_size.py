@@ -1,0 +1,99 @@
+"""How many frames share a pass: by trial where memory is asked, without chance on a CPU."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from stages.config import ExtractConfig
+from stages.pass_size import CPU_FRAMES, cpu_pass, gpu_pass, largest_pass, peak_bytes, set_pass
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "found"), [(0, 64, 0), (1, 64, 1), (3, 64, 2), (64, 64, 64), (10**9, 64, 64), (10**9, 100, 64)]
+)
+def test_the_largest_pass_is_the_last_that_fits(room, most, found):
+    assert largest_pass(lambda frames: frames <= room, most=most) == found
+
+
+def test_what_does_not_fit_is_tried_once_and_nothing_larger_after_it():
+    tried = []
+
+    def fits(frames):
+        tried.append(frames)
+        return frames < 8
+
+    assert largest_pass(fits, most=256) == 4
+    assert tried == [1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"),
+    [
+        ({1: 1.0, 2: 1.1, 4: 1.3, 8: 2.6}, 4),  # eight frames take twice as long as four
+        ({1: 1.0, 2: 1.2, 4: 2.3, 8: 2.4}, 2),  # four are cheaper by four percent, which is not worth it
+        ({1: 1.0, 2: 1.2, 4: None}, 2),  # four do not fit
+        ({1: None}, 0),
+    ],
+)
+def test_on_a_gpu_more_frames_must_fit_and_pay(seconds, found):
+    assert gpu_pass(seconds.__getitem__) == found
+
+
+def test_on_a_cpu_the_memory_of_one_frame_decides():
+    assert cpu_pass(lambda: None) == CPU_FRAMES
+    # A limit on this process's own address space stands in for a small machine: a third of what is left for a frame.
+    program = f"""
+        import resource
+        from pathlib import Path
+        import numpy as np
+        from stages.pass_size import cpu_pass, memory_room_bytes
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + {300 * MIB}, mapped + {300 * MIB}))
+        room = memory_room_bytes()
+        print(cpu_pass(lambda: np.ones(room // 3 // 8).sum()), cpu_pass(lambda: np.ones(int(room * 1.1) // 8).sum()))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "0"]
+
+
+def test_the_peak_of_memory_is_measured():
+    size = 64 * MIB
+    assert size * 0.9 < peak_bytes(lambda: np.ones(size // 8).sum()) < size * 1.5
+
+
+def test_a_number_that_is_set_is_taken_and_is_a_power_of_two_on_a_cpu():
+    assert [set_pass(ExtractConfig(batch_size=size), on_gpu=False) for size in (1, 3, 48)] == [1, 2, 32]
+    assert set_pass(ExtractConfig(batch_size=48), on_gpu=True) == 48
+    assert set_pass(ExtractConfig(), on_gpu=True) is None
+
+
+SMALL_MACHINE = """
+    import resource
+    import numpy as np
+    from pathlib import Path
+    from pipeline.config import resolve
+    from stages.extraction import settle_precision
+    from stages.packing import ExtractionJob, FrozenPair
+    from stages.pass_size import largest_pass
+    config = resolve(preset="tiny").config
+    pair = FrozenPair(ExtractionJob(config.encoder, config.teacher, settle_precision(config.extract), ""))
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**28, mapped + 2**28))
+    found = largest_pass(pair.try_empty, most=4096)
+    pair.batch_frames = found
+    pair.encode(*(np.zeros((found, *size, 3), dtype=np.uint8) for size in pair.sizes_px))
+    print(found, pair.batch_frames)
+"""
+
+
+def test_real_networks_under_a_real_limit_get_the_largest_pass_that_fits():
+    program = [sys.executable, "-c", textwrap.dedent(SMALL_MACHINE)]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    found, used = map(int, done.stdout.split())
+    assert 1 < found < 4096
+    assert used == found, "the pass that was found did not fit"
