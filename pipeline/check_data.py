@@ -159,6 +159,8 @@ def _check_extra_files(
         command = ["pipeline", "data", "prepare", "--dataset", config.data.dataset, "--from", str(folder)]
         if (annotations.name, folder.name) == ("annotations", "videos") and annotations.parent == folder.parent:
             command += ["--to", str(folder.parent)]
+        elif annotations.resolve() != (Path("data") / card.name / "annotations").resolve():
+            command += ["--from", str(annotations)]  # it looks for them among the downloads
         fix = f"if these are missing videos under other names, `{shlex.join(command)}` links them under the right ones"
         yield Finding("data", "extra files", "problem", detail, fix, extra)
     else:

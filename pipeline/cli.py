@@ -186,6 +186,17 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Watch a few steps: a trace in RUN/profile and where the time goes.")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that train together, one per GPU, through Ray Train (train.processes; default 1). "
+            "Not train.workers, which are each one's readers of the cache.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster for them, e.g. auto; default one on this machine.")
+    ] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
@@ -198,8 +209,13 @@ def train(
     """
     from pipeline.commands.train import run
 
-    options = {**_data_options(dataset, task, videos, annotations, cache), "run.name": name}
-    run(_resolve(preset, config, options, overrides), resume=resume, as_json=json, profile=profile)
+    options = {
+        **_data_options(dataset, task, videos, annotations, cache),
+        "run.name": name,
+        "train.processes": workers,
+    }
+    resolved = _resolve(preset, config, options, overrides)
+    run(resolved, resume=resume, as_json=json, profile=profile, address=address)
 
 
 @app.command()

@@ -71,10 +71,15 @@ def print_answer(line: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table for people; all columns but the first are right-aligned."""
-    shown = Table(title=title, title_justify="left")
+    """Print a table for people; all columns but the first are right-aligned.
+
+    On a narrow terminal the others are wrapped before the first, which names the row; nothing is ever cut off.
+    """
+    # As Text, or what is in brackets would be taken for markup.
+    shown = Table(title=Text(title, style="table.title"), title_justify="left")
     for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right")
+        is_name = index == 0
+        shown.add_column(Text(column), justify="left" if is_name else "right", no_wrap=is_name, overflow="fold")
     for row in rows:
         shown.add_row(*(Text(cell) for cell in row))
     PEOPLE.print(shown)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.results import ModelRecord
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import CONFIG, RunFolder
 from pipeline.stage2 import Finished, is_exported, open_exported, open_run
 from stages.cards import bundled_cards
 from stages.checkpoint import Checkpoints
@@ -48,7 +48,11 @@ class Evaluated:
         return self.finished.config
 
     def results_folder(self, named: Path | None) -> Path:
-        """Where results go; UserError if that must be named and is not."""
+        """Where results go.
+
+        Raises:
+            UserError: that must be named and is not, or the named folder is a file, or a run with results of its own.
+        """
         if named is None and self.folder is None:
             raise UserError(
                 "results on other data than the model's own, or of a model of the hub, need a folder of their own",
@@ -59,6 +63,12 @@ class Evaluated:
         assert folder is not None
         if folder.exists() and not folder.is_dir():
             raise UserError("this is a file", where=folder, hint="give --output the name of a folder")
+        if (folder / CONFIG).is_file() and (self.folder is None or folder.resolve() != self.folder.resolve()):
+            raise UserError(
+                "this is a run's folder, and these would stand there for the run's own results",
+                where=folder,
+                hint="give --output another folder",
+            )
         return folder
 
 

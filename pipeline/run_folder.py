@@ -76,11 +76,13 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         """One of the run's JSON files; UserError if it is absent or broken."""
         try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError("file is missing", where=self.path / name) from error
         except ValueError as error:
             raise UserError(f"not valid JSON: {error}", where=self.path / name) from error
+        if not isinstance(content, dict):
+            raise UserError("must hold one JSON object", where=self.path / name, received=type(content).__name__)
         return content
 
 

@@ -81,6 +81,7 @@ def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Samp
         visual_width=frame.features.shape[2],
         target_width=frame.targets.shape[1],
         seed=config.train.seed,
+        shard_language=config.train.shard_language == "fsdp",
     )
     _write_loading(locations.run_folder(config), loaded.loading)
     for report in loaded.loading:

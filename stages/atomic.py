@@ -43,6 +43,15 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Force all files and folders of a tree to disk.
+
+    One after the other: threads for it make a single commit faster, but no more of them when several commit at once.
+    """
+    for path in (folder, *folder.rglob("*")):
+        sync_file(path)
+
+
 def sync_directory(path: Path) -> None:
     """Force a directory's entries (a rename just made) to disk."""
     sync_file(path)

@@ -138,7 +138,10 @@ def calibrate(
     job = ExtractionJob(config.encoder, config.teacher, extract, "")
     with ExitStack() as stack:
         memory_bytes = int(extract.memory_gb * _GIB)
-        fleet = [stack.enter_context(DecodeChild(memory_bytes=memory_bytes)) for _ in range(min(children, len(tasks)))]
+        fleet = [
+            stack.enter_context(DecodeChild(memory_bytes=memory_bytes, device=extract.decode_device))
+            for _ in range(min(children, len(tasks)))
+        ]
         for child in fleet:
             child.start()
         cache = stack.enter_context(_temporary_cache(beside, extract))
@@ -272,6 +275,7 @@ class _Decoding:
             sizes_px=self._sizes_px,
             decoder=self._extract.decoder,
             tolerance_s=self._extract.tolerance_s,
+            device=self._extract.decode_device,
         )
 
 

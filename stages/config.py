@@ -120,8 +120,14 @@ class TrainConfig(Settings):
     order: Literal["random", "near"] = "random"
     """random: each epoch is a plain permutation of the samples. near: a video's samples come within a few batches of
     one another, so that frames they share are read from disk once."""
+    processes: PositiveInt = 1
+    """Processes that train together, each on its part of every batch and on a GPU of its own where there are GPUs;
+    more than one are run by Ray Train. This is the command's --workers."""
+    shard_language: Literal["none", "fsdp"] = "none"
+    """How the frozen language model lies on those processes: whole on each, or (fsdp) each layer in as many pieces as
+    there are processes, put together for the moment in which it computes."""
     workers: NonNegativeInt = 2
-    """Processes that read the cache."""
+    """Processes that read the cache, beside each process that trains (see `processes`)."""
     prefetch: PositiveInt = 2
     """Parts of a step (or whole ones, see micro_batch_size) that each of those processes reads ahead."""
     validate_every: PositiveInt = 1

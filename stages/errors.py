@@ -11,6 +11,10 @@ _REFUSALS = {
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
     errno.ENOTDIR: "a part of this path is a file, not a directory",
+    errno.EEXIST: "a file is in the place of this folder",
+    errno.EISDIR: "this is a directory, not a file",
+    errno.ENAMETOOLONG: "this name is too long",
+    errno.ELOOP: "this link leads to itself",
 }
 
 

@@ -145,13 +145,13 @@ def _rank(
 
 
 @torch.no_grad()
-def mean_answer_loss(
+def summed_answer_loss(
     model: DiffLMM,
     batches: Iterable[Batch],
     device: torch.device,
     dtype: torch.dtype,
-) -> float:
-    """Eq. 8 averaged over batches by their samples, in eval mode and without the distillation."""
+) -> tuple[float, int]:
+    """Eq. 8 in eval mode, without the distillation: the batches' means, each times its samples, and the samples."""
     model.eval()
     total, samples = 0.0, 0
     for batch in batches:
@@ -161,4 +161,4 @@ def mean_answer_loss(
             loss = model.language.answer_loss(queries, clips.answer)
         total += loss.item() * len(batch.samples)
         samples += len(batch.samples)
-    return total / samples
+    return total, samples

@@ -203,9 +203,8 @@ class Extraction:
         retry_failed: bool,
     ) -> None:
         self.manifest, self.plan, self.cache, self.job, self.videos = manifest, plan, cache, job, videos
-        self.before = cache.ledger.status(plan.times_s)
-        again = set(self.before.failed) if retry_failed else set()
-        self.todo = sorted(self.before.pending | again)
+        self.retry_failed = retry_failed
+        self._look(cache.ledger.status(plan.times_s))
 
     def run(
         self,
@@ -226,7 +225,8 @@ class Extraction:
         if not self.todo and not self.before.unlisted:
             return self._summary(meter, self.before)
         with self.cache.ledger.writer() as ledger:
-            self.cache.ledger.status(self.plan.times_s, adopt=ledger)
+            # Another extraction may have ended between the first look and the lock: what it has done is done.
+            self._look(self.cache.ledger.status(self.plan.times_s, adopt=ledger))
             if self.todo:
                 self.cache.sweep()
                 tasks = [self._task(video) for video in self.todo]
@@ -240,6 +240,11 @@ class Extraction:
                         ledger.failed(outcome.video, reason=outcome.reason or "", attempts=attempts)
                     on_outcome(outcome, meter.add(outcome))
         return self._summary(meter, self.cache.ledger.status(self.plan.times_s))
+
+    def _look(self, status: LedgerStatus) -> None:
+        """Take from the ledger what is left to do."""
+        self.before = status
+        self.todo = sorted(status.pending | (set(status.failed) if self.retry_failed else set()))
 
     def _summary(self, meter: _Meter, status: LedgerStatus) -> ExtractionSummary:
         """The ledger as it stands, and what this run did."""

@@ -1,4 +1,7 @@
-"""Videos that several tasks share: one task's training video may be another's test video (FACTS.md A.2)."""
+"""Videos of several splits: of tasks that share videos, one's training video may be another's test video.
+
+LVU has 204 of these (FACTS.md A.2). A data set of one task has them where its own splits overlap.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -54,11 +57,12 @@ def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> 
     if leaks and not allow:
         every = {video for leak in leaks for video in leak.videos}
         named = ", ".join(f"{leak.task} {len(leak.videos)}" for leak in leaks)
+        alone = "give each video one split" if len(tasks) == 1 else "train one task at a time (--task)"
+        together = "" if len(tasks) == 1 else f" on {len(tasks)} tasks together"
         raise UserError(
-            f"training on {len(tasks)} tasks together would show {len(every)} videos that are in another task's "
-            f"{_HELD_OUT} split ({named})",
+            f"training{together} would show {len(every)} videos that are in a {_HELD_OUT} split ({named})",
             where=f"data set {manifest.dataset!r}",
-            hint="train one task at a time (--task), or set data.allow_leakage=true, and the run and its report say so",
+            hint=f"{alone}, or set data.allow_leakage=true, and the run and its report say so",
         )
     return {leak.task: len(leak.videos) for leak in leaks}
 
@@ -66,4 +70,4 @@ def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> 
 def leakage_sentence(leaks: dict[str, int]) -> str:
     """One sentence for the run's output and its report about what `refuse_leakage` returned."""
     named = ", ".join(f"{task} {count}" for task, count in leaks.items())
-    return f"trained on videos that are in another task's {_HELD_OUT} split, by task: {named}"
+    return f"trained on videos that are in a {_HELD_OUT} split, by task: {named}"

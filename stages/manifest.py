@@ -21,6 +21,8 @@ MANIFEST_FILES = _VIDEOS_FILE, _SAMPLES_FILE, _HEADER_FILE = "videos.jsonl", "sa
 """What `Manifest.write_jsonl` writes."""
 # Durations are rounded in many annotation files; half a millisecond is below any frame interval.
 _TIME_SLACK_S = 5e-4
+# 11 days. A longer video is a slip in the units, and its windows would fill the memory before anybody could see it.
+_LONGEST_S = 1e6
 
 
 class Record(BaseModel):
@@ -47,7 +49,7 @@ class Video(Record):
 
     id: str
     path: str = Field(min_length=1)
-    duration_s: FiniteFloat = Field(gt=0)
+    duration_s: FiniteFloat = Field(gt=0, le=_LONGEST_S)
 
     _check_id = field_validator("id")(_safe_name("video id"))
 

@@ -1,15 +1,17 @@
 """Putting downloaded annotation files and videos where a card expects them, under the names it expects."""
 
 import json
+import lzma
 import os
 import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -26,6 +28,8 @@ _TAR, _ZIP = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), (".zip",)
 # `Title [id].mp4` is what yt-dlp writes, `Title-id.mp4` what youtube-dl wrote.
 _ID_AT_THE_END = re.compile(r"(?:\[([\w-]{11})\]|-([\w-]{11}))$")
 _DURATIONS = "durations.csv"
+# RuntimeError: an encrypted member, or one of a kind that this Python cannot unpack.
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def list_downloads(folders: Sequence[Path], target: Path) -> list[Download]:
 
 
 def _members(path: Path) -> Iterator[Download]:
-    try:
+    with _whole_archive(path):
         if path.name.endswith(_ZIP):
             with zipfile.ZipFile(path) as packed:
                 names = [name for name in packed.namelist() if not name.endswith("/")]
@@ -96,7 +100,17 @@ def _members(path: Path) -> Iterator[Download]:
             with tarfile.open(path) as archive:
                 files = (member for member in archive if member.isfile())
                 yield from (Download(path, member.name, position) for position, member in enumerate(files))
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+
+
+@contextmanager
+def _whole_archive(path: Path) -> Iterator[None]:
+    """UserError for what reading a damaged archive raises."""
+    try:
+        yield
+    except (*_BROKEN, OSError) as error:
+        # gzip and bz2 say that their data are damaged by an OSError which is none of the system's.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"not a whole archive ({error})", where=path, hint="download it again") from None
 
 
@@ -110,9 +124,19 @@ def prepare(card: Card, downloads: Sequence[Download], target: Path) -> Preparat
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         _find_annotations(card, downloads, target / "annotations", staged, plan)
-        wanted, other_names = _wanted_videos(card, staged, plan)
+        try:
+            wanted, other_names = _wanted_videos(card, staged, plan)
+        except UserError as error:
+            raise UserError(_by_own_names(str(error), staged, target / "annotations", plan)) from None
     _find_videos(card, downloads, target / "videos", wanted, other_names, plan)
     return plan
+
+
+def _by_own_names(message: str, staged: Path, folder: Path, plan: Preparation) -> str:
+    """A message about the copies in `staged`, as one about the files that they are copies of."""
+    for path, download in plan.annotations.items():
+        message = message.replace(str(staged / path.relative_to(folder)), str(download))
+    return message.replace(str(staged), str(folder))
 
 
 # ---- annotations ----
@@ -298,7 +322,7 @@ class _Reader:
         return stream
 
     def read(self, download: Download) -> bytes:
-        with self.open(download) as stream:
+        with _whole_archive(download.path), self.open(download) as stream:
             return stream.read()
 
 
@@ -321,7 +345,12 @@ def put_in_place(files: Mapping[Path, Download], *, copy: bool) -> Iterator[Path
 def _copy(path: Path, download: Download, reader: _Reader) -> None:
     if path.exists():
         return
-    with atomic_path(path) as temporary, reader.open(download) as source, temporary.open("wb") as target:
+    with (
+        _whole_archive(download.path),
+        atomic_path(path) as temporary,
+        reader.open(download) as source,
+        temporary.open("wb") as target,
+    ):
         shutil.copyfileobj(source, target)
 
 

@@ -63,7 +63,9 @@ class LoadedModel(ModelHubMixin):
         self.about, self.loading = about, loading
 
     @classmethod
-    def start(cls, about: About, *, visual_width: int, target_width: int, seed: int) -> Self:
+    def start(
+        cls, about: About, *, visual_width: int, target_width: int, seed: int, shard_language: bool = False
+    ) -> Self:
         """The model as training starts it, on this machine's device.
 
         Args:
@@ -71,6 +73,7 @@ class LoadedModel(ModelHubMixin):
             visual_width: C of the features.
             target_width: D of the teacher targets.
             seed: of every weight that no checkpoint gives.
+            shard_language: whether the language model lies in pieces on the processes that train together.
 
         Raises:
             UserError: a checkpoint is missing or damaged, or networks and settings do not fit each other.
@@ -91,6 +94,10 @@ class LoadedModel(ModelHubMixin):
             )
         except ValueError as error:
             raise UserError(str(error), where="configuration") from error
+        if shard_language:
+            from stages.sharding import shard_layers
+
+            shard_layers(language, device)
         return cls(model.to(device), tokenizers, Compute(device, dtype), about, tuple(reports))
 
     @classmethod

@@ -6,6 +6,7 @@ assumed when the cluster has several nodes.
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ _MOST_FRAMES = 4096
 _SHOWN_CHARS = 160
 _HEARTBEAT_S = 1.0
 _LAST_ANSWER_S = 10.0
+_CONNECT_LIMIT_S = 10.0
 
 
 class WorkerActor:
@@ -73,16 +75,31 @@ def cluster(address: str | None) -> Iterator[None]:
     # spinning; libgomp reads this when a worker starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = address or os.environ.get("RAY_ADDRESS") or "local"
+    _require_answer(chosen)
     try:
         ray.init(address=chosen, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster: {error}", where="--address", received=chosen, hint="start one with `ray start --head`"
-        ) from error
+        raise _no_cluster(chosen, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """UserError at once where nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    hint = "start one with `ray start --head`"
+    return UserError(f"no Ray cluster: {error}", where="--address", received=address, hint=hint)
 
 
 def process_all(

@@ -19,6 +19,7 @@ from stages.metrics import (
     majority_floor,
     wilson_interval,
 )
+from stages.text import answer_type_by_word
 
 Method = Literal["generate", "rank"]
 METHODS: tuple[Method, ...] = ("generate", "rank")
@@ -27,8 +28,6 @@ Interval = tuple[float, float]
 NO_LABEL = "no label"
 """Name of a confusion matrix's last column: every text that is no label of the task."""
 _TOP = 5
-# The first word of every question of MSVD-QA, and the name of its answer type (FACTS.md B).
-_ANSWER_TYPES = ("what", "who", "how", "when", "where")
 _OTHER_TYPE = "other"
 
 
@@ -173,8 +172,7 @@ def answer_type_of(sample: Sample) -> str | None:
     """What an open question asks for: what its annotation says, else its first word; None for a classification."""
     if sample.answer_type is not None or sample.candidates is not None:
         return sample.answer_type
-    first = sample.question.split(maxsplit=1)[0].lower()
-    return first if first in _ANSWER_TYPES else _OTHER_TYPE
+    return answer_type_by_word(sample.question) or _OTHER_TYPE
 
 
 def labels_of(samples: Iterable[Sample]) -> dict[str, tuple[str, ...] | None]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.alignment import AlignmentReport
 from model.diff_lmm import Clips, DiffLMM, Losses, Share
 from model.spans import OPTIMIZER, span
 from stages.config import TrainConfig
@@ -42,7 +43,7 @@ class Stepper:
         """
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._forward_backward(step, parts)
+        losses = self._of_all(self._forward_backward(step, parts))
         self._require_finite(losses.total, "loss", step, parts)
         with span(OPTIMIZER):
             self.group.sum_gradients(self.parameters.values())
@@ -55,7 +56,8 @@ class Stepper:
 
     def _forward_backward(self, step: int, parts: Sequence[Batch]) -> Losses:
         # Dropout is a function of the step, so that nothing has to be remembered to draw it again.
-        torch.manual_seed(int(np.random.default_rng([self.config.seed, step]).integers(2**63)))
+        drawn = np.random.default_rng([self.config.seed, step, self.group.rank])
+        torch.manual_seed(int(drawn.integers(2**63)))
         self._observe(parts)
         frames = _kd_frames(self.config, parts[0].stored.features.shape[1], step)
         losses = []
@@ -68,6 +70,21 @@ class Stepper:
                     )
                 )
         return Losses.summed(losses, [len(part.samples) for part in parts])
+
+    def _of_all(self, losses: Losses) -> Losses:
+        """The losses of the whole batch from those of each process's equally many clips."""
+        total, answer = self.group.sum(losses.total), self.group.sum(losses.answer)
+        if losses.kd is None or losses.alignment is None:
+            return Losses(total, answer, kd=None, alignment=None)
+        own = losses.alignment
+        report = AlignmentReport(
+            own.levels,
+            *(
+                self.group.sum(value) / self.group.size
+                for value in (own.cosine, own.weight, own.saturated, own.target_to_mean)
+            ),
+        )
+        return Losses(total, answer, self.group.sum(losses.kd), report)
 
     def _observe(self, parts: Sequence[Batch]) -> None:
         """Tell the running mean of y* of the whole batch before any part of it is computed with."""
@@ -89,19 +106,24 @@ class Stepper:
 
     def _refuse(self, what: str, parts: Sequence[Batch]) -> NoReturn:
         planted = [sample for part in parts for sample in _with_bad_inputs(part)]
-        if planted:
-            videos = ", ".join(sorted({repr(sample.video) for sample in planted}))
+        ids = self._named(planted)
+        if ids:
+            videos = ", ".join(sorted(set(self.group.texts([repr(sample.video) for sample in planted]))))
             raise UserError(
                 f"{what}. Cached features or targets of video {videos} hold NaN or infinity",
-                where=f"samples {_named(planted)}",
+                where=f"samples {ids}",
                 hint="check the cache with `pipeline cache verify --repair`, then extract these videos again",
             )
         alone = [sample for part in parts for sample in self._with_bad_losses(part)]
         raise UserError(
             what,
-            where=f"samples {_named(alone or [sample for part in parts for sample in part.samples])}",
+            where=f"samples {self._named(alone) or self._named([one for part in parts for one in part.samples])}",
             hint="their features are finite: lower train.lr, or clip gradients with train.grad_clip=1",
         )
+
+    def _named(self, samples: Sequence[Sample]) -> str:
+        """The ids of these samples of all processes."""
+        return ", ".join(self.group.texts([sample.id for sample in samples]))
 
     @torch.no_grad()
     def _with_bad_losses(self, batch: Batch) -> list[Sample]:
@@ -154,7 +176,3 @@ def _clip(clips: Clips, row: int) -> Clips:
         return tensor[row : row + 1]
 
     return each_tensor(clips, of_row)
-
-
-def _named(samples: Sequence[Sample]) -> str:
-    return ", ".join(sample.id for sample in samples)

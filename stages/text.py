@@ -1,4 +1,7 @@
-"""How prompts, questions and answers are cleaned before a tokenizer sees them (the BLIP processors' rules)."""
+"""How prompts, questions and answers are cleaned before a tokenizer sees them (the BLIP processors' rules).
+
+And what a question asks for, by its first word.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,6 +10,7 @@ from types import MappingProxyType
 MAX_WORDS = 50
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 _SPACES = re.compile(r"\s{2,}")
+_ANSWER_TYPES = ("what", "who", "how", "when", "where")
 
 
 def clean_caption(text: str) -> str:
@@ -23,6 +27,12 @@ def clean_question(text: str) -> str:
 def verbatim(text: str) -> str:
     """Return the text as it is."""
     return text
+
+
+def answer_type_by_word(question: str) -> str | None:
+    """Return what MSVD-QA calls the answer type, which is always the question's first word; None for another word."""
+    first = next(iter(question.lower().split(maxsplit=1)), "")
+    return first if first in _ANSWER_TYPES else None
 
 
 def _first_words(text: str) -> str:

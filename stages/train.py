@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from model.config import LanguageConfig
 from model.diff_lmm import DiffLMM, Losses
 from model.spans import span
 from stages.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
 from stages.config import TrainConfig
 from stages.device import Compute
-from stages.evaluate import mean_answer_loss, predict_batches
+from stages.errors import UserError
+from stages.evaluate import predict_batches, summed_answer_loss
 from stages.feed import feed
 from stages.group import Alone, Group
 from stages.metric_log import MetricLog
@@ -85,7 +88,10 @@ class Trainer:
         run: folder for checkpoints and metrics.
         compute: device and arithmetic.
         stop: asked after every step whether to stop there; the state is saved then.
-        group: the processes that share every batch.
+        group: the processes that share every batch; the first of them writes, all stop where one is asked to.
+
+    Raises:
+        UserError: a batch cannot be shared out equally.
     """
 
     def __init__(
@@ -106,6 +112,12 @@ class Trainer:
         videos = [sample.video for sample in data.train.samples]
         near = videos if config.order == "near" else None
         self.order = EpochOrder(len(data.train), config.batch_size, config.seed, near=near)
+        if self.order.batch_size % self.group.size:
+            raise UserError(
+                f"a batch has {self.order.batch_size} samples, which {self.group.size} processes cannot share equally",
+                where="train.batch_size",
+                hint="make it a multiple of --workers",
+            )
         self.checkpoints = Checkpoints(run)
         self.log = MetricLog(run, config.trackers, project=config.wandb_project)
         self.position = Position(epoch=0, step=0)
@@ -127,14 +139,17 @@ class Trainer:
         Args:
             on_damaged: is told of each checkpoint that is passed over.
         """
-        name = self.checkpoints.resume(on_damaged)
+        # The first process alone may put a damaged one aside.
+        found = self.checkpoints.resume(on_damaged) if self.group.rank == 0 else None
+        name = next(iter(self.group.texts([] if found is None else [found])), None)
         if name is not None:
             self.position = self.checkpoints.position(name)
             self.best = self.checkpoints.position(self.checkpoints.best())
             self.model.load_trained(self.checkpoints.model(name))
             restore_optimizer(self.stepper.optimizer, self.stepper.parameters, self.checkpoints.optimizer(name))
         validated = self.position.step == self.position.epoch * self.order.num_batches
-        self.log.forget_after(self.position.step, validated=validated)
+        if self.group.rank == 0:
+            self.log.forget_after(self.position.step, validated=validated)
         return name is not None
 
     def fit(self, on_step: Report) -> Ending:
@@ -144,11 +159,13 @@ class Trainer:
                 self._end_epoch()
             for step in self._steps():
                 self._take(step, on_step)
+                stopping = self._all_stop()
                 if self._epoch_is_full():
                     self._end_epoch()
-                elif self._save_is_due():
+                    stopping = self._all_stop()
+                elif stopping or self._save_is_due():
                     self._save()
-                if self.stop() or self.out_of_patience:
+                if stopping or self.out_of_patience:
                     break
         finally:
             self.log.close()
@@ -157,9 +174,10 @@ class Trainer:
     def _steps(self) -> Iterator[_Step]:
         """Every step from the current position to the end, read by one set of workers."""
         places = list(self._places())
-        if not places or self.stop() or self.out_of_patience:
+        if not places or self.out_of_patience or self._all_stop():
             return
-        size = self.config.micro_batch_size or self.order.batch_size
+        own = self.order.batch_size // self.group.size
+        size = self.config.micro_batch_size or own
         batches = feed(
             self.data.train,
             self._parts(size),
@@ -167,7 +185,7 @@ class Trainer:
             workers=self.config.workers,
             prefetch=self.config.prefetch,
         )
-        num_parts = -(-self.order.batch_size // size)
+        num_parts = -(-own // size)
         for epoch, in_epoch in places:
             started = time.perf_counter()
             with span(READ):
@@ -179,12 +197,18 @@ class Trainer:
         for step in range(self.position.step, self.total_steps):
             yield divmod(step, self.order.num_batches)
 
+    def _all_stop(self) -> bool:
+        """Whether any of the processes is asked to stop."""
+        return bool(self.group.sum(torch.tensor(int(self.stop()))))
+
     def _parts(self, size: int) -> Iterator[list[Drawn]]:
-        """The samples of every part of every batch that is left."""
+        """The samples of every part of this process's share of every batch that is left."""
+        own = self.order.batch_size // self.group.size
         first_epoch, done = divmod(self.position.step, self.order.num_batches)
         for epoch in range(first_epoch, self.config.epochs):
             for batch in self.order.batches(epoch)[done if epoch == first_epoch else 0 :]:
-                drawn = [Drawn(index, self.config.seed, epoch) for index in batch]
+                share = batch[self.group.rank * own : (self.group.rank + 1) * own]
+                drawn = [Drawn(index, self.config.seed, epoch) for index in share]
                 for start in range(0, len(drawn), size):
                     yield drawn[start : start + size]
 
@@ -198,9 +222,13 @@ class Trainer:
             losses = self.stepper.take(number, lr, step.parts)
         row = {"step": number, "epoch": step.epoch, "lr": lr, **_scalars(losses), "data_wait_s": step.data_wait_s}
         row["samples_per_s"] = self.order.batch_size / (time.perf_counter() - started + step.data_wait_s)
-        self.log.write(number, "train", row)
+        self._write(number, "train", row)
         self.position = replace(self.position, step=number + 1, val_top1=None, val_loss=None)
         on_step(row)
+
+    def _write(self, step: int, split: str, row: dict[str, float]) -> None:
+        if self.group.rank == 0:
+            self.log.write(step, split, row)
 
     def _epoch_is_full(self) -> bool:
         """Whether all steps of the current epoch are taken."""
@@ -208,7 +236,7 @@ class Trainer:
 
     def _save_is_due(self) -> bool:
         every = self.config.save_every_steps
-        return self.stop() or (every is not None and self.position.step % every == 0)
+        return every is not None and self.position.step % every == 0
 
     def _end_epoch(self) -> None:
         """Validate and save; asked to stop meanwhile, save alone, and the validation comes first on resuming."""
@@ -227,22 +255,37 @@ class Trainer:
     def _validate(self) -> tuple[float, float]:
         compute = (self.compute.device, self.compute.dtype)
         found = predict_batches(self.model, self._val_batches(), self.data.tokenizers, self.language, *compute)
-        correct = [prediction.correct for prediction in found]
-        loss = mean_answer_loss(self.model, self._val_batches(), *compute)
-        top1 = sum(correct) / len(correct)
-        self.log.write(self.position.step, "val", {"step": self.position.step, "top1": top1, "answer_loss": loss})
-        return top1, loss
+        correct = sum(prediction.correct for prediction in found)
+        loss, samples = summed_answer_loss(self.model, self._val_batches(), *compute)
+        sums = torch.tensor([correct, loss, samples], dtype=torch.float64)
+        correct, loss, samples = (self.group.sum(sums) if self._validation_is_shared else sums).tolist()
+        row = {"step": self.position.step, "top1": correct / samples, "answer_loss": loss / samples}
+        self._write(self.position.step, "val", row)
+        return row["top1"], row["answer_loss"]
+
+    @property
+    def _validation_is_shared(self) -> bool:
+        """Whether each process takes its part of the validation samples.
+
+        With a language model that lies in pieces on all, everyone has to ask it equally often, and so all do the same.
+        """
+        return self.config.shard_language == "none"
 
     def _val_batches(self) -> Iterator[Batch]:
+        """This process's batches of the validation split; all processes ask before each round whether to stop."""
         assert self.data.val is not None
-        indices = in_order(len(self.data.val), self.data.eval_batch_size)
-        for batch in feed(self.data.val, indices, self.data.tokenizers, workers=0):
-            if self.stop():
+        batches = in_order(len(self.data.val), self.data.eval_batch_size)
+        rank, size = (self.group.rank, self.group.size) if self._validation_is_shared else (0, 1)
+        read = feed(self.data.val, batches[rank::size], self.data.tokenizers, workers=0)
+        for _ in range(0, len(batches), size):
+            if self._all_stop():
                 raise _StoppedError
-            yield batch
+            yield from islice(read, 1)
 
     def _save(self) -> None:
         self.position = self._judged(self.position)
+        if self.group.rank != 0:
+            return
         names = {id(parameter): name for name, parameter in self.stepper.parameters.items()}
         self.log.flush()
         self.checkpoints.save(

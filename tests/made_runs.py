@@ -30,11 +30,24 @@ def write_card(folder: Path) -> Path:
     return path
 
 
-def make_run(folder: Path, name: str, *, kd_weight: float = 1.0, missing: tuple[str, ...] = (), **options) -> RunFolder:
+def make_run(
+    folder: Path,
+    name: str,
+    *,
+    kd_weight: float = 1.0,
+    missing: tuple[str, ...] = (),
+    more_stamp: dict | None = None,
+    **options,
+) -> RunFolder:
     """A run of the tiny preset on the card's data set that has trained six steps; `options` are dotted keys."""
-    given = {"data.dataset": str(write_card(folder)), **{key.replace("__", "."): on for key, on in options.items()}}
+    given = {
+        "data.dataset": str(write_card(folder)),
+        "train.epochs": 2,
+        **{key.replace("__", "."): on for key, on in options.items()},
+    }
     config = resolve(preset="tiny", options=given, overrides=[f"alignment.kd_weight={kd_weight}"]).config
     stamp = {"fingerprint": FINGERPRINT, "samples": {"train": 9 - len(missing)}, "videos_missing": list(missing)}
+    stamp |= more_stamp or {}
     run = RunFolder.create(folder / name, config, stamp)
     log = MetricLog(run.path)
     for step in range(6):
@@ -70,6 +83,7 @@ def add_evaluation(
     method: str = "generate",
     predictions: list[Prediction] | None = None,
     labels: dict | None = None,
+    left_out: tuple[str, ...] = (),
 ) -> None:
     """Score answers and write all three files of the evaluation."""
     config, rows = run.config(), six_answers() if predictions is None else predictions
@@ -95,8 +109,8 @@ def add_evaluation(
             cache="cache",
             fingerprint=FINGERPRINT,
             samples=len(rows),
-            samples_left_out=0,
-            videos_left_out=(),
+            samples_left_out=2 * len(left_out),
+            videos_left_out=left_out,
         ),
         overrides=(),
         settings={name: getattr(config, name).model_dump(mode="json") for name in ("data", "evaluate", "language")},

@@ -17,6 +17,7 @@ BUCKET = "features"
 def s3_server():
     """A server that speaks S3, with an empty bucket; the environment names it, for this process and its children."""
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -31,6 +32,8 @@ def s3_server():
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    # fsspec keeps what it opened, and does not know that the environment names another server now.
+    S3FileSystem.clear_instance_cache()
     try:
         # Its content outlives a server, because it lies in this process.
         requests.post(f"{settings['AWS_ENDPOINT_URL']}/moto-api/reset", timeout=10)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline import locations
 from pipeline.config import resolve
@@ -36,6 +37,7 @@ SETTINGS = (
 )
 STEPS = 24  # two samples of each of 16 videos, by 4, three times
 FRAMES, PATCHES, WIDTH = 12, 65, 96
+NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,16 @@ def numbers(run):
         for split in ("train", "val")
         for row in rows_of(run, split)
     ]
+
+
+def near(one, other):
+    """Assert that two runs logged the same steps and nearly the same numbers: sums in another order are others."""
+    mine, theirs = numbers(one), numbers(other)
+    assert [row.keys() for row in mine] == [row.keys() for row in theirs]
+    for row, its in zip(mine, theirs, strict=True):
+        assert row["split"] == its["split"]
+        for name in row.keys() - {"split"}:
+            assert row[name] == pytest.approx(its[name], rel=NEAR, abs=NEAR / 10), f"{name} at step {row['step']}"
 
 
 def wait_for_step(run, step, process, deadline_s=120.0):

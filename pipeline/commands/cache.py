@@ -72,15 +72,15 @@ def _advice(cache: FeatureCache) -> str:
 def _repair(cache: FeatureCache, bad: list[CheckResult], *, as_json: bool) -> bool:
     broken = [result.video for result in bad if not result.orphan]
     committed = set(cache.video_ids())
-    missing = [video for video in broken if video not in committed]
-    requeued = cache.requeue([video for video in broken if video in committed])
+    # The missing ones, too: the ledger must not list them as done any more.
+    requeued = sorted(cache.requeue(broken))
     swept = cache.sweep()
-    again = sorted([*requeued, *missing])
     if as_json:
-        emit_json({"problems": [asdict(result) for result in bad], "requeued": again, **asdict(swept)})
-    say(f"{len(requeued)} damaged videos and {len(swept.removed)} leftovers removed")
-    if again:
-        say(f"run `{cache.extract_command}`: it extracts {len(again)} videos anew")
+        emit_json({"problems": [asdict(result) for result in bad], "requeued": requeued, **asdict(swept)})
+    removed = committed.intersection(requeued)
+    say(f"{len(removed)} damaged videos and {len(swept.removed)} leftovers removed")
+    if requeued:
+        say(f"run `{cache.extract_command}`: it extracts {len(requeued)} videos anew")
     return True
 
 

@@ -1,5 +1,6 @@
 """`pipeline compare`: two evaluations of the same samples, task by task."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def _named(ways: Sequence[_Way]) -> str:
 
 
 def _evaluate_hint(folder: Path) -> str:
-    return f"run `pipeline evaluate --run {folder}` first"
+    return f"run `pipeline evaluate --run {shlex.quote(str(folder))}` first"
 
 
 def _require_shared(paired: Pairing, first: Path, second: Path, *, common: bool) -> None:

@@ -1,16 +1,19 @@
 """`pipeline train`: Stage 2."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved, valid_keys
 from pipeline.console import Bar, emit_json, progress_bar, say, table
+from pipeline.outcome import Outcome
 from pipeline.run_folder import RunFolder
 from pipeline.stage2 import LoadedModel, build_for_training, cached_samples, open_cache, warn_of_absent_labels
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
+from stages.group import Group
 from stages.leakage import leakage_sentence, refuse_leakage
 from stages.metric_log import require_wandb
 from stages.run_lock import training
@@ -20,9 +23,12 @@ from stages.train import Data, Ending, Trainer
 from stages.windows import WindowDataset
 
 # What a resumed run may change: how it is computed and kept, not what comes out.
-_FREE = (
+FREE = (
     "cache.root",
     "cache.local_copy",
+    # The same batches in the same order; sums are rounded in another order, and dropout draws other numbers.
+    "train.processes",
+    "train.shard_language",
     "train.workers",
     "train.prefetch",
     "train.save_every_steps",
@@ -32,8 +38,10 @@ _FREE = (
 )
 
 
-def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = False) -> Path:
+def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = False, address: str | None = None) -> Path:
     """Train, print the summary, and return the run's folder.
+
+    With `train.processes` above 1, or an address, Ray Train runs the processes.
 
     Raises:
         SystemExit: asked to stop by a signal; the state is saved.
@@ -46,25 +54,62 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = Fals
         RunFolder.require_free(path)
     if "wandb" in config.train.trackers:
         require_wandb()
+    if config.train.shard_language != "none" and config.train.processes == 1:
+        raise UserError(
+            "one process has nobody to share the language model with",
+            where="train.shard_language",
+            received=config.train.shard_language,
+            hint="train with --workers 2 or more, or without it",
+        )
     request = StopRequest()
-    trainer, loaded, stamp = _prepare(config, path, request)
-    with training(path):
-        if resume:
-            RunFolder.open(path).require_same(stamp, ("fingerprint", "samples", "videos_missing"))
-        else:
-            RunFolder.create(path, config, stamp)
-        if resume and trainer.resume(lambda line: say(f"warning: {line}")):
-            say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
-        with request.listening():
-            ending = _fit(trainer, config, StepProfile(path / "profile", loaded.compute.device) if profile else None)
-    _tell(trainer, ending, path, loaded, as_json=as_json)
-    if ending.stopped:
+    if config.train.processes > 1 or address is not None:
+        outcome = _by_several(config, path, request, address=address, profile=profile)
+    else:
+        outcome = _by_one(config, path, request, resume=resume, profile=profile)
+    _tell(outcome, path, as_json=as_json)
+    if outcome.ending.stopped:
         raise SystemExit(request.exit_code)
     return path
 
 
+def _by_one(config: PipelineConfig, path: Path, request: StopRequest, *, resume: bool, profile: bool) -> Outcome:
+    """Train in this process."""
+    trainer, loaded, stamp = _prepare(config, path, request)
+    with training(path):
+        begin(path, config, stamp, resume=resume)
+        if resume and trainer.resume(lambda line: say(f"warning: {line}")):
+            say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
+        with request.listening():
+            ending = _fit(trainer, config, StepProfile(path / "profile", loaded.compute.device) if profile else None)
+    return Outcome(ending, trainer.total_steps, loaded.trained_count)
+
+
+def _by_several(
+    config: PipelineConfig, path: Path, request: StopRequest, *, address: str | None, profile: bool
+) -> Outcome:
+    """Train in processes of Ray Train's."""
+    if profile:
+        raise UserError("only a training by one process can be watched", where="--profile", hint="leave out --workers")
+    # Ray takes seconds to import.
+    from pipeline.processes import run_together
+
+    def show(bar: Bar, row: dict[str, float]) -> None:
+        _show(bar, row, config.train.epochs)
+
+    with training(path):
+        return run_together(config, path, address=address, request=request, show=show)
+
+
+def begin(path: Path, config: PipelineConfig, stamp: dict[str, object], *, resume: bool) -> None:
+    """Make the run's folder, or look at it again; UserError if its data are not what they were."""
+    if resume:
+        RunFolder.open(path).require_same(stamp, ("fingerprint", "samples", "videos_missing"))
+    else:
+        RunFolder.create(path, config, stamp)
+
+
 def _prepare(
-    config: PipelineConfig, path: Path, request: StopRequest
+    config: PipelineConfig, path: Path, stop: Callable[[], bool], group: Group | None = None
 ) -> tuple[Trainer, LoadedModel, dict[str, object]]:
     """Look at the data, build the model; and what the run is stamped with."""
     manifest = locations.manifest_of(config)
@@ -103,7 +148,16 @@ def _prepare(
         tokenizers=loaded.tokenizers,
         eval_batch_size=config.evaluate.batch_size,
     )
-    trainer = Trainer(config.train, config.language, loaded.model, data, run=path, compute=loaded.compute, stop=request)
+    trainer = Trainer(
+        config.train,
+        config.language,
+        loaded.model,
+        data,
+        run=path,
+        compute=loaded.compute,
+        stop=stop,
+        group=group,
+    )
     return trainer, loaded, stamp
 
 
@@ -129,7 +183,8 @@ def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
     bar.advance(note="  ".join(terms))
 
 
-def _tell(trainer: Trainer, ending: Ending, path: Path, loaded: LoadedModel, *, as_json: bool) -> None:
+def _tell(outcome: Outcome, path: Path, *, as_json: bool) -> None:
+    ending = outcome.ending
     best = ending.best
     if as_json:
         emit_json(
@@ -139,17 +194,17 @@ def _tell(trainer: Trainer, ending: Ending, path: Path, loaded: LoadedModel, *, 
                 "steps": ending.at.step,
                 "stopped": ending.stopped,
                 "stopped_early": ending.early,
-                "trained_parameters": loaded.trained_count,
+                "trained_parameters": outcome.trained_count,
             }
         )
     if ending.stopped:
         kept = "; its state is saved" if best is not None else ""
-        where = f"step {ending.at.step} of {trainer.total_steps}"
+        where = f"step {ending.at.step} of {outcome.total_steps}"
         say(f"stopped after {where}{kept}; go on by the same command and --resume")
         return
     assert best is not None
     accuracy = "" if best.val_top1 is None else f", validation accuracy {best.val_top1:.1%}"
-    early = f" (of {trainer.total_steps}: validation was no better {ending.at.stale} times)" if ending.early else ""
+    early = f" (of {outcome.total_steps}: validation was no better {ending.at.stale} times)" if ending.early else ""
     say(f"trained {ending.at.step} steps{early}; best after epoch {best.epoch}{accuracy}; run {path}")
 
 
@@ -171,7 +226,7 @@ def _require_same(saved: PipelineConfig, asked: PipelineConfig) -> None:
     """UserError if the command line asks for another training than the run's."""
     for key in valid_keys():
         mine, theirs = _at(saved, key), _at(asked, key)
-        if key not in _FREE and mine != theirs:
+        if key not in FREE and mine != theirs:
             raise UserError(
                 f"--resume keeps the run's own settings, but the command differs in {key} ({mine!r}, now {theirs!r})",
                 where=locations.run_folder(asked),

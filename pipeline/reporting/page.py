@@ -13,7 +13,7 @@ from pipeline.reporting.frames import Strip
 from pipeline.reporting.mistakes import Mistakes, choose_mistakes
 from pipeline.reporting.paired import paired_groups
 from pipeline.reporting.paper import PaperSection, printed
-from pipeline.reporting.runs import Evaluation, RunData, shortfalls
+from pipeline.reporting.runs import Evaluation, RunData, cautions, shortfalls
 from pipeline.reporting.training import plot_groups
 from stages.config import DataConfig
 
@@ -83,7 +83,7 @@ def _points(share: float) -> str:
 
 def _notices(runs: Sequence[RunData]) -> Iterator[Notice]:
     for run in runs:
-        for line in shortfalls(run):
+        for line in (*shortfalls(run), *cautions(run)):
             yield Notice(run.name, line)
         for one in run.evaluations:
             if one.record.data.dataset != run.config.data.dataset:
@@ -122,7 +122,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "samples": samples or "unknown",
         "trained": "nothing yet"
         if last is None
-        else f"{last.step + 1} steps, epoch {int(last.__pydantic_extra__['epoch']) + 1} of {config.train.epochs}",
+        else f"{last.step + 1} steps, epoch {run.log.epoch} of {config.train.epochs}",
         "best validation": _best_validation(run),
         "created": str(stamp.get("created", "unknown")),
         "source": str(stamp.get("git") or "unknown"),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from model.config import ModelConfig
 from pipeline.config import PipelineConfig, resolve
-from pipeline.reporting.runs import Evaluation, RunData, published_samples
+from pipeline.reporting.runs import Evaluation, RunData, cautions, published_samples
 from stages.errors import UserError
 
 _PRESET = "diff-lmm-7b"
@@ -24,6 +24,14 @@ _WITHOUT_EFFECT = (
     *("train.trackers", "train.wandb_project"),
     *("data.videos", "data.annotations"),
 )
+# Where the networks are read from, which may be a folder instead of the hub.
+_SOURCES = {
+    "encoder.source": "encoder",
+    "qformer.source": "qformer",
+    "language.source": "language",
+    "teacher.source": "teacher",
+    "teacher.vae_source": "the teacher's VAE",
+}
 # Parts of the trained model whose sizes tell the published networks: Q queries of H, H by C of the visual encoder, the
 # language model's width by H; and D of the published teacher (FACTS.md C.1, D.1).
 _PUBLISHED_SIZES = {
@@ -65,16 +73,17 @@ def misfits(run: RunData, dataset: str, settings: Mapping[str, Any]) -> tuple[st
     else:
         branches = ("encoder", "teacher", "qformer", "alignment")
     differing = [line for branch in branches for line in _differences(run.config, expected, branch)]
-    return tuple(line for line in differing if ".source " not in line)
+    return tuple(differing)
 
 
 def deviations(run: RunData) -> tuple[str, ...]:
     """In what a run that fills cells departs from the paper's recipe, and what could not be checked."""
     expected = _expected(run.config.data.dataset, ())
     found = [line for branch in ("train", "data") for line in _differences(run.config, expected, branch)]
-    unsure = [f"{name} was read from {given}" for name, given, _ in _other_sources(run.config)]
-    checked = "their sizes are the published ones; whether the weights are is not known"
-    return (*found, *([f"{', '.join(unsure)} ({checked})"] if unsure else ()))
+    unsure = [f"{name} was read from {given}" for name, given in _other_sources(run.config)]
+    checked = "as far as the trained parameters show, of the published sizes; whether the weights are is not known"
+    unlogged = [] if run.log.last is not None else ["it has no log of its training, so how long that was is not known"]
+    return (*found, *cautions(run), *unlogged, *([f"{', '.join(unsure)} ({checked})"] if unsure else ()))
 
 
 @lru_cache
@@ -83,9 +92,9 @@ def _expected(dataset: str, overrides: tuple[str, ...]) -> PipelineConfig:
 
 
 def _differences(mine: PipelineConfig, theirs: PipelineConfig, branch: str) -> list[str]:
-    """`key is x, not y` for each key of a branch that differs and has an effect."""
+    """`key is x, not y` for each key of a branch that differs and has an effect; sources are looked at elsewhere."""
     pairs = zip(getattr(mine, branch), getattr(theirs, branch), strict=True)
-    skipped = (*_WITHOUT_EFFECT, "data.dataset", "data.task")
+    skipped = (*_WITHOUT_EFFECT, *_SOURCES, "data.dataset", "data.task")
     return [
         f"{branch}.{name} is {_shown(value)}, not {_shown(other)}"
         for (name, value), (_, other) in pairs
@@ -97,18 +106,23 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _other_sources(config: PipelineConfig) -> list[tuple[str, str, str]]:
-    """The networks that are not read from the published hub ids: name, source given, source published."""
+def _other_sources(config: PipelineConfig) -> list[tuple[str, str]]:
+    """The networks that are not read from the published hub ids: name and source."""
     published = ModelConfig()
-    branches = ["encoder", "qformer", "language", *(["teacher"] if config.alignment.kd_weight > 0 else [])]
-    pairs = [(name, getattr(config, name).source, getattr(published, name).source) for name in branches]
-    return [(name, given, usual) for name, given, usual in pairs if given != usual]
+    found = []
+    for key, name in _SOURCES.items():
+        branch, field = key.split(".")
+        given = getattr(getattr(config, branch), field)
+        is_used = branch != "teacher" or config.alignment.kd_weight > 0
+        if is_used and given != getattr(getattr(published, branch), field):
+            found.append((name, given))
+    return found
 
 
 def _strange_networks(run: RunData) -> list[str]:
     """Networks that are known not to be the published ones."""
     others = _other_sources(run.config)
-    tiny = [name for name, given, _ in others if given.startswith(_BUNDLED)]
+    tiny = [name for name, given in others if given.startswith(_BUNDLED)]
     if tiny:
         return [f"its {', '.join(tiny)} {'is' if len(tiny) == 1 else 'are'} a bundled tiny network, not the published"]
     return _wrong_sizes(run) if others else []

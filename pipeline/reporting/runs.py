@@ -68,6 +68,11 @@ class TrainingLog:
         """The newest training row."""
         return next(reversed(self._of("train")), None)
 
+    @property
+    def epoch(self) -> int | None:
+        """The epoch, counted from 1, that the training has come to; None before its first step."""
+        return None if self.last is None else int(self.last.__pydantic_extra__["epoch"]) + 1
+
     def _of(self, split: Split) -> list[LogRow]:
         return [row for row in self.rows if row.split == split]
 
@@ -96,6 +101,7 @@ class RunData:
         log: numbers over time.
         evaluations: the reported split first, of a split beam search first; empty before the first evaluation.
         card: its data set's card; None if it is not on this machine.
+        best: name of its best checkpoint; None if it has none.
     """
 
     name: str
@@ -106,6 +112,7 @@ class RunData:
     log: TrainingLog
     evaluations: tuple[Evaluation, ...]
     card: Card | None
+    best: str | None
 
     def evaluation(self, split: Split, method: Method) -> Evaluation | None:
         """The results of this way of answering this split; None if there are none."""
@@ -140,6 +147,7 @@ def _read_run(path: Path, name: str) -> RunData:
         log=_read_log(path),
         evaluations=_read_evaluations(folder),
         card=_card_of(config),
+        best=_best_checkpoint(path),
     )
 
 
@@ -153,6 +161,14 @@ def _read_log(run: Path) -> TrainingLog:
     # A training that runs or was killed leaves half a line, and only at the end.
     whole = read_text(path).rpartition("\n")[0]
     return TrainingLog([_log_row(line, f"{path}:{number}") for number, line in enumerate(whole.splitlines(), start=1)])
+
+
+def _best_checkpoint(run: Path) -> str | None:
+    # torch is loaded by this module, too.
+    from stages.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run)
+    return None if checkpoints.last() is None else checkpoints.best()
 
 
 def _log_row(line: str, where: str) -> LogRow:
@@ -212,7 +228,26 @@ def shortfalls(run: RunData) -> list[str]:
         fewer = [f"{task} {scored} of {published}" for task, scored, published in counted if scored < published]
         if fewer:
             lines.append(f"scored on fewer {one.split} samples than are published: {', '.join(fewer)}")
+        if gone := one.record.data.videos_left_out:
+            left = f"{one.record.data.samples_left_out} {one.split} samples of {len(gone)} videos"
+            lines.append(f"scored without {left}, which failed extraction")
     return list(dict.fromkeys(lines))
+
+
+def cautions(run: RunData) -> list[str]:
+    """One sentence for each way in which a run's answers are not those of the training that its settings describe."""
+    lines = []
+    epochs, come_to = run.config.train.epochs, run.log.epoch
+    if run.config.train.patience is None and come_to is not None and come_to < epochs:
+        lines.append(f"its training has come to epoch {come_to} of {epochs}")
+    for one in run.evaluations:
+        answered = one.record.model.checkpoint
+        if run.best is not None and answered != run.best:
+            lines.append(
+                f"its answers on split {one.split} ({one.method}) are those of checkpoint {answered}, but the best one "
+                f"is {run.best}; evaluate it again"
+            )
+    return lines
 
 
 def published_samples(card: Card | None, task: str, split: str) -> int:

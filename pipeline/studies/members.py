@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline import locations
-from pipeline.commands.train import _FREE as FREE
+from pipeline.commands.train import FREE
 from pipeline.config import PipelineConfig, Resolved, load_yaml, overlay, valid_keys
 from pipeline.results import EvaluationRecord, result_path
 from pipeline.run_folder import CONFIG

@@ -15,11 +15,10 @@ from stages.card_schema import AnnotationFiles
 from stages.errors import UserError
 from stages.manifest import Record, Split
 from stages.records import parse_record, read_json, read_text
+from stages.text import answer_type_by_word
 
 _HINT = "`pipeline data prepare` measures the videos and writes it"
 NO_LENGTH = "the table of durations does not have it"
-ANSWER_TYPES = ("what", "who", "how", "when", "where")
-"""What MA-LMM's files call the answer type, which is always the question's first word."""
 
 
 class _Asked(Record):
@@ -54,7 +53,6 @@ def questions(source: Source, form: AnnotationFiles, folder: Path, split: Split)
         frames = length.num_frames or source.card.frame_rule.indexed_frames(length.duration_s)
         duration_s = frames / source.card.frame_rule.index_fps
         source.add_video(video, duration_s, where)
-        first_word = asked.question.split(" ", 1)[0].lower()
         yield Question(
             stem=f"{split}_{number:07d}",
             video=video,
@@ -66,7 +64,7 @@ def questions(source: Source, form: AnnotationFiles, folder: Path, split: Split)
             end_s=duration_s,
             indexed_frames=frames,
             where=where,
-            answer_type=first_word if first_word in ANSWER_TYPES else None,
+            answer_type=answer_type_by_word(asked.question),
         )
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stages.atomic import sync_directory, sync_file
+from stages.atomic import sync_directory, sync_file, sync_tree
 from stages.cache.blocks import chunk_span, crc32c
 from stages.cache.commit import (
     COMMITS,
@@ -83,13 +83,16 @@ def convert(
         on_video: called after each video, for progress.
 
     Raises:
-        UserError: `target` is not empty, the disk is full or too small, or an id in `source` cannot be a file name.
+        UserError: `target` is not empty or lies inside the source, the disk is full or too small, or an id in `source`
+            cannot be a file name.
         DamagedCacheError: a video's bytes are not those that were committed; nothing is left at `target`.
     """
     assert kind in KINDS
     if isinstance(target, CacheUrl):
         return _convert_to_url(source, target, kind, on_video)
     _refuse_occupied(target)
+    if isinstance(source.root, Path) and target.resolve().is_relative_to(source.root.resolve()):
+        raise UserError("the target lies inside the source", where=target, hint="give a path outside of it")
     found = source.info()
     with storage_errors(target.parent, found.num_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,8 +178,9 @@ class ZarrWriter:
 
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
         """See `ExportWriter.add_video`."""
-        written = write_group(self.folder / VIDEOS / record.group, arrays)
-        _require_layout(written, record, self.folder)
+        group = self.folder / VIDEOS / record.group
+        _require_layout(write_group(group, arrays), record, self.folder)
+        sync_tree(group)
         self.add_file(COMMITS, record_name(self.folder, record.video), content)
 
     def finish(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
-from stages.atomic import atomic_path, sync_file
+from stages.atomic import atomic_path
 from stages.cache.errors import damaged
 from stages.cache.places import Place
 
@@ -98,7 +98,6 @@ class Directory:
         """See `Files.add_file`; it is synced to disk and its folder is made."""
         with atomic_path(self.root / folder / name) as aside:
             aside.write_bytes(content)
-            sync_file(aside)
 
     def remove(self, path: str) -> None:
         """See `Files.remove`."""

@@ -112,9 +112,10 @@ def info(store: Store, on_video: Callable[[], None] = lambda: None) -> CacheInfo
 
 
 def requeue(store: Store, fingerprint: str, videos: Iterable[str]) -> tuple[str, ...]:
-    """Remove the commit records of those `videos` that are damaged, and say so in the ledger; returns their ids.
+    """Put those `videos` that are damaged or missing back into the queue, by the ledger; returns their ids.
 
-    The next extraction writes them anew. Each is checked once more, because it may have been replaced meanwhile.
+    What is left of their commit records is removed, and the next extraction writes them anew. Each is checked once
+    more, because it may have been replaced meanwhile.
 
     Raises:
         UserError: an export, another process writes into the cache, or the disk refuses.

@@ -44,7 +44,8 @@ class RemoteLock:
         self._since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         if not self._files.create_file(LOCK, self._content()):
             held = self._files.content("", LOCK) or b""
-            if not _is_left_behind(held):
+            # Our own: the answer to a first try was lost, and the driver tried again.
+            if not (self._is_mine(held) or _is_left_behind(held)):
                 raise locked_by(told_holder(held), self._files.root)
             self._files.add_file("", LOCK, self._content())
             time.sleep(_SETTLE_S)

@@ -13,9 +13,10 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import IO, Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
@@ -196,9 +197,9 @@ class WebDatasetStore:
             state = (shard, self._files.state(path))
             if self._walked is None or self._walked[0] != state:
                 # A shard of short clips has thousands of members, and each of its videos asks for all of them.
-                with self._files.open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                    self._walked = state, {member.name: (member.offset_data, member.size) for member in tar}
-        except (OSError, tarfile.TarError):
+                with self._files.open(path) as file:
+                    self._walked = state, _walk(file)
+        except OSError:
             return {}
         return self._walked[1]
 
@@ -275,6 +276,14 @@ class WebDatasetWriter:
             self._tar.close()
             sync_file(Path(self._tar.name))
             self._tar = None
+
+
+def _walk(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """(offset, bytes) of a tar's members up to the first header that is broken or beyond the end."""
+    found: dict[str, tuple[int, int]] = {}
+    with suppress(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as tar:
+        found.update((member.name, (member.offset_data, member.size)) for member in tar)
+    return found
 
 
 def shard_name(number: int) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.atomic import sync_directory, sync_file
+from stages.atomic import sync_directory, sync_tree
 from stages.cache.commit import (
     COMMITS,
     VIDEOS,
@@ -54,8 +54,8 @@ def commit_video(root: Path, video: str, fingerprint: str, arrays: Mapping[str, 
     needed_bytes = sum(array.nbytes for array in arrays.values())
     try:
         with storage_errors(root, needed_bytes):
-            for folder in (attempt, root / VIDEOS, target.parent):
-                folder.mkdir(parents=True, exist_ok=True)
+            attempt.mkdir(parents=True)
+            _make_lasting(root, root / VIDEOS, target.parent)
             record = _write_aside(attempt, video, fingerprint, arrays)
             (attempt / "group").rename(root / VIDEOS / record.group)
             sync_directory(root / VIDEOS)
@@ -98,11 +98,19 @@ def attempt_name() -> str:
     return f"{secrets.token_hex(4)}.{current_writer()}"
 
 
+def _make_lasting(root: Path, *folders: Path) -> None:
+    """Make folders in `root` that are not there; what is put into one must not be lost with it in a power cut."""
+    missing = [folder for folder in folders if not folder.is_dir()]
+    for folder in missing:
+        folder.mkdir(exist_ok=True)
+    if missing:
+        sync_directory(root)
+
+
 def _write_aside(attempt: Path, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
     record = _record_of(video, fingerprint, arrays["times_s"], write_group(attempt / "group", arrays))
-    pending = attempt / PENDING_RECORD
-    pending.write_bytes(content_of(record))
-    sync_file(pending)
+    (attempt / PENDING_RECORD).write_bytes(content_of(record))
+    sync_tree(attempt)
     return record
 
 

@@ -62,7 +62,6 @@ class Motion:
     phase_rad: tuple[float, float]
     speed_rad_s: tuple[float, float]
 
-
     def angle_rad(self, disc: int, times_s: np.ndarray) -> np.ndarray:
         """Angle of disc A (0) or B (1) at each time, [T]."""
         return self.phase_rad[disc] + self.speed_rad_s[disc] * times_s

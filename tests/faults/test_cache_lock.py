@@ -3,6 +3,7 @@
 Run as a program, this file is an extraction of ten videos; it says when it holds the cache and waits to be let go.
 """
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,8 +104,11 @@ def test_reading_and_looking_at_a_cache_need_no_lock(cache):
 
 
 def test_pipeline_extract_is_such_an_extraction(world):
-    with FeatureCache.open(world.cache).ledger.writer():
-        refused = world.run("extract", *world.options())
+    cache = world.folder / "locked"
+    shutil.copytree(world.cache, cache)
+    min((cache / "commits").iterdir()).unlink()  # without anything to do it would not write
+    with FeatureCache.open(cache).ledger.writer():
+        refused = world.run("extract", *world.options(cache=cache))
     assert refused.returncode == 2
     assert "is writing into this cache" in refused.stderr
     assert "Traceback" not in refused.stderr

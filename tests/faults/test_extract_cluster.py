@@ -140,15 +140,16 @@ def opened(pid, path):
 
 def test_without_a_node_left_it_stops_with_one_line_and_goes_on_later(nodes, corpus):
     nodes.have(1)
+    lost_s = []
 
     def lose_all(count):
         while count == 2 and nodes.workers:
             nodes.lose_one()
+            lost_s.append(time.monotonic())
 
-    began_s = time.monotonic()
     with pytest.raises(UserError, match="the cluster has no node left that can run a worker") as caught:
         run(prepared(corpus), lose_all)
-    assert time.monotonic() - began_s < 60
+    assert time.monotonic() - lost_s[0] < 60
     assert "0 CPU cores" in str(caught.value)
     assert "run the same command again" in str(caught.value)
     before = committed(corpus)

@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+import socket
 import struct
 import subprocess
+import time
 
 import av
 import numpy as np
 import pytest
 
 from stages.errors import UserError
+from stages.ray_flow import cluster
 from tests.conftest import run_pipeline
 from tests.faults.extract_corpus import (
     VIDEOS,
@@ -124,3 +127,26 @@ def test_a_cache_on_a_read_only_disk_stops_the_run_and_loses_nothing(source, cor
         assert checksums(corpus / "cache") == checksums(source / "whole")
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_an_address_where_nobody_listens_is_one_line_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"  # bound, but not listened at
+        began_s = time.monotonic()
+        with (
+            pytest.raises(UserError, match=r"--address: no Ray cluster: .*refused.*ray start --head"),
+            cluster(address),
+        ):
+            raise AssertionError("there is a cluster")
+    assert time.monotonic() - began_s < 20
+
+
+def test_what_another_extraction_did_between_the_first_look_and_the_lock_is_not_done_again(corpus):
+    late, early = prepare(corpus), prepare(corpus)
+    assert late.todo == early.todo != []
+    assert run_here(early).extracted_now == VIDEOS
+    before = committed(corpus)
+    summary = run_here(late)
+    assert (summary.done, summary.extracted_now) == (VIDEOS, 0)
+    assert committed(corpus) == before

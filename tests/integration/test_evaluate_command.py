@@ -218,6 +218,12 @@ def test_one_task_of_a_run_does_not_overwrite_the_whole(run, tmp_path, pipeline)
     assert json.loads(out) == {"scene": whole["scene"]}
     assert "task" not in json.loads(out)["scene"]
     assert json.loads((tmp_path / "new" / "evaluation.json").read_text())["overrides"] == ['data.task="scene"']
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("{}")
+    for more in (["--output", other], ["--task", "scene", "--output", run]):
+        _, err = pipeline("evaluate", "--run", run, *more, status=2)
+        assert f"{more[-1]}: this is a run's folder, and these would stand there for the run's own results" in err
     file = tmp_path / "file"
     file.touch()
     _, err = pipeline("evaluate", "--run", run, "--output", file, status=2)

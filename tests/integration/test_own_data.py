@@ -106,6 +106,14 @@ def test_an_exported_data_set_can_leave_its_jitter_out(tmp_path):
     ]
 
 
+def test_an_export_onto_a_file_is_one_line(kitchen):
+    folder, _ = kitchen
+    options = ["--dataset", "kitchen.yaml", "--annotations", "."]
+    done = run_pipeline("data", "export", "kitchen.yaml", *options, cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: kitchen.yaml: a file is in the place of this folder")
+
+
 def write_lines(path, records):
     path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
 
@@ -136,19 +144,22 @@ def test_downloads_are_prepared_and_then_in_place(tmp_path):
     assert data["durations"]["names"] == ["abcdefghij2 (0.5 s, annotated 2 s)"]
 
 
-def test_the_doctors_command_for_misnamed_videos_mends_the_folder(tmp_path):
-    for name in ("annotations", "videos"):
-        (tmp_path / "lvu" / name).mkdir(parents=True)
+@pytest.mark.parametrize("folders", [("lvu/annotations", "lvu/videos"), ("labels", "films")])
+def test_the_doctors_command_for_misnamed_videos_mends_the_folder(tmp_path, folders):
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+    annotations, videos = folders
     clip = {"subset": "test", "duration": 2, "num_frames": 22, "scene": "office", "scene_answer": "(a)"}
-    (tmp_path / "lvu" / "annotations" / "test.json").write_text(json.dumps({"abcdefghij1": clip}))
-    write_video(tmp_path / "lvu" / "videos" / "A film [abcdefghij1].mp4", count=2 * RATE_FPS, height=48, width=64)
-    options = ["--dataset", "lvu", "--annotations", "lvu/annotations", "--videos", "lvu/videos", "--preset", "tiny"]
+    (tmp_path / annotations / "test.json").write_text(json.dumps({"abcdefghij1": clip}))
+    write_video(tmp_path / videos / "A film [abcdefghij1].mp4", count=2 * RATE_FPS, height=48, width=64)
 
-    def findings():
+    def findings(annotations, videos):
+        options = ["--dataset", "lvu", "--annotations", annotations, "--videos", videos, "--preset", "tiny"]
         done = run_pipeline("doctor", *options, "--json", cwd=tmp_path)
         return {one["item"]: one for one in json.loads(done.stdout) if one["section"] == "data"}
 
-    fix = findings()["extra files"]["fix"]
+    fix = findings(*folders)["extra files"]["fix"]
     done = run_pipeline(*shlex.split(fix.split("`")[1])[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert findings()["videos"]["status"] == "ok"
+    there = folders if annotations.startswith("lvu") else ("data/lvu/annotations", "data/lvu/videos")
+    assert findings(*there)["videos"]["status"] == "ok"

@@ -14,6 +14,7 @@ from pipeline.reporting.runs import read_runs
 from pipeline.run_folder import RunFolder
 from stages.cards import load_card
 from stages.checkpoint import Checkpoints, Position
+from stages.metric_log import FILE
 from stages.scoring import Prediction
 from tests.conftest import run_pipeline
 from tests.made_runs import add_evaluation
@@ -22,14 +23,20 @@ from tests.made_runs import add_evaluation
 RELATIONSHIP = {"friend": (42, 38), "husband wife": (36, 24), "boyfriend girlfriend": (13, 1)}
 
 
-def make_lvu_run(folder, name="run", *overrides, task="relationship", preset="diff-lmm-7b", samples=None, missing=()):
+def make_lvu_run(
+    folder, name="run", *overrides, task="relationship", preset="diff-lmm-7b", samples=None, missing=(), epoch=None
+):
     """A run that says of itself to be the paper's, except for what is given."""
     config = resolve(preset=preset, options={"data.dataset": "lvu", "data.task": task}, overrides=overrides).config
     card = load_card("lvu")
     tasks = card.tasks if task == "all" else [task]
     published = {split: sum(card.expected[one][split].samples for one in tasks) for split in ("train", "val")}
     stamp = {"fingerprint": "5eed" * 16, "samples": samples or published, "videos_missing": list(missing)}
-    return RunFolder.create(folder / name, config, stamp)
+    run = RunFolder.create(folder / name, config, stamp)
+    come_to = config.train.epochs if epoch is None else epoch
+    rows = [{"split": "train", "step": 4 * done, "epoch": done, "loss": 1.0} for done in range(come_to)]
+    (run.path / FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return run
 
 
 def answers(task="relationship", classes=None, *, leave_out=0):
@@ -215,18 +222,25 @@ def test_a_data_set_of_ones_own_fills_no_cell_even_under_the_papers_name(tmp_pat
 
 @pytest.mark.parametrize(("width", "fills"), [(1408, True), (96, False)])
 def test_networks_from_a_folder_count_only_with_the_published_sizes(tmp_path, width, fills):
-    run = evaluate(make_lvu_run(tmp_path, "run", "encoder.source=/models/instructblip"))
+    named = ("encoder.source=/models/instructblip", "teacher.source=/models/DiT.pt", "teacher.vae_source=/models/vae")
+    run = evaluate(make_lvu_run(tmp_path, "run", *named))
     sizes = {
         "qformer.query_tokens": (1, 32, 768),
         "qformer.qformer.encoder.layer.0.crossattention.attention.key.weight": (768, width),
         "language_projection.weight": (4096, 768),
     }
     tensors = {name: torch.zeros(size, dtype=torch.uint8) for name, size in sizes.items()}
-    Checkpoints(run.path).save(tensors, {}, Position(epoch=20, step=80, target_width=1152), keep=1)
+    Checkpoints(run.path).save(tensors, {}, Position(epoch=2, step=6, target_width=1152), keep=1)
     section = section_of(run)
     assert bool(measured_cells(section)) == fills
     if fills:
-        assert "encoder was read from /models/instructblip" in section.remarks["run"][0]
+        (remark,) = section.remarks["run"]
+        read = (
+            "encoder was read from /models/inst",
+            "teacher was read from /models/DiT.pt",
+            "VAE was read from /models/v",
+        )
+        assert all(one in remark for one in read)
     else:
         assert "other sizes" in section.left_out["run"][0]
 
@@ -236,6 +250,21 @@ def test_another_recipe_is_remarked_on_and_what_changes_no_result_is_not(tmp_pat
     section = section_of(run)
     assert measured_cells(section)
     assert section.remarks == {"run": ("train.epochs is 5, not 20",)}
+
+
+def test_a_training_that_is_not_at_its_end_and_answers_of_an_older_checkpoint_are_remarked_on(tmp_path):
+    half = evaluate(make_lvu_run(tmp_path, "half", epoch=3))
+    unknown = evaluate(make_lvu_run(tmp_path, "unknown", epoch=0))
+    older = evaluate(make_lvu_run(tmp_path, "older"))
+    Checkpoints(older.path).save({"x": torch.zeros(1)}, {}, Position(epoch=20, step=80), keep=1)
+    remarks = section_of(half, unknown, older).remarks
+    assert remarks["half"] == ("its training has come to epoch 3 of 20",)
+    assert remarks["unknown"] == ("it has no log of its training, so how long that was is not known",)
+    (said,) = remarks["older"]
+    assert said == (
+        "its answers on split test (generate) are those of checkpoint step-00000006, but the best one is "
+        "step-00000080; evaluate it again"
+    )
 
 
 # --- where it is shown

@@ -7,12 +7,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.commands import report
 from pipeline.reporting.mistakes import choose_mistakes
 from pipeline.reporting.plots import dash_of, thin
 from pipeline.reporting.runs import Series, read_runs
+from stages.checkpoint import Checkpoints, Position
 from stages.errors import UserError
 from stages.metric_log import FILE
 from stages.scoring import Prediction
@@ -184,6 +186,30 @@ def test_a_partial_training_set_is_named_at_the_top(evaluated):
     assert "7 of 9 train samples" in top
 
 
+def test_leaks_and_whatever_was_left_out_are_said_before_the_numbers(tmp_path):
+    stamp = {"leaks": {"relation": 3, "scene": 1}, "videos_left_out": ["w1", "w2"]}
+    run = make_run(tmp_path, "run", more_stamp=stamp, train__epochs=5)
+    add_evaluation(run, left_out=("v8",))
+    Checkpoints(run.path).save({"x": torch.zeros(1)}, {}, Position(epoch=2, step=9), keep=1)
+    source, _ = read_page(report.run([run.path], None))
+    top = source[: source.index('<section id="accuracy">')]
+    assert re.findall(r"<li>([^<]+)</li>", top) == [
+        "trained on a partial set: 2 annotated videos have no known length and no samples",
+        "trained on videos that are in a test split, by task: relation 3, scene 1",
+        "scored without 2 test samples of 1 videos, which failed extraction",
+        "its training has come to epoch 2 of 5",
+        "its answers on split test (generate) are those of checkpoint step-00000006, but the best one is "
+        "step-00000009; evaluate it again",
+    ]
+
+
+def test_a_whole_and_finished_run_has_nothing_to_be_said_of(tmp_path):
+    run = make_run(tmp_path, "run")
+    add_evaluation(run)
+    source, _ = read_page(report.run([run.path], None))
+    assert 'class="notices"' not in source
+
+
 # --- mistakes
 
 
@@ -335,6 +361,14 @@ def test_a_broken_line_in_the_log_is_named(tmp_path):
     lines = (run.path / FILE).read_text().splitlines(keepends=True)
     (run.path / FILE).write_text("".join([lines[0], "{broken\n", *lines[1:]]))
     with pytest.raises(UserError, match=rf"{FILE}:2: not a row of the metric log"):
+        report.run([run.path], None)
+
+
+def test_a_file_that_holds_no_object_is_named(tmp_path):
+    run = make_run(tmp_path, "run")
+    add_evaluation(run)
+    (run.path / "metrics.json").write_text("[]")
+    with pytest.raises(UserError, match=r"metrics\.json: must hold one JSON object; got 'list'"):
         report.run([run.path], None)
 
 

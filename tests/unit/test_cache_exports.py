@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -218,6 +219,13 @@ def test_a_target_that_is_not_empty_is_refused_and_left_alone(cache, tmp_path, k
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "thesis.tex"]
 
 
+def test_a_target_inside_the_source_is_refused(cache):
+    before = sorted(cache.root.rglob("*"))
+    with pytest.raises(UserError, match="the target lies inside the source"):
+        export(cache, cache.root / "export", "webdataset")
+    assert sorted(cache.root.rglob("*")) == before
+
+
 @pytest.mark.parametrize("kind", ["zarr", *KINDS])
 def test_an_empty_folder_is_taken_as_the_target(cache, tmp_path, kind):
     (tmp_path / "empty").mkdir()
@@ -362,6 +370,16 @@ def test_verify_finds_each_damage_of_shards(cache, tmp_path, damage):
     assert video in bad
     assert expected in bad[video].problems[0]
     assert {name for name, result in bad.items() if not result.orphan} == {video}
+
+
+def test_only_the_videos_behind_the_cut_of_a_shard_are_named(cache, tmp_path):
+    exported = export(cache, tmp_path / "export", "webdataset")
+    ends = {video: place_of(exported.root, video, "record.json")[1] for video in exported.video_ids()}
+    *before, last = sorted(ends, key=ends.get)
+    path, offset, _ = place_of(exported.root, last, "targets.npy")
+    os.truncate(path, offset + 10)
+    found = {result.video: result.ok for result in FeatureCache.open(exported.root).verify_all() if not result.orphan}
+    assert found == {**dict.fromkeys(before, True), last: False}
 
 
 def test_verify_finds_shards_and_members_that_the_index_does_not_name(cache, tmp_path):

@@ -59,6 +59,25 @@ def damage_shape(group):
     return "features: zarr.json has another shape than the commit record"
 
 
+def damage_padding(group):
+    path = group / "features" / "c.2.0.0"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    return "features: chunk 2 (rows 20 to 24): the padding behind these rows changed"
+
+
+def damage_keys(group):
+    path = group / "targets" / "zarr.json"
+    path.write_text(path.read_text().replace('"separator": "."', '"separator": "/"'))
+    return "targets: zarr.json has another chunk_key_encoding than the commit record"
+
+
+def damage_group_metadata(group):
+    (group / "zarr.json").write_text("{")
+    return "group: zarr.json is broken"
+
+
 def damage_metadata(group):
     (group / "times_s" / "zarr.json").unlink()
     return "times_s: zarr.json is gone"
@@ -70,7 +89,18 @@ def damage_group(group):
 
 
 @pytest.mark.parametrize(
-    "damage", [damage_missing, damage_bit, damage_cut, damage_shape, damage_metadata, damage_group]
+    "damage",
+    [
+        damage_missing,
+        damage_bit,
+        damage_cut,
+        damage_shape,
+        damage_padding,
+        damage_keys,
+        damage_group_metadata,
+        damage_metadata,
+        damage_group,
+    ],
 )
 def test_verify_names_each_kind_of_damage_and_only_that(cache, damage):
     cache.write_video("good", **content(25))
@@ -242,16 +272,20 @@ def pipeline_cache(*arguments):
 
 
 def test_the_commands_verify_repair_and_prune_go_together(cache):
-    commit(cache, "good", "bad")
+    commit(cache, "good", "bad", "lost")
     damage_bit(group_of(cache, "bad"))
+    shutil.rmtree(group_of(cache, "lost"))
+    (cache.root / "commits" / "lost.json").unlink()
     found = pipeline_cache("verify", cache.root)
     assert found.returncode == 3
+    assert "video lost: the ledger lists it as done" in found.stderr
     assert "video bad: targets: chunk 2" in found.stderr
     assert f"pipeline cache verify {cache.root} --repair" in found.stderr.replace("\n", " ")
     mended = pipeline_cache("verify", cache.root, "--repair", "--json")
     assert mended.returncode == 0
-    assert json.loads(mended.stdout)["requeued"] == ["bad"]
-    assert "it extracts 1 videos anew" in mended.stderr
+    assert json.loads(mended.stdout)["requeued"] == ["bad", "lost"]
+    assert "1 damaged videos and 1 leftovers removed" in mended.stderr
+    assert "it extracts 2 videos anew" in mended.stderr
     assert pipeline_cache("verify", cache.root).returncode == 0
     shutil.copytree(group_of(cache, "good"), cache.root / "videos" / "good.00c0ffee")
     told = json.loads(pipeline_cache("prune", cache.root, "--dry-run", "--json").stdout)
@@ -274,3 +308,10 @@ def test_the_command_convert_writes_what_the_commands_info_and_verify_read(cache
     assert pipeline_cache("verify", target).returncode in (2, 3)
     refused = pipeline_cache("verify", target, "--repair")
     assert (refused.returncode, "exports are read-only" in refused.stderr) == (2, True)
+
+
+def test_a_name_that_no_file_system_takes_is_one_line(tmp_path):
+    refused = pipeline_cache("info", tmp_path / ("long" * 100))
+    assert refused.returncode == 2
+    assert "this name is too long" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -262,6 +262,16 @@ def told(**changes):
     return json.dumps({**ours, "heard": time.time(), **changes}).encode()
 
 
+def test_a_lock_that_was_written_although_the_answer_was_lost_is_ones_own(root):
+    """The driver asks again, and the store then says that there is one."""
+    cache = make(root)
+    lock = cache.store.lock()
+    cache.store.add_file("", LOCK, lock._content())
+    lock.acquire()
+    lock.release()
+    assert cache.store.content("", LOCK) is None
+
+
 def test_the_lock_of_another_host_counts_until_it_is_old(root):
     cache = make(root)
     cache.store.add_file("", LOCK, told())

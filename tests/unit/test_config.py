@@ -18,7 +18,7 @@ OPTIONS = {
     "synthesize": {"folder", "--seed"},
     "plan": SETTINGS | DATA | {"--retry-failed", "--calibrate-s", "--no-calibrate"},
     "extract": SETTINGS | DATA | {"--address", "--retry-failed", "--dry-run", "--json-lines"},
-    "train": SETTINGS | DATA | {"--name", "--resume", "--profile"},
+    "train": SETTINGS | DATA | {"--name", "--resume", "--profile", "--workers", "--address"},
     "evaluate": DATA | {"--run", "--split", "--method", "--output", "--set", "--json"},
     "ablate": SETTINGS
     | DATA

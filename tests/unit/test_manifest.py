@@ -193,6 +193,7 @@ def without(record, key):
         ([VIDEO, VIDEO], [SAMPLE], "videos.jsonl:2: video id 'v1' appears twice"),
         ([VIDEO], [SAMPLE, SAMPLE], "samples.jsonl:2: sample id 'scene:v1_0' appears twice"),
         ([VIDEO | {"duration_s": -3}], [SAMPLE], "videos.jsonl:1: duration_s: Input should be greater than 0; got -3"),
+        ([VIDEO | {"duration_s": 1e12}], [SAMPLE], "duration_s: Input should be less than or equal to 1000000; got 1"),
         ([VIDEO | {"duration_s": "130"}], [SAMPLE], "videos.jsonl:1: duration_s: Input should be a valid number"),
         (['{"id": "v1", "path": "p", "duration_s": NaN}'], [SAMPLE], "videos.jsonl:1: duration_s: "),
         ([VIDEO | {"id": "../v1"}], [SAMPLE], "videos.jsonl:1: id: video id cannot be used as a name; got '../v1'"),

@@ -113,6 +113,27 @@ def test_a_broken_archive_is_named(downloads, tmp_path):
         placed("lvu", downloads, tmp_path / "lvu")
 
 
+@pytest.mark.parametrize("name", ["train.json", "dddddddddd4.mp4"])
+def test_a_member_whose_bytes_have_changed_is_named_by_its_archive(downloads, tmp_path, name):
+    shutil.rmtree(downloads / "clips")
+    content = json.dumps(dict.fromkeys(IDS, CLIP)) if name == "train.json" else "a film " * 40
+    with zipfile.ZipFile(downloads / "lvu.zip", "w") as packed:
+        packed.writestr(f"lvu/{name}", content)
+    whole = (downloads / "lvu.zip").read_bytes()
+    (downloads / "lvu.zip").write_bytes(whole.replace(b"film" if name != "train.json" else b"office", b"other!", 1))
+    with pytest.raises(UserError, match=r"lvu.zip: not a whole archive \(.*\)\. Download it again"):
+        placed("lvu", downloads, tmp_path / "lvu")
+    assert not list((tmp_path / "lvu").rglob("dddddddddd4*"))
+
+
+def test_a_broken_annotation_file_is_named_where_it_lies(downloads, tmp_path):
+    lies = downloads / "MA-LMM" / "data" / "lvu" / "annotation" / "train.json"
+    lies.write_text('{"broken')
+    with pytest.raises(UserError) as error:
+        placed("lvu", downloads, tmp_path / "lvu")
+    assert str(error.value).startswith(f"{lies}:1:2: broken JSON")
+
+
 def test_the_original_lvu_release_is_found_and_its_durations_are_asked_for(downloads, tmp_path):
     release = downloads / "lvu_1.0" / "scene"
     release.mkdir(parents=True)

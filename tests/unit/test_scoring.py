@@ -199,7 +199,7 @@ def sample(answer, *, question="what?", task="t", candidates=None, split="test",
 
 @pytest.mark.parametrize(
     ("question", "kind"),
-    [("who is running?", "who"), ("What is it?", "what"), ("is it a cat?", "other"), ("how", "how")],
+    [("who is running?", "who"), ("What is it?", "what"), ("is it a cat?", "other"), ("how", "how"), (" ", "other")],
 )
 def test_the_first_word_of_an_open_question_is_its_type(question, kind):
     assert answer_type_of(sample("a", question=question)) == kind

@@ -1,0 +1,105 @@
+"""`pipeline train --workers N`: several processes train one run. What the command does, and what each of them does."""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipeline import locations
+from pipeline.config import PipelineConfig
+from pipeline.console import Bar, progress_bar, say
+from pipeline.outcome import Outcome
+from pipeline.run_folder import CONFIG
+from stages.errors import UserError
+from stages.ray_flow import cluster
+from stages.stop import StopRequest
+from stages.train_flow import Line, Member, Row, Start, seats_on, train_together
+
+_CLIENT = "ray://"
+
+
+def run_together(
+    config: PipelineConfig,
+    path: Path,
+    *,
+    address: str | None,
+    request: StopRequest,
+    show: Callable[[Bar, Row], None],
+) -> Outcome:
+    """Have the run begun or gone on with by `train.processes` processes, and wait for them.
+
+    Args:
+        config: the recipe.
+        path: the run's folder, which is this command's alone.
+        address: Ray cluster; None: one on this machine.
+        request: takes the wish to stop.
+        show: moves the progress bar one step on.
+
+    Raises:
+        UserError: something of the data or the run is wrong, or the processes cannot run.
+    """
+    if address is not None and address.startswith(_CLIENT):
+        raise UserError(
+            "a training is led from within its cluster",
+            where="--address",
+            received=address,
+            hint="run the command on a node of the cluster, with --address auto",
+        )
+    import ray
+
+    if ray.is_initialized():
+        raise UserError(
+            "the trainings of a study have one process each",
+            where="train.processes",
+            received=config.train.processes,
+            allowed="1",
+        )
+    say(f"starting Ray for {config.train.processes} training processes")
+    order = json.dumps({"config": config.model_dump(mode="json"), "folder": str(Path.cwd())})
+    # Ray has an answer of its own to SIGTERM, which is not to stop, so signals are listened to once it is there.
+    with ExitStack() as bar, cluster(address), request.listening():
+        seats = seats_on(ray.nodes(), config.train.processes)
+        told = _Told(bar, show)
+        return Outcome.from_json(train_together(work, order, seats, scratch=path, stop=request, on_said=told))
+
+
+class _Told:
+    """Shows what the processes say."""
+
+    def __init__(self, stack: ExitStack, show: Callable[[Bar, Row], None]) -> None:
+        self._stack, self._show = stack, show
+        self._bar: Bar | None = None
+        self._done = 0
+
+    def __call__(self, said: Line | Start | Row) -> None:
+        if isinstance(said, Line):
+            say(said.text)
+        elif isinstance(said, Start):
+            if self._bar is None:
+                self._bar = self._stack.enter_context(progress_bar("train", said.total, "steps", done=said.step))
+                self._done = said.step
+            else:
+                say(f"a training process died; all go on after step {said.step} of {said.total}")
+        elif said["step"] >= self._done and self._bar is not None:  # not one that is taken for the second time
+            self._done += 1
+            self._show(self._bar, said)
+
+
+def work(order: str, member: Member) -> str:
+    """One process of a training: begin the run, or go on from its newest checkpoint, until the end."""
+    from pipeline.commands.train import _prepare, begin
+
+    content = json.loads(order)
+    os.chdir(content["folder"])  # relative folders are those of the command
+    config = PipelineConfig.model_validate(content["config"])
+    path = locations.run_folder(config)
+    with member.voice():
+        trainer, loaded, stamp = _prepare(config, path, member.asked_to_stop, member.group)
+        if member.group.rank == 0:
+            begin(path, config, stamp, resume=(path / CONFIG).is_file())
+        if trainer.resume(lambda line: say(f"warning: {line}")):
+            say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
+        member.start(trainer.position.step, trainer.total_steps)
+        ending = trainer.fit(member.row)
+    return Outcome(ending, trainer.total_steps, loaded.trained_count).to_json()

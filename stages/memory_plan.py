@@ -1,0 +1,141 @@
+"""How much of a GPU a training step of Stage 2 takes, added up from the networks' shapes; nothing is measured.
+
+In one process, at the moment when most is held, which is the backward pass of a clip's last run of frames:
+
+    frozen language model     its numbers, in its type; `sharded_bytes` where its layers lie in pieces
+    trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32
+    per clip of a part:
+      features                as stored in the cache
+      Q-Former                `model.activation_memory.kept_numbers`, dropout, one layer's pages; at most 4 bytes each
+      language model          S tokens with `language_kept_bytes` each
+
+Left out are what torch and CUDA take for themselves (about a gigabyte) and the holes in the allocator's memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from model.activation_memory import kept_numbers
+from model.qformer import frames_per_run_of
+
+if TYPE_CHECKING:
+    from model.qformer import MemoryQFormer
+
+TRAINED_BYTES = 16
+# Under autocast some of what is kept is bfloat16; float32 is the most.
+_KEPT_BYTES = 4
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """One clip of a training step: T frames, P patches, L question words, S tokens of the language model's sequence.
+
+    S counts the queries, the prompt and the answer.
+    """
+
+    frames: int
+    patches: int
+    words: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes in one process.
+
+    Attributes:
+        language: frozen weights.
+        trained: parameters, gradients and moments.
+        clip: what every clip of a part adds.
+    """
+
+    language: int
+    trained: int
+    clip: int
+
+    def total(self, clips: int) -> int:
+        """Bytes with so many clips in a part (`train.micro_batch_size`)."""
+        return self.language + self.trained + clips * self.clip
+
+    def most_clips(self, budget: int) -> int:
+        """Largest part that fits into so many bytes; 0 if none does."""
+        return max(0, (budget - self.language - self.trained) // self.clip)
+
+
+def language_kept_bytes(config: Any, *, bytes_each: int) -> int:
+    """Bytes that autograd keeps per token to lead a gradient through a frozen LLaMA to its input.
+
+    Weights need no gradient, so the inputs of linear layers are not kept. With width W, feed-forward width F, A = heads
+    times head width, and b bytes per number, each of the layers keeps
+
+        2 (4 W)      the inputs of its two norms, which compute in float32
+        4 A b        queries, keys, values and outputs of the attention (its scores are computed again)
+        3 F b        gate, gate after its activation, and its partner
+
+    and the last norm 4 W. The loss adds float32 scores of the answer's few tokens.
+
+    Args:
+        config: of a transformers LLaMA or a model with the same layers.
+        bytes_each: b.
+    """
+    attention = config.num_attention_heads * config.head_dim
+    norm = _FLOAT32_BYTES * config.hidden_size
+    layer = 2 * norm + (4 * attention + 3 * config.intermediate_size) * bytes_each
+    return config.num_hidden_layers * layer + norm
+
+
+def qformer_kept_bytes(qformer: "MemoryQFormer", shape: ClipShape, frames_per_run: int | None) -> int:
+    """Most bytes that one clip holds in the Q-Former while a run of frames goes back."""
+    slots, widths = qformer.config.memory_slots, qformer.qformer.config
+    run = min(frames_per_run or frames_per_run_of(slots), shape.frames)
+    kept = kept_numbers(qformer, batch=1, frames=run, patches=shape.patches, words=shape.words)
+    layers, crossing = len(qformer.layers), sum(layer.has_cross_attention for layer in qformer.layers)
+    tokens = qformer.num_queries + shape.words
+    dropout = run * (2 * tokens * layers + qformer.num_queries * crossing) * widths.hidden_size
+    pages = 4 * shape.patches * widths.hidden_size * (slots + 1 + 2 * run)
+    return _KEPT_BYTES * (kept + dropout + pages)
+
+
+def step_memory(
+    qformer: "MemoryQFormer",
+    shape: ClipShape,
+    *,
+    language_config: Any,
+    language_bytes: int,
+    trained: int,
+    feature_bytes: int = 2,
+    bytes_each: int = 2,
+    frames_per_run: int | None = None,
+) -> StepMemory:
+    """Add up a training step's memory.
+
+    Args:
+        qformer: its shapes; it may lie on the meta device.
+        shape: one clip.
+        language_config: of the frozen LLaMA.
+        language_bytes: of its weights in one process.
+        trained: number of trained values.
+        feature_bytes: per number in the cache.
+        bytes_each: per activation of the language model; 2 in bfloat16.
+        frames_per_run: as in `train.frames_per_run`.
+    """
+    features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
+    told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each)
+    clip = features + qformer_kept_bytes(qformer, shape, frames_per_run) + told
+    return StepMemory(language_bytes, trained * TRAINED_BYTES, clip)
+
+
+def sharded_bytes(total: int, layers: Sequence[int], processes: int) -> int:
+    """Most bytes of frozen weights in one process where each layer lies in pieces on all of them.
+
+    Two layers are whole at the same time: one computes while the next is gathered.
+
+    Args:
+        total: bytes of all weights.
+        layers: bytes of each layer.
+        processes: how many.
+    """
+    pieces = sum(-(-layer // processes) for layer in layers)
+    return total - sum(layers) + pieces + 2 * max(layers)

@@ -1,0 +1,117 @@
+"""Two processes in one gloo group, without Ray: what they agree on, refuse and share."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from pipeline import locations
+from pipeline.commands import train as command
+from pipeline.config import resolve
+from stages.errors import UserError
+from tests.several import together
+from tests.training_world import SETTINGS, make, near, rows_of
+
+STEPS = 8  # of one epoch
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("training"))
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    """The run of one process."""
+    os.chdir(world.folder)
+    return command.run(settings(world, "alone"), resume=False, as_json=False)
+
+
+def settings(world, name, *more):
+    options = {
+        "data.dataset": str(world.folder / "card.yaml"),
+        "data.annotations": str(world.folder),
+        "cache.root": str(world.cache),
+        "run.folder": str(world.folder / "runs"),
+        "run.name": name,
+    }
+    return resolve(preset="tiny", options=options, overrides=[*SETTINGS, "train.epochs=1", *more])
+
+
+def fit(group, resolved, stop_at=None):
+    """Train in one process of a group; the second of them is asked to stop after so many steps."""
+    config, taken = resolved.config, []
+
+    def stop():
+        return stop_at is not None and group.rank == 1 and len(taken) >= stop_at
+
+    path = locations.run_folder(config)
+    try:
+        trainer, _, stamp = command._prepare(config, path, stop, group)
+        if group.rank == 0:
+            command.begin(path, config, stamp, resume=False)
+        ending = trainer.fit(taken.append)
+    except UserError as error:
+        return str(error)
+    return ending.at.step, ending.stopped, len(trainer.data.train), kept_numbers(trainer.model.language)
+
+
+def kept_numbers(module):
+    """Numbers of a network that lie in this process."""
+    return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in module.parameters())
+
+
+def run_of(world, name):
+    return world.folder / "runs" / name
+
+
+def test_parts_of_each_processs_share_add_up_to_the_batch(world, alone, tmp_path):
+    together(fit, 2, tmp_path, settings(world, "parts", "train.micro_batch_size=1"))
+    near(run_of(world, "parts"), alone)
+
+
+def test_with_the_language_model_in_pieces_the_losses_and_answers_are_the_same(world, alone, tmp_path):
+    resolved = settings(world, "pieces", "train.shard_language=fsdp")
+    found = together(fit, 2, tmp_path, resolved)
+    near(run_of(world, "pieces"), alone)
+    _, loaded, _ = command._prepare(settings(world, "other").config, run_of(world, "other"), bool)
+    whole = kept_numbers(loaded.model.language)
+    layers = sum(p.numel() for p in loaded.model.language.model.model.layers.parameters())
+    assert [answer[-1] for answer in found] == [whole - layers // 2] * 2
+
+
+def test_all_stop_after_the_step_at_which_one_is_asked_to_and_the_first_saves_it(world, tmp_path):
+    found = together(fit, 2, tmp_path, settings(world, "stopped", "train.save_every_steps=100"), 3)
+    assert [answer[:2] for answer in found] == [(3, True)] * 2
+    assert len(rows_of(run_of(world, "stopped"))) == 3
+    index = json.loads((run_of(world, "stopped") / "checkpoints" / "index.json").read_text())
+    assert index["last"] == "step-00000003"
+
+
+def test_a_loss_that_is_not_finite_stops_all_of_them_with_the_samples_of_whoever_has_it(world, tmp_path):
+    group = next(path for path in (world.cache / "videos").iterdir() if path.name.startswith("train_7."))
+    chunk = min((group / "features").glob("c*"))
+    before = chunk.read_bytes()
+    values = np.frombuffer(before, np.float16).copy()
+    values[::7] = np.nan
+    chunk.write_bytes(values.tobytes())
+    try:
+        said = together(fit, 2, tmp_path, settings(world, "broken"))
+    finally:
+        chunk.write_bytes(before)
+    assert said[0] == said[1], "the samples are those of both"
+    assert "nothing was overwritten. Cached features or targets of video 'train_7' hold NaN" in said[0]
+    assert said[0].startswith("samples ")
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(world, tmp_path):
+    said = together(fit, 2, tmp_path, settings(world, "odd", "train.batch_size=5"))
+    assert (
+        said
+        == [
+            "train.batch_size: a batch has 5 samples, which 2 processes cannot share equally. Make it a multiple of "
+            "--workers"
+        ]
+        * 2
+    )

@@ -1,0 +1,116 @@
+"""A training step's memory by arithmetic: its law for a frozen LLaMA, counted on small ones, and the docs' figures."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_full_width_counts import LLAMA_LAYERS, PROJECTION, QUERIES, VOCABULARY, C, H
+from transformers import InstructBlipQFormerConfig, LlamaConfig, LlamaForCausalLM
+
+from model.alignment import Alignment
+from model.config import AlignmentConfig, QFormerConfig
+from model.qformer import MemoryQFormer
+from stages.memory_plan import ClipShape, language_kept_bytes, sharded_bytes, step_memory
+from stages.sharding import decoder_layers
+
+DOCS = Path(__file__).parents[2] / "docs" / "training.md"
+# Mask, position tables, the norms' scales: small, and smaller the wider the model.
+LAW_LEAVES_OUT = 0.05
+GB = 10**9
+
+
+def bytes_kept(model, batch, length):
+    """Bytes of activations that autograd holds between forward and backward, every buffer counted once."""
+    queries = torch.randn(batch, length, model.config.hidden_size, dtype=model.dtype, requires_grad=True)
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = (tensor, storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = model.model(
+            inputs_embeds=queries, attention_mask=torch.ones(batch, length, dtype=torch.long), use_cache=False
+        )
+    assert out.last_hidden_state.requires_grad
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    return sum(size for place, (_, size) in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("layers", "width", "inner"), [(2, 256, 512), (3, 128, 640)])
+def test_a_frozen_llama_keeps_what_the_law_says(layers, width, inner, dtype):
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(requires_grad=False)
+    measured = bytes_kept(model, 3, 17)
+    law = 3 * 17 * language_kept_bytes(config, bytes_each=dtype.itemsize)
+    assert abs(measured - law) <= LAW_LEAVES_OUT * law, (measured, law)
+
+
+@pytest.fixture(scope="module")
+def full():
+    """The full model's shapes, without memory for a weight: Q-Former, LLaMA, and the number of trained values."""
+    with torch.device("meta"):
+        qformer = MemoryQFormer(
+            InstructBlipQFormerConfig(vocab_size=VOCABULARY, encoder_hidden_size=C), QUERIES, QFormerConfig()
+        )
+        alignment = Alignment(AlignmentConfig(), hidden_width=H, target_width=1152, num_levels=13)
+        llama = LlamaForCausalLM(LlamaConfig(vocab_size=32_001, num_hidden_layers=LLAMA_LAYERS))
+    return qformer, llama, sum(p.numel() for part in (qformer, alignment) for p in part.parameters()) + PROJECTION
+
+
+def test_the_tables_in_the_docs_are_what_the_arithmetic_gives(full):
+    qformer, llama, trained = full
+    weights = 2 * llama.num_parameters()
+    text = DOCS.read_text(encoding="utf-8")
+    assert f"{trained:,}\ntrained values" in text
+    assert f"bfloat16: {weights / GB:.2f} GB; trained: {16 * trained / GB:.2f} GB" in text
+    shape = ClipShape(frames=100, patches=257, words=16, sequence=64)
+    rows = re.findall(r"^\| (\d+)[^|]* \| ([\d. |]+) \|$", text[text.index("## What fits") :], flags=re.MULTILINE)
+    assert len(rows) == 3
+    for frames_per_run, figures in rows:
+        run = int(frames_per_run)
+        found = step_memory(
+            qformer,
+            shape,
+            language_config=llama.config,
+            language_bytes=weights,
+            trained=trained,
+            frames_per_run=None if run == 40 else run,
+        )
+        expected = [f"{found.clip / GB:.2f}", *(f"{found.total(2**power) / GB:.1f}" for power in range(6))]
+        assert figures.split(" | ") == expected
+
+
+def test_the_full_model_fits_where_the_docs_say_it_does(full):
+    """With two GB left for CUDA and the allocator."""
+    qformer, llama, trained = full
+    shape = ClipShape(frames=100, patches=257, words=16, sequence=64)
+
+    def most_clips(budget, **more):
+        found = step_memory(
+            qformer,
+            shape,
+            language_config=llama.config,
+            language_bytes=2 * llama.num_parameters(),
+            trained=trained,
+            **more,
+        )
+        assert found.total(found.most_clips(budget)) <= budget < found.total(found.most_clips(budget) + 1)
+        return found.most_clips(budget)
+
+    assert 16 <= most_clips(78 * GB) < 64
+    assert most_clips(22 * GB, frames_per_run=10) >= 2
+
+
+def test_pieces_of_the_language_model_take_what_the_docs_say(full):
+    _, llama, _ = full
+    layers = [sum(2 * p.numel() for p in layer.parameters()) for layer in decoder_layers(llama)]
+    assert len(layers) == LLAMA_LAYERS
+    found = [sharded_bytes(2 * llama.num_parameters(), layers, processes) / GB for processes in (2, 4, 8)]
+    said = "takes {:.2f} GB of each, on 4 GPUs {:.2f}, on 8 GPUs {:.2f}".format(*found)
+    assert said in " ".join(DOCS.read_text(encoding="utf-8").split()), said
