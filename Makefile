@@ -20,7 +20,7 @@ demo: setup        ## the whole path on the bundled synthetic videos, CPU only
 
 # Two processes of one thread each: tests start programs of their own, which would fight over more.
 test: setup        ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup        ## lint, format check, type check
 	$(BIN)/ruff check .

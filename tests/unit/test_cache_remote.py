@@ -379,7 +379,7 @@ def test_only_the_rows_that_are_wanted_are_asked_for_and_all_at_once(tmp_path):
     with web_server(tmp_path) as (address, server):
         remote = FeatureCache.open(f"{address}/cache")
         remote.read("long", [0.0])
-        server.delay_s, server.most_in_flight = 0.2, 0
+        server.delay_s, server.most_in_flight = 1.0, 0  # long enough for a busy machine to have asked for all
         server.requests.clear()
         remote.read("long", content(100)["times_s"])
         assert len(server.requests) == 20, "one request per chunk of features and of targets"
