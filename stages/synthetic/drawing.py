@@ -62,19 +62,6 @@ class Motion:
     phase_rad: tuple[float, float]
     speed_rad_s: tuple[float, float]
 
-    def angle_rad(self, disc: int, times_s: np.ndarray) -> np.ndarray:
-        """Angle of disc A (0) or B (1) at each time, [T]."""
-        return self.phase_rad[disc] + self.speed_rad_s[disc] * times_s
-
-
-@dataclass(frozen=True)
-class VideoMarks:
-    """Where a video's details lie: row and column of the upper left corner of glyph and face, and the discs' motion."""
-
-    glyph_px: tuple[int, int]
-    face_px: tuple[int, int]
-    motion: Motion
-
 
 def draw_motion(relationship: str, rng: np.random.Generator) -> Motion:
     """Draw phases uniformly, speeds within 0.5 to 0.7 rad/s, and an overall direction that tells nothing either."""
@@ -89,23 +76,16 @@ def draw_motion(relationship: str, rng: np.random.Generator) -> Motion:
 
 def draw_frames(labels: dict[str, str], seed: tuple[int, ...], times_s: np.ndarray) -> np.ndarray:
     """Return the frames at `times_s` as `[T, 112, 112, 3]` uint8 RGB; the same seed draws the same video."""
-    return draw_video(labels, seed, times_s)[0]
-
-
-def draw_video(labels: dict[str, str], seed: tuple[int, ...], times_s: np.ndarray) -> tuple[np.ndarray, VideoMarks]:
-    """Return the frames, see `draw_frames`, and where their details lie."""
     rng = np.random.default_rng(seed)
     motion = draw_motion(labels["relationship"], rng)
     still = _film_look(_lit(_scene(labels["scene"], rng), labels["genre"]), labels["year"])
     # The grain stands still: moving grain would be most of the file.
     still = np.clip(still + rng.normal(0, _GRAIN, size=(SIZE_PX, SIZE_PX, 1)), 0, 1)
     # Shifted stripes: their direction tells the director, not the grey that a blurred corner happens to have.
-    _paste(still, emblem(labels["director"], int(rng.integers(_STRIPE_SHIFTS))), EMBLEM_CORNER_PX)
-    glyph_px = int(rng.integers(*GLYPH_ROWS_PX)), int(rng.integers(*GLYPH_COLUMNS_PX))
-    _paste(still, glyph(labels["writer"]), glyph_px)
-    face_px = int(rng.integers(*FACE_ROWS_PX)), int(rng.integers(*FACE_COLUMNS_PX))
-    _paste(still, face(labels["way_speaking"]), face_px)
-    return _with_discs(still, motion, times_s), VideoMarks(glyph_px, face_px, motion)
+    _paste(still, emblem(labels["director"], int(rng.integers(_STRIPE_SHIFTS))), *EMBLEM_CORNER_PX)
+    _paste(still, glyph(labels["writer"]), int(rng.integers(*GLYPH_ROWS_PX)), int(rng.integers(*GLYPH_COLUMNS_PX)))
+    _paste(still, face(labels["way_speaking"]), int(rng.integers(*FACE_ROWS_PX)), int(rng.integers(*FACE_COLUMNS_PX)))
+    return _with_discs(still, motion, times_s)
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
@@ -183,8 +163,7 @@ def face(way_speaking: str) -> np.ndarray:
     return tile
 
 
-def _paste(image: np.ndarray, tile: np.ndarray, corner_px: tuple[int, int]) -> None:
-    row, column = corner_px
+def _paste(image: np.ndarray, tile: np.ndarray, row: int, column: int) -> None:
     image[row : row + tile.shape[0], column : column + tile.shape[1]] = tile[..., None]
 
 
@@ -195,7 +174,7 @@ def _with_discs(still: np.ndarray, motion: Motion, times_s: np.ndarray) -> np.nd
         # Only the square that the disc can reach is drawn for each frame.
         area = np.s_[int(row - reach) : int(row + reach) + 1, int(column - reach) : int(column + reach) + 1]
         rows, columns = (axis[area] for axis in np.mgrid[0:SIZE_PX, 0:SIZE_PX].astype(np.float32))
-        angle = motion.angle_rad(disc, times_s).astype(np.float32)[:, None, None]
+        angle = (motion.phase_rad[disc] + motion.speed_rad_s[disc] * times_s).astype(np.float32)[:, None, None]
         distance = np.hypot(
             rows - row - ORBIT_RADIUS_PX * np.sin(angle), columns - column - ORBIT_RADIUS_PX * np.cos(angle)
         )
