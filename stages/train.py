@@ -245,7 +245,8 @@ class Trainer:
             top1, loss = self._validate() if self._validation_is_due(epoch) else (None, None)
             self.position = replace(self.position, epoch=epoch, val_top1=top1, val_loss=loss)
         except _StoppedError:
-            pass
+            # The epoch stays open: `fit` begins with its validation when the run is resumed, and says that it stopped.
+            assert self.position.epoch == epoch - 1
         self._save()
 
     def _validation_is_due(self, epoch: int) -> bool:

@@ -5,8 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from pipeline.pages import page_environment
 from pipeline.reporting import frames
 from pipeline.reporting.accuracy import accuracy_groups, shown_evaluation, unit_of
 from pipeline.reporting.frames import Strip
@@ -44,13 +43,7 @@ def render(runs: Sequence[RunData], paper: PaperSection | None = None) -> str:
         runs: may be none where there is `paper`.
         paper: the paper's tables with the runs' own numbers in them.
     """
-    environment = Environment(
-        loader=PackageLoader("pipeline", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters.update(percent=_percent, span=_span, points=_points, printed=printed)
     page: str = environment.get_template("report.html").render(
         title=", ".join(run.name for run in runs) or "The paper's tables",

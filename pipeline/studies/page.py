@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from pipeline.pages import page_environment
 from pipeline.studies.record import MemberLine, StudyRecord, TaskLine
 from stages.atomic import atomic_write_text
 
@@ -83,13 +82,7 @@ def _mean(line: TaskLine | None) -> str:
 
 def write_page(record: StudyRecord, folder: Path, plot: Path | None, report: Path | None) -> Path:
     """Write `study.html`: what the study is, picture, tables, what failed, and a link to the runs' report."""
-    environment = Environment(
-        loader=PackageLoader("pipeline", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     drawn = "" if plot is None else plot.read_text(encoding="utf-8")
     page = environment.get_template("study.html").render(
         record=record,
