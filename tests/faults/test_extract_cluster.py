@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -109,26 +110,49 @@ def test_a_lost_node_and_killed_actors_cost_nothing(nodes, source, corpus):
 def test_a_video_that_kills_its_worker_fails_alone(nodes, corpus):
     """Whoever opens this file is killed, and so is the actor behind."""
     nodes.have(1)
-    poison = corpus / "data" / "videos" / "train_0001.mp4"
-    write_video(poison, count=9 * RATE_FPS, height=480, width=640, options={"preset": "ultrafast"})
-    ended = threading.Event()
 
-    def hunt():
-        while not ended.wait(0.02):
-            if any(opened(child, poison) for child in named(os.getpid(), "decode.child_main")):
-                for actor in actors():
-                    os.kill(actor, signal.SIGKILL)
+    def kill_actors(_reader):
+        for actor in actors():
+            send(actor, signal.SIGKILL)
 
-    hunter = threading.Thread(target=hunt)
-    hunter.start()
-    try:
+    with while_read(slow_to_read(corpus, "train_0001"), kill_actors):
         summary, attempts = run(prepared(corpus, "extract.max_attempts=1"))
-    finally:
-        ended.set()
-        hunter.join()
     assert summary.failed == {"train_0001": "its worker died 1 times with it alone"}
     assert (summary.done, summary.pending) == (VIDEOS - 1, 0)
     assert set(attempts.values()) == {1}
+
+
+def slow_to_read(corpus, video):
+    """Write a longer video in its place: opening it is seen from outside."""
+    path = corpus / "data" / "videos" / f"{video}.mp4"
+    write_video(path, count=9 * RATE_FPS, height=480, width=640, options={"preset": "ultrafast"})
+    return path
+
+
+@contextmanager
+def while_read(path, act):
+    """Call `act` with every process that is seen to decode `path`."""
+    ended = threading.Event()
+
+    def watch():
+        while not ended.wait(0.02):
+            for reader in named(os.getpid(), "decode.child_main"):
+                if opened(reader, path):
+                    act(reader)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def send(pid, number):
+    """A process that has gone meanwhile needs no signal."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def opened(pid, path):
@@ -139,6 +163,7 @@ def opened(pid, path):
 
 
 def test_without_a_node_left_it_stops_with_one_line_and_goes_on_later(nodes, corpus):
+    """The last video's reader is stopped, so that something is left to do however late the nodes are lost."""
     nodes.have(1)
     lost_s = []
 
@@ -147,7 +172,9 @@ def test_without_a_node_left_it_stops_with_one_line_and_goes_on_later(nodes, cor
             nodes.lose_one()
             lost_s.append(time.monotonic())
 
-    with pytest.raises(UserError, match="the cluster has no node left that can run a worker") as caught:
+    last = slow_to_read(corpus, "test_0003")
+    stopped = while_read(last, lambda reader: send(reader, signal.SIGSTOP))
+    with stopped, pytest.raises(UserError, match="the cluster has no node left that can run a worker") as caught:
         run(prepared(corpus), lose_all)
     assert time.monotonic() - lost_s[0] < 60
     assert "0 CPU cores" in str(caught.value)
