@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import process_tree
 import tiny_corpus
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,25 +38,10 @@ def start(folder, options, settings):
         return subprocess.Popen([*command, "--json-lines"], stdout=events, stderr=people)
 
 
-def family(pid):
-    """The process and all that it started, with their parents."""
-    children = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    found = [pid]
-    for parent in found:
-        found += children.get(parent, [])
-    return found
-
-
 def kind(pid, driver):
     if pid == driver:
         return "driver"
-    line = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    line = process_tree.command_line(pid)
     return next((name for words, name in KINDS.items() if words in line), OTHERS)
 
 
@@ -69,7 +55,7 @@ def pss_bytes(pid):
 def sample(driver):
     """MiB by kind of process."""
     taken = dict.fromkeys((*KINDS.values(), OTHERS), 0.0)
-    for pid in family(driver):
+    for pid in [driver, *process_tree.descendants(driver)]:
         try:
             taken[kind(pid, driver)] += pss_bytes(pid) / MIB
         except OSError:

@@ -1,7 +1,8 @@
 """What the teacher costs a training step: targets from the cache, no alignment at all, and the teacher run online.
 
 One full-width Q-Former with random weights and one small language model take optimizer steps on the same clip, in
-turns; times are medians. Arms:
+turns, each a step that is not timed and one that is: the first one after another arm finds the allocator's pages laid
+out for that one. Times are medians. Arms:
 
   cached        y* from the cache, every frame distilled: the default
   no heads      the same frames computed forward and backward, with a plain mean in place of heads, gate and cosine
@@ -151,12 +152,11 @@ def measure(arguments, compute):
     batch = build_batch(tokenizers, arguments)
     plain = Batch(batch.samples, Clips(batch.stored.features, None, batch.stored.question, batch.stored.answer), None)
     times = {name: [] for name in arms}
-    for turn in range(arguments.repeat + 1):
+    for _ in range(arguments.repeat):
         for name, stepper in arms.items():
             given = plain if name == "lambda 0" else batch
-            spent = seconds(lambda s=stepper, g=given: s.take(0, 1e-4, [g]), compute.device)
-            if turn:  # in the first turn, the optimizer makes its state
-                times[name].append(spent)
+            _, spent = (seconds(lambda s=stepper, g=given: s.take(0, 1e-4, [g]), compute.device) for _ in range(2))
+            times[name].append(spent)
     if not arguments.no_online:
         teacher = build_teacher(compute.device, compute.dtype)
         shape = (arguments.batch * arguments.frames, teacher.size_px, teacher.size_px, 3)

@@ -45,18 +45,25 @@ class EncoderConfig(Settings):
             raise ValueError(f"encoder.layer is {self.layer}, but the encoder has {layers} layers")
 
 
-TeacherFamily = Literal["dit", "dinov2"]
+TeacherFamily = Literal["dit", "dinov2", "tower"]
+
+_READ_BY: dict[TeacherFamily, tuple[str, ...]] = {
+    "dit": ("block", "timestep", "timestep_embedding", "class_label", "vae_source", "heads"),
+    "dinov2": ("dino_block", "dino_pooling"),
+    "tower": ("tower_block", "tower_pooling"),
+}
 
 
 class TeacherConfig(Settings):
-    """The frozen teacher (paper section 3.2): SD-VAE encoder and the first blocks of a DiT; or a DINOv2.
+    """The frozen teacher (paper section 3.2): SD-VAE encoder and the first blocks of a DiT; or a DINOv2; or the
+    vision tower of a CLIP or an InstructBLIP.
 
-    The checkpoint decides which of them it is. What only the other family reads must stay at its default.
+    The checkpoint decides which of them it is. What only another family reads must stay at its default.
     """
 
     source: str = "facebook/DiT-XL-2-256"
-    """Hub id or local folder of a DiT pipeline in diffusers' layout (subfolders transformer and vae) or of a DINOv2 of
-    transformers, or the path of an original DiT file (DiT-XL-2-256x256.pt)."""
+    """Hub id or local folder of a DiT pipeline in diffusers' layout (subfolders transformer and vae) or of a DINOv2, a
+    CLIP or an InstructBLIP of transformers, or the path of an original DiT file (DiT-XL-2-256x256.pt)."""
     block: PositiveInt = 8
     """DiT: the block, counted from 1, after which the residual stream is read."""
     timestep: Annotated[int, Field(ge=0, le=999)] = 0
@@ -75,13 +82,17 @@ class TeacherConfig(Settings):
     """DINOv2: the block, counted from 1, whose output is read as it is. null: the last, after the final LayerNorm."""
     dino_pooling: Literal["mean", "class"] = "mean"
     """DINOv2: y* is the mean over the patch tokens (no class or register tokens), or the class token."""
+    tower_block: PositiveInt | None = None
+    """CLIP and InstructBLIP: the block, counted from 1, whose output is read as it is. null: the last, after the final
+    LayerNorm for InstructBLIP, without one for CLIP, as `encoder.layer` has it."""
+    tower_pooling: Literal["mean", "class"] = "mean"
+    """CLIP and InstructBLIP: y* is the mean over the patch tokens (no class token), or the class token."""
     random_seed: int | None = None
     """Seed of random weights in place of the trained ones, as a control; the VAE keeps its own. null: trained."""
 
     def require_family(self, family: TeacherFamily) -> None:
-        """Raise ValueError if a setting that only the other family reads was changed."""
-        of_dit = ("block", "timestep", "timestep_embedding", "class_label", "vae_source", "heads")
-        for name in of_dit if family == "dinov2" else ("dino_block", "dino_pooling"):
+        """Raise ValueError if a setting that only another family reads was changed."""
+        for name in (name for other, names in _READ_BY.items() if other != family for name in names):
             value, default = getattr(self, name), type(self).model_fields[name].default
             if value != default:
                 raise ValueError(
@@ -105,6 +116,16 @@ class TeacherConfig(Settings):
         self.require_family("dinov2")
         if self.dino_block is not None and self.dino_block > blocks:
             raise ValueError(f"teacher.dino_block is {self.dino_block}, but the network has {blocks} blocks")
+
+    def require_fits_tower(self, blocks: int) -> None:
+        """Raise ValueError unless a vision tower of so many blocks has the one asked for."""
+        self.require_family("tower")
+        if self.tower_block is not None and self.tower_block > blocks:
+            raise ValueError(f"teacher.tower_block is {self.tower_block}, but the network has {blocks} blocks")
+
+    def as_encoder(self) -> EncoderConfig:
+        """The visual encoder whose tokens are pooled, for the vision tower of a CLIP or an InstructBLIP."""
+        return EncoderConfig(source=self.source, layer=self.tower_block)
 
 
 class QFormerConfig(Settings):
@@ -177,11 +198,17 @@ class AlignmentConfig(Settings):
     `layer_norm` over its D entries, without parameters."""
 
 
+Quantization = Literal["none", "int8", "nf4"]
+
+
 class LanguageConfig(Settings):
     """The frozen causal language model and how it answers (FACTS.md C.5, C.6)."""
 
     source: str = "Salesforce/instructblip-vicuna-7b"
     """Hub id or folder of an InstructBLIP checkpoint, or of any causal language model of transformers."""
+    quantize: Quantization = "none"
+    """How the matrices of its layers are held: in the arithmetic's type (`none`), or in 8 (`int8`) or 4 bits (`nf4`) by
+    bitsandbytes, the extra `quant`. Training, answering and ranking work with each, with slightly other numbers."""
     max_prompt_tokens: PositiveInt = 128
     """Longest prompt in tokens of the language model."""
     num_beams: PositiveInt = 5

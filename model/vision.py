@@ -11,6 +11,10 @@ from model.config import EncoderConfig
 from model.frozen import FrozenModule, load_named
 from model.pixels import PixelStatistics
 
+# Standard deviation of random weights: that of vision transformers in transformers, but for InstructBLIP's, whose 1e-10
+# makes every block the identity.
+_RANDOM_STD = 0.02
+
 
 class VisionEncoder(FrozenModule):
     """Patch features of single frames; the layers above the one that is read are never built.
@@ -22,9 +26,11 @@ class VisionEncoder(FrozenModule):
     Args:
         config: which layer is read.
         vision_config: of the tower; its class decides which is built.
-        tensors: the checkpoint's tensors by name; only those needed, all of whose names begin with `prefix`, are read.
+        tensors: the checkpoint's tensors by name; only those needed, all of whose names begin with `prefix`, are read,
+            none for a tower with random weights.
         prefix: `vision_model.` in every checkpoint but that of a bare CLIP vision model.
         pixels: how the tower was trained to see its pixels.
+        random_seed: of random weights in place of the tensors; None for those of the tensors.
 
     Raises:
         ValueError: the tower has fewer layers, or a tensor is missing or misshapen; the message names it.
@@ -38,17 +44,22 @@ class VisionEncoder(FrozenModule):
         tensors: Mapping[str, Tensor],
         prefix: str,
         pixels: PixelStatistics,
+        random_seed: int | None = None,
     ) -> None:
         super().__init__()
         config.require_fits(vision_config.num_hidden_layers)
-        truncated = copy.deepcopy(vision_config)
-        truncated.num_hidden_layers = config.layer or vision_config.num_hidden_layers
-        is_clip = isinstance(vision_config, CLIPVisionConfig)
+        layers = config.layer or vision_config.num_hidden_layers
         self.pixels = pixels
-        self.vision_model = (CLIPVisionModel if is_clip else InstructBlipVisionModel)(truncated)
-        if is_clip or config.layer is not None:
+        if random_seed is None:
+            truncated = copy.deepcopy(vision_config)
+            truncated.num_hidden_layers = layers
+            self.vision_model = _build(truncated)
+        else:
+            self.vision_model = _draw(vision_config, layers, random_seed)
+        if isinstance(vision_config, CLIPVisionConfig) or config.layer is not None:
             self.vision_model.post_layernorm = nn.Identity()
-        load_named(self.vision_model, tensors, prefix=prefix)
+        if random_seed is None:
+            load_named(self.vision_model, tensors, prefix=prefix)
         self.freeze()
 
     @property
@@ -67,3 +78,25 @@ class VisionEncoder(FrozenModule):
         pixels = self.pixels.normalise(frames)
         features: Tensor = self.vision_model(pixels.to(self.vision_model.dtype)).last_hidden_state
         return features
+
+
+def _build(vision_config: InstructBlipVisionConfig | CLIPVisionConfig) -> CLIPVisionModel | InstructBlipVisionModel:
+    is_clip = isinstance(vision_config, CLIPVisionConfig)
+    network: CLIPVisionModel | InstructBlipVisionModel = (CLIPVisionModel if is_clip else InstructBlipVisionModel)(
+        vision_config
+    )
+    return network
+
+
+def _draw(
+    vision_config: InstructBlipVisionConfig | CLIPVisionConfig, layers: int, seed: int
+) -> CLIPVisionModel | InstructBlipVisionModel:
+    """The first layers of a tower with transformers' own random weights: the same, however many are kept."""
+    whole = copy.deepcopy(vision_config)
+    whole.initializer_range = max(_RANDOM_STD, vision_config.initializer_range)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _build(whole)
+    # Cut afterwards: CLIP's deviation follows from the number of layers of the whole tower.
+    network.encoder.layers = network.encoder.layers[:layers]
+    return network

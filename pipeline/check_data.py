@@ -212,9 +212,12 @@ def check_cache(config: PipelineConfig) -> Iterator[Finding]:
 def _check_fingerprint(config: PipelineConfig, cache: FeatureCache) -> Finding:
     # torch is behind this module; whoever has no cache yet need not wait for it.
     from stages.extraction import feature_fields
+    from stages.same_weights import require_same_weights
 
+    distils = config.alignment.kd_weight > 0
     try:
-        cache.fingerprint.require_match(feature_fields(config, with_teacher=config.alignment.kd_weight > 0), cache.root)
+        cache.fingerprint.require_match(feature_fields(config, with_teacher=distils), cache.root)
+        require_same_weights(config, cache.fingerprint, cache.root, with_teacher=distils)
     except UserError as error:
         fix = "set cache.root to another folder, or choose the preset that this cache was made with"
         return Finding("cache", "fingerprint", "problem", str(error), fix)

@@ -135,8 +135,8 @@ def check_weights(config: PipelineConfig) -> Iterator[Finding]:
 
 
 def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
-    """A DiT pipeline, a DINOv2, or an original DiT file with a VAE of its own (docs/teachers.md)."""
-    from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, ORIGINAL_VAE
+    """A DiT pipeline, a DINOv2, a vision tower, or an original DiT file with a VAE of its own (docs/teachers.md)."""
+    from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, ORIGINAL_VAE, TOWER_FAMILY
 
     vae = config.vae_source
     if config.source.endswith(ORIGINAL_SUFFIXES):
@@ -146,8 +146,10 @@ def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
             fix = f"set {_TEACHER} to a file that exists"
             yield Finding("weights", _TEACHER, "missing", f"{config.source}: no such file", fix)
         vae = vae or ORIGINAL_VAE
-    elif _model_type(config.source) in DINOV2_FAMILY:
+    elif (family := _model_type(config.source)) in DINOV2_FAMILY:
         yield _find_checkpoint(_TEACHER, config.source, _Needs(("config.json",)))
+    elif family in TOWER_FAMILY:
+        yield _find_checkpoint(_TEACHER, config.source, _CHECKPOINTS["encoder.source"])
     else:
         whole = vae is None
         yield _find_checkpoint(

@@ -2,11 +2,21 @@
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pipeline.command_groups import cache_app, config_app, data_app
+from pipeline.options import (
+    DataOptions,
+    Json,
+    Overrides,
+    RetryFailed,
+    RunOrModel,
+    SettingOptions,
+    with_groups,
+)
 
 app = typer.Typer(
     name="pipeline",
@@ -16,49 +26,14 @@ app = typer.Typer(
     help="Diff-LMM: teach a video LMM's Q-Former with a frozen diffusion transformer. "
     "Stage 1: extract. Stage 2: train, evaluate, predict.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
+app.add_typer(cache_app, name="cache")
+app.add_typer(data_app, name="data")
 
 # The shell's exit status for a program ended by Ctrl-C, which typer passes on.
 _INTERRUPTED = 130
 # What `plan` measures for unless told otherwise, and `extract --dry-run` always.
 _CALIBRATE_S = 20.0
-cache_app = typer.Typer(no_args_is_help=True, help="Look at a feature cache, check it, convert it.")
-app.add_typer(cache_app, name="cache")
-data_app = typer.Typer(no_args_is_help=True, help="Put a data set's files in their places, write one as plain lines.")
-app.add_typer(data_app, name="data")
-
-_SETTINGS = "Settings"
-Preset = Annotated[
-    str | None,
-    typer.Option(help="tiny, diff-lmm-7b or ma-lmm-7b; default diff-lmm-7b.", rich_help_panel=_SETTINGS),
-]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file with settings.", rich_help_panel=_SETTINGS)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="One setting, e.g. train.lr=3e-4. May be repeated.", rich_help_panel=_SETTINGS),
-]
-Dataset = Annotated[str | None, typer.Option(help="lvu, msvd_qa, synthetic, or the path of your own card (.yaml).")]
-TaskName = Annotated[str | None, typer.Option("--task", help="One task of the data set; default all.")]
-Videos = Annotated[str | None, typer.Option(help="Folder of the videos; default data/<dataset>/videos.")]
-Annotations = Annotated[
-    str | None, typer.Option(help="Folder of the annotation files; default data/<dataset>/annotations.")
-]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")]
-CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory or URL (s3://bucket/prefix) of the cache.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-CacheFolder = Annotated[str, typer.Argument(help="Directory or URL of the cache, or an export of it.")]
-RunOrModel = Annotated[str, typer.Option("--run", help="Folder of a run, or an exported model: its folder or hub id.")]
-
-
-class CacheKind(StrEnum):
-    """The kinds of store that `pipeline cache convert` writes."""
-
-    ZARR = "zarr"
-    WEBDATASET = "webdataset"
-    HDF5 = "hdf5"
 
 
 @app.callback()
@@ -101,20 +76,16 @@ def synthesize(
 
 
 @app.command()
+@with_groups
 def plan(
-    dataset: Dataset = None,
-    task: TaskName = None,
-    videos: Videos = None,
-    annotations: Annotations = None,
-    cache: CacheRoot = None,
+    *,
+    data: DataOptions,
     retry_failed: RetryFailed = False,
     calibrate_s: Annotated[float, typer.Option(help="Seconds to measure this machine for.")] = _CALIBRATE_S,
     no_calibrate: Annotated[
         bool, typer.Option("--no-calibrate", help="Measure nothing: counts and bytes, no times.")
     ] = False,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
+    settings: SettingOptions,
     json: Json = False,
 ) -> None:
     """What `extract` would take: videos, frames, bytes, hours, and what of it is left. Nothing is written.
@@ -126,9 +97,8 @@ def plan(
     """
     from pipeline.commands.plan import run
 
-    options = _data_options(dataset, task, videos, annotations, cache)
     run(
-        _resolve(preset, config, options, overrides),
+        settings.resolve(data.dotted()),
         calibrate_s=None if no_calibrate else calibrate_s,
         retry_failed=retry_failed,
         as_json=json,
@@ -136,12 +106,10 @@ def plan(
 
 
 @app.command()
+@with_groups
 def extract(
-    dataset: Dataset = None,
-    task: TaskName = None,
-    videos: Videos = None,
-    annotations: Annotations = None,
-    cache: CacheRoot = None,
+    *,
+    data: DataOptions,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, e.g. ray://head:10001; default this machine.")
     ] = None,
@@ -152,16 +120,14 @@ def extract(
     json_lines: Annotated[
         bool, typer.Option("--json-lines", help="Print events on stdout, one JSON object a line; the last is --json's.")
     ] = False,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
+    settings: SettingOptions,
     json: Json = False,
 ) -> None:
     """Stage 1: decode the videos once and write features and teacher targets into the cache.
 
     Run it again to go on where it stopped. Exit code 3 when any video failed.
     """
-    resolved = _resolve(preset, config, _data_options(dataset, task, videos, annotations, cache), overrides)
+    resolved = settings.resolve(data.dotted())
     if dry_run:
         from pipeline.commands.plan import run as plan_only
 
@@ -175,12 +141,10 @@ def extract(
 
 
 @app.command()
+@with_groups
 def train(
-    dataset: Dataset = None,
-    task: TaskName = None,
-    videos: Videos = None,
-    annotations: Annotations = None,
-    cache: CacheRoot = None,
+    *,
+    data: DataOptions,
     name: Annotated[str | None, typer.Option(help="Name of the run; default <dataset>-<task>-<preset>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
     profile: Annotated[
@@ -197,9 +161,7 @@ def train(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster for them, e.g. auto; default one on this machine.")
     ] = None,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
+    settings: SettingOptions,
     json: Json = False,
 ) -> None:
     """Stage 2: train Q-Former, projections and gate from the cache.
@@ -209,17 +171,14 @@ def train(
     """
     from pipeline.commands.train import run
 
-    options = {
-        **_data_options(dataset, task, videos, annotations, cache),
-        "run.name": name,
-        "train.processes": workers,
-    }
-    resolved = _resolve(preset, config, options, overrides)
+    resolved = settings.resolve({**data.dotted(), "run.name": name, "train.processes": workers})
     run(resolved, resume=resume, as_json=json, profile=profile, address=address)
 
 
 @app.command()
+@with_groups
 def evaluate(
+    *,
     run: RunOrModel,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     method: Annotated[
@@ -229,11 +188,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option(help="Folder for predictions and metrics; default the run's or the model's.")
     ] = None,
-    dataset: Dataset = None,
-    task: TaskName = None,
-    videos: Videos = None,
-    annotations: Annotations = None,
-    cache: CacheRoot = None,
+    data: DataOptions,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -247,7 +202,7 @@ def evaluate(
         run,
         split=split,
         method=method,
-        options=_data_options(dataset, task, videos, annotations, cache),
+        options=data.dotted(),
         output=output,
         overrides=overrides or [],
         as_json=json,
@@ -255,7 +210,9 @@ def evaluate(
 
 
 @app.command()
+@with_groups
 def ablate(
+    *,
     study: Annotated[
         list[str],
         typer.Option(help="lambda, levels, weighting, teacher, memory, or a .yaml file. May be repeated."),
@@ -270,11 +227,7 @@ def ablate(
     gpus: Annotated[
         float | None, typer.Option(min=0.0, help="GPUs of each, may be a fraction; default an equal share.")
     ] = None,
-    dataset: Dataset = None,
-    task: TaskName = None,
-    videos: Videos = None,
-    annotations: Annotations = None,
-    cache: CacheRoot = None,
+    data: DataOptions,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster that this machine is part of, e.g. auto; default this machine.")
     ] = None,
@@ -282,9 +235,7 @@ def ablate(
         bool, typer.Option("--retry-failed", help="Do again what failed before, videos and trainings.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
+    settings: SettingOptions,
     json: Json = False,
 ) -> None:
     """Studies: many trainings that differ in a few settings, from one cache, in one table over seeds.
@@ -294,10 +245,9 @@ def ablate(
     """
     from pipeline.commands.ablate import Resources, run
 
-    options = _data_options(dataset, task, videos, annotations, cache)
     failed = run(
         study,
-        _resolve(preset, config, options, overrides),
+        settings.resolve(data.dotted()),
         seeds=seeds,
         resources=Resources(parallel, cpus, gpus),
         address=address,
@@ -381,157 +331,20 @@ def report(
 
 
 @app.command()
+@with_groups
 def doctor(
-    dataset: Dataset = None,
-    task: TaskName = None,
-    videos: Videos = None,
-    annotations: Annotations = None,
-    cache: CacheRoot = None,
+    *,
+    data: DataOptions,
     quick: Annotated[
         bool, typer.Option("--quick", help="Do not open the videos to compare their lengths with the annotations.")
     ] = False,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
+    settings: SettingOptions,
     json: Json = False,
 ) -> None:
     """What is installed, which devices, weights and data are found, and what to do about what is missing."""
     from pipeline.commands.doctor import run
 
-    options = _data_options(dataset, task, videos, annotations, cache)
-    run(_resolve(preset, config, options, overrides), as_json=json, quick=quick)
-
-
-@cache_app.command("info")
-def cache_info(root: CacheFolder, json: Json = False) -> None:
-    """What the cache holds, and the fingerprint it was made under."""
-    from pipeline.commands.cache import info
-
-    info(root, as_json=json)
-
-
-@cache_app.command("verify")
-def cache_verify(
-    root: CacheFolder,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Remove damaged videos, so that the next extraction writes them anew."),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Check every stored byte against its checksum. Exit code 3 when anything is wrong and stays so."""
-    from pipeline.commands.cache import verify
-
-    if not verify(root, repair=repair, as_json=json):
-        raise typer.Exit(3)
-
-
-@cache_app.command("convert")
-def cache_convert(
-    source: Annotated[str, typer.Argument(help="A cache, or an export of one.")],
-    target: Annotated[str, typer.Argument(help="A folder (hdf5: a file) or URL (zarr) with nothing in it yet.")],
-    to: Annotated[CacheKind, typer.Option("--to", help="What to write.")],
-    shard_gb: Annotated[float, typer.Option(min=1e-6, help="webdataset: about how large a shard may become.")] = 1.0,
-    json: Json = False,
-) -> None:
-    """Write a cache as WebDataset shards or one HDF5 file to train from or to send, or an export as a cache again."""
-    from pipeline.commands.cache import convert
-
-    convert(source, target, to.value, shard_gb=shard_gb, as_json=json)
-
-
-@cache_app.command("prune")
-def cache_prune(
-    root: CacheFolder,
-    videos_not_in: Annotated[
-        str | None,
-        typer.Option(help="Committed videos too that this data set (a card's name or path) does not name."),
-    ] = None,
-    task: TaskName = None,
-    annotations: Annotations = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do remove committed videos.")] = False,
-    json: Json = False,
-) -> None:
-    """Remove what killed or overtaken writers left behind; committed videos only with --videos-not-in and --yes."""
-    from pipeline.commands.cache import prune
-
-    if videos_not_in is None:
-        prune(root, dry_run=dry_run, as_json=json)
-        return
-    named = _data_options(videos_not_in, task, None, annotations, None)
-    prune(root, dry_run=dry_run, as_json=json, keep=_resolve(None, None, named, None).config, yes=yes)
-
-
-@data_app.command("prepare")
-def data_prepare(
-    dataset: Annotated[str, typer.Option(help="lvu, msvd_qa, or the path of your own card (.yaml).")],
-    folders: Annotated[
-        list[Path], typer.Option("--from", help="Folder of downloaded files and archives. May be repeated.")
-    ],
-    to: Annotated[Path | None, typer.Option(help="Where annotations/ and videos/ go; default data/<dataset>.")] = None,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy instead of linking.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    json: Json = False,
-) -> None:
-    """Find a data set's annotation files and videos among downloads and link them under the names it expects.
-
-    Archives (.tar, .zip) are looked into. Nothing is overwritten; run it again when more is downloaded.
-    """
-    from pipeline.commands.prepare import run_prepare
-
-    run_prepare(dataset, folders, to, copy=copy, dry_run=dry_run, as_json=json)
-
-
-@data_app.command("export")
-def data_export(
-    folder: Annotated[Path, typer.Argument(help="Where videos.jsonl, samples.jsonl and the card go.")],
-    dataset: Dataset = None,
-    task: TaskName = None,
-    annotations: Annotations = None,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    json: Json = False,
-) -> None:
-    """Write a data set as plain lines to read or to change, one sample a line, and a card that reads them."""
-    from pipeline.commands.prepare import run_export
-
-    options = _data_options(dataset, task, None, annotations, None)
-    run_export(_resolve(preset, config, options, overrides), folder, as_json=json)
-
-
-@config_app.command("show")
-def config_show(
-    dataset: Dataset = None,
-    everything: Annotated[bool, typer.Option("--all", help="Show what every key means, too.")] = False,
-    preset: Preset = None,
-    config: ConfigFile = None,
-    overrides: Overrides = None,
-    json: Json = False,
-) -> None:
-    """The resolved configuration, with the source of every value that is not a default."""
-    from pipeline.commands.config import run
-
-    run(_resolve(preset, config, {"data.dataset": dataset}, overrides), explain=everything, as_json=json)
-
-
-def _data_options(
-    dataset: str | None, task: str | None, videos: str | None, annotations: str | None, cache: str | None
-) -> dict[str, str | None]:
-    return {
-        "data.dataset": dataset,
-        "data.task": task,
-        "data.videos": videos,
-        "data.annotations": annotations,
-        "cache.root": cache,
-    }
-
-
-def _resolve(preset, config, options, overrides):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  # typed in pipeline.config, imported late
-    from pipeline.config import resolve
-
-    return resolve(preset=preset, config_file=config, options=options, overrides=overrides or [])
+    run(settings.resolve(data.dotted()), as_json=json, quick=quick)
 
 
 def main() -> None:

@@ -18,11 +18,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
+from pipeline.tables import Columns, tables_within
+
+# Where there is no terminal, in a file or a pipe, nothing is to be folded.
+_WIDE = 10_000
 # Everything for people goes to stderr, so that `--json` leaves stdout to the machine.
-PEOPLE = Console(stderr=True, highlight=False)
+PEOPLE = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _WIDE)
 
 
 class _RateColumn(ProgressColumn):
@@ -70,19 +73,13 @@ def print_answer(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table for people; all columns but the first are right-aligned.
-
-    On a narrow terminal the others are wrapped before the first, which names the row; nothing is ever cut off.
-    """
-    # As Text, or what is in brackets would be taken for markup.
-    shown = Table(title=Text(title, style="table.title"), title_justify="left")
-    for index, column in enumerate(columns):
-        is_name = index == 0
-        shown.add_column(Text(column), justify="left" if is_name else "right", no_wrap=is_name, overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    PEOPLE.print(shown)
+def table(title: str, columns: Columns, rows: Sequence[Sequence[str]]) -> None:
+    """Print a table for people, laid out for their terminal; all columns but the first are right-aligned."""
+    PEOPLE.print(Text(title, style="table.title"))
+    for number, part in enumerate(tables_within(PEOPLE.width, columns, rows)):
+        if number:
+            say("")
+        PEOPLE.print(part)
 
 
 def emit_json(content: Any) -> None:

@@ -38,6 +38,7 @@ def run_together(
 
     Raises:
         UserError: something of the data or the run is wrong, or the processes cannot run.
+        SystemExit: asked to stop before they had begun.
     """
     if address is not None and address.startswith(_CLIENT):
         raise UserError(
@@ -61,7 +62,13 @@ def run_together(
     with ExitStack() as bar, cluster(address), request.listening():
         seats = seats_on(ray.nodes(), config.train.processes)
         told = _Told(bar, show)
-        return Outcome.from_json(train_together(work, order, seats, scratch=path, stop=request, on_said=told))
+        if seats.cpus < 1:
+            say(f"warning: there are fewer cores than training processes; each has {seats.cpus:g} of one")
+        answer = train_together(work, order, seats, scratch=path, stop=request, on_said=told)
+    if answer is None:
+        say("stopped before a first step; go on by the same command")
+        raise SystemExit(request.exit_code)
+    return Outcome.from_json(answer)
 
 
 class _Told:
@@ -97,7 +104,7 @@ def work(order: str, member: Member) -> str:
     with member.voice():
         trainer, loaded, stamp = _prepare(config, path, member.asked_to_stop, member.group)
         if member.group.rank == 0:
-            begin(path, config, stamp, resume=(path / CONFIG).is_file())
+            begin(path, config, loaded, stamp, resume=(path / CONFIG).is_file())
         if trainer.resume(lambda line: say(f"warning: {line}")):
             say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
         member.start(trainer.position.step, trainer.total_steps)

@@ -1,6 +1,8 @@
 """A run's folder: `config.yaml`, `run.json` (cache fingerprint, versions), checkpoints, metrics, predictions."""
 
+import errno
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -38,13 +40,26 @@ class RunFolder:
 
     @staticmethod
     def require_free(path: Path) -> None:
-        """UserError if a run is there already."""
+        """Nothing if a new run could begin there.
+
+        Raises:
+            UserError: a run is there already.
+            OSError: its folder cannot be made: told before minutes are spent on what comes first.
+        """
         if (path / CONFIG).exists():
             raise UserError(
                 "a run of this name is there already",
                 where=path,
                 hint="add --resume to go on with it, or give another --name",
             )
+        above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        code = 0
+        if not above.is_dir():
+            code = errno.ENOTDIR
+        elif not os.access(above, os.W_OK | os.X_OK):
+            code = errno.EROFS if os.statvfs(above).f_flag & os.ST_RDONLY else errno.EACCES
+        if code:
+            raise OSError(code, os.strerror(code), str(path))
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":

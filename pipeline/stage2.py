@@ -23,6 +23,7 @@ from stages.extraction import feature_fields
 from stages.frame_plan import plan_frames
 from stages.manifest import Manifest, Sample
 from stages.pretrained import LoadedModel
+from stages.same_weights import require_same_weights
 from stages.tokens import Tokenizers
 from stages.weights import LoadingReport, open_tensors
 
@@ -35,14 +36,17 @@ def open_cache(config: PipelineConfig) -> FeatureCache:
     """Open the run's cache and check that its features fit the model.
 
     Raises:
-        UserError: no cache, or one made with another network or layer; the field is named.
+        UserError: no cache, or one made with another network or layer, or with other weights than those that lie at
+            the networks' sources now; the field is named.
     """
     cache = FeatureCache.open(
         locations.cache_root(config),
         extract_command=locations.extract_command(config),
         local_copy=config.cache.local_copy,
     )
-    cache.fingerprint.require_match(feature_fields(config, with_teacher=config.alignment.kd_weight > 0), cache.root)
+    distils = config.alignment.kd_weight > 0
+    cache.fingerprint.require_match(feature_fields(config, with_teacher=distils), cache.root)
+    require_same_weights(config, cache.fingerprint, cache.root, with_teacher=distils)
     return cache
 
 
@@ -66,7 +70,7 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample
 def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Sample) -> LoadedModel:
     """Build the model as training starts it; widths are read off one cached frame.
 
-    What was taken from which checkpoint is told, and written into the run's folder when it is a new one.
+    What was taken from which checkpoint is told.
 
     Raises:
         UserError: the networks do not fit each other, the cache or the sample.
@@ -83,7 +87,6 @@ def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Samp
         seed=config.train.seed,
         shard_language=config.train.shard_language == "fsdp",
     )
-    _write_loading(locations.run_folder(config), loaded.loading)
     for report in loaded.loading:
         say(report.summary())
     tasks = card.tasks.values() if config.data.task == "all" else [card.tasks[config.data.task]]
@@ -96,10 +99,9 @@ def about_of(config: PipelineConfig, card: Card) -> About:
     return About.of(config, card, config.data.task, config.train.precision)
 
 
-def _write_loading(run: Path, reports: Sequence[LoadingReport]) -> None:
-    """Write down what a new run starts from; one that is resumed keeps what it has."""
-    if not (run / CONFIG).exists():
-        atomic_write_text(run / LOADING, json.dumps([asdict(report) for report in reports], indent=1) + "\n")
+def write_loading(run: Path, reports: Sequence[LoadingReport]) -> None:
+    """Write down what a new run starts from."""
+    atomic_write_text(run / LOADING, json.dumps([asdict(report) for report in reports], indent=1) + "\n")
 
 
 def warn_of_long_answers(tokenizers: Tokenizers, answers: Sequence[str], config: LanguageConfig) -> None:

@@ -113,6 +113,9 @@ class TrainConfig(Settings):
     """Learning rate at step 0."""
     kd_frames: Literal["all", "last"] | PositiveInt = "all"
     """Frames that carry the distillation loss: all, the last, or so many drawn at random per step."""
+    targets: Literal["own", "shuffled"] = "own"
+    """Whose y* a training frame is aligned with: its own, or (shuffled, a control that must not help) that of a frame
+    of another training video, drawn once from the seed."""
     frames_per_run: PositiveInt | None = None
     """Frames the Q-Former computes at once, which bounds the memory of a step; None means twice its memory slots."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

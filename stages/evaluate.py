@@ -19,7 +19,7 @@ from stages.errors import UserError
 from stages.manifest import Sample
 from stages.scoring import METHODS, Method, Prediction, answer_type_of
 from stages.tokens import Tokenizers
-from stages.windows import Batch
+from stages.windows import Batch, bad_inputs
 
 # Answers, best first, and their scores.
 _Scored = tuple[tuple[str, ...], tuple[float, ...]]
@@ -82,7 +82,7 @@ def answer_batches(
     The model is in eval mode afterwards.
 
     Raises:
-        UserError: candidates are to be ranked and a sample has none.
+        UserError: candidates are to be ranked and a sample has none; or features are not finite.
     """
     model.eval()
     for batch in batches:
@@ -91,6 +91,10 @@ def answer_batches(
         found: dict[Method, list[_Scored]] = {}
         with autocast(device, dtype):
             queries, _ = model.watch(clips.features, clips.question)
+            # Whatever is wrong in the cache comes through, and the queries are fewer than the features.
+            if not queries.isfinite().all() and (planted := batch.not_finite()):
+                videos = [sample.video for sample in planted]
+                raise bad_inputs([sample.id for sample in planted], videos, "these cannot be answered")
             asked = _Asked(queries, prompt.to(device), mask.to(device))
             for method in methods_of(config):
                 if method == "generate":

@@ -18,6 +18,7 @@ from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
 from stages.frame_plan import FramePlan
 from stages.frozen_networks import describe_encoder, describe_teacher
+from stages.frozen_source import FrozenSource
 from stages.manifest import Manifest
 from stages.video_paths import join_video_path
 from stages.weights import OnLoaded, log_loading
@@ -156,6 +157,12 @@ def _named(part: str, settings: Settings) -> dict[str, Scalar]:
     return {f"{part}.{name}": value for name, value in settings.model_dump().items()}
 
 
+def checkpoint_fields(part: str, source: FrozenSource) -> dict[str, Scalar]:
+    """The part of a fingerprint that a frozen network's checkpoint decides; `part` is encoder or teacher."""
+    facts = {**source.facts, "weights": source.digest, "size_px": source.size_px}
+    return {f"{part}.{name}": value for name, value in facts.items()}
+
+
 def settle_precision(extract: ExtractConfig) -> ExtractConfig:
     """Decide an `auto` precision here, once, so that all workers compute alike and the fingerprint tells the truth."""
     dtype = str(pick_dtype(extract.precision, pick_device())).removeprefix("torch.")
@@ -173,8 +180,7 @@ def fingerprint(config: ModelConfig, extract: ExtractConfig, on_loaded: OnLoaded
     if extract.decode_device != "cpu":
         computed["frame.decoded_on"] = extract.decode_device
     for part, source in (("encoder", describe_encoder(config.encoder)), ("teacher", describe_teacher(config.teacher))):
-        facts = {**source.facts, "weights": source.digest, "size_px": source.size_px}
-        computed |= {f"{part}.{name}": value for name, value in facts.items()}
+        computed |= checkpoint_fields(part, source)
         for report in source.loading:
             on_loaded(report)
     return Fingerprint(fields={**feature_fields(config), **computed})

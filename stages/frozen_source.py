@@ -5,12 +5,14 @@ A description is taken from here only if each file that was looked at is the ver
 """
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,7 +28,16 @@ _LOG = logging.getLogger(__name__)
 _SETTLED_S = 3.0
 
 # Whose change may change a description of the same files.
-_CODE = ("frozen_networks.py", "frozen_source.py", "weights.py", "instructblip.py")
+_CODE = (
+    "frozen_networks.py",
+    "frozen_towers.py",
+    "frozen_dit.py",
+    "frozen_dino.py",
+    "frozen_pixels.py",
+    "frozen_source.py",
+    "weights.py",
+    "instructblip.py",
+)
 
 
 @dataclass(frozen=True)
@@ -115,3 +126,9 @@ def _as_it_is(source: str, name: str) -> _File:
     facts = resolved.stat()
     identity = str(resolved), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
     return _File(source=source, name=name, identity=identity)
+
+
+def random_digest(seed: int, described: Mapping[str, Any]) -> str:
+    """Stands for weights that follow from a seed and an architecture."""
+    architecture = json.dumps(described, sort_keys=True, default=str)
+    return f"random {seed} {hashlib.sha256(architecture.encode()).hexdigest()}"

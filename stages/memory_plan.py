@@ -2,22 +2,28 @@
 
 In one process, at the moment when most is held, which is the backward pass of a clip's last run of frames:
 
-    frozen language model     its numbers, in its type; `sharded_bytes` where its layers lie in pieces
+    frozen language model     `frozen_bytes`; `sharded_bytes` where its layers lie in pieces
     trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32
     per clip of a part:
       features                as stored in the cache
       Q-Former                `model.activation_memory.kept_numbers`, dropout, one layer's pages; at most 4 bytes each
       language model          S tokens with `language_kept_bytes` each
 
-Left out are what torch and CUDA take for themselves (about a gigabyte) and the holes in the allocator's memory.
+Left out are what torch and CUDA take for themselves (about a gigabyte) and the holes in the allocator's memory. A
+quantised matrix is widened while it computes, forward and backward, and thrown away: the largest of Vicuna-7B's takes
+0.09 GB, at a moment when the Q-Former holds less than in its own backward pass.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from model.activation_memory import kept_numbers
+from model.config import Quantization
 from model.qformer import frames_per_run_of
+from stages.quantization import BLOCK, layer_matrices, shape_of
 
 if TYPE_CHECKING:
     from model.qformer import MemoryQFormer
@@ -26,6 +32,10 @@ TRAINED_BYTES = 16
 # Under autocast some of what is kept is bfloat16; float32 is the most.
 _KEPT_BYTES = 4
 _FLOAT32_BYTES = 4
+# nf4: the blocks' scales are stored in a byte each, and so many of them share a scale of their own. Each matrix has the
+# tables of the 16 and 256 values that these bits and bytes stand for, and one float32 more.
+_SCALES_BLOCK = 256
+_NF4_TABLES = 16 + 256 + 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,36 @@ class StepMemory:
         return max(0, (budget - self.language - self.trained) // self.clip)
 
 
-def language_kept_bytes(config: Any, *, bytes_each: int) -> int:
+def frozen_bytes(model: nn.Module, quantize: Quantization, *, bytes_each: int = 2) -> int:
+    """Bytes of a language model's weights, its layers' matrices as `stages.quantization` has them.
+
+    Args:
+        model: not quantised itself; it may lie on the meta device.
+        quantize: how they are held.
+        bytes_each: per number of what is not quantised; 2 in bfloat16.
+    """
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    if quantize == "none":
+        return numbers * bytes_each
+    shapes = [shape_of(matrix) for _, matrix in layer_matrices(model)]
+    rest = numbers - sum(outputs * inputs for outputs, inputs in shapes)
+    bytes_of = _int8_bytes if quantize == "int8" else _nf4_bytes
+    return rest * bytes_each + sum(bytes_of(outputs, inputs) for outputs, inputs in shapes)
+
+
+def _int8_bytes(outputs: int, inputs: int) -> int:
+    """A byte per number, and a float32 scale per row."""
+    return outputs * inputs + outputs * _FLOAT32_BYTES
+
+
+def _nf4_bytes(outputs: int, inputs: int) -> int:
+    """Half a byte per number, a byte per block, a float32 per `_SCALES_BLOCK` blocks, and the tables."""
+    numbers = outputs * inputs
+    blocks = -(-numbers // BLOCK)
+    return -(-numbers // 2) + blocks + (-(-blocks // _SCALES_BLOCK) + _NF4_TABLES) * _FLOAT32_BYTES
+
+
+def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization = "none") -> int:
     """Bytes that autograd keeps per token to lead a gradient through a frozen LLaMA to its input.
 
     Weights need no gradient, so the inputs of linear layers are not kept. With width W, feed-forward width F, A = heads
@@ -74,15 +113,19 @@ def language_kept_bytes(config: Any, *, bytes_each: int) -> int:
         4 A b        queries, keys, values and outputs of the attention (its scores are computed again)
         3 F b        gate, gate after its activation, and its partner
 
-    and the last norm 4 W. The loss adds float32 scores of the answer's few tokens.
+    and the last norm 4 W. The loss adds float32 scores of the answer's few tokens. bitsandbytes' products in int8 keep
+    their inputs although they do not need them, (2 W + F) b more that nobody else keeps; those in nf4 do not.
 
     Args:
         config: of a transformers LLaMA or a model with the same layers.
         bytes_each: b.
+        quantize: how its layers' matrices are held.
     """
     attention = config.num_attention_heads * config.head_dim
     norm = _FLOAT32_BYTES * config.hidden_size
     layer = 2 * norm + (4 * attention + 3 * config.intermediate_size) * bytes_each
+    if quantize == "int8":
+        layer += (2 * config.hidden_size + config.intermediate_size) * bytes_each
     return config.num_hidden_layers * layer + norm
 
 
@@ -107,6 +150,7 @@ def step_memory(
     trained: int,
     feature_bytes: int = 2,
     bytes_each: int = 2,
+    quantize: Quantization = "none",
     frames_per_run: int | None = None,
 ) -> StepMemory:
     """Add up a training step's memory.
@@ -115,14 +159,15 @@ def step_memory(
         qformer: its shapes; it may lie on the meta device.
         shape: one clip.
         language_config: of the frozen LLaMA.
-        language_bytes: of its weights in one process.
+        language_bytes: of its weights in one process (`frozen_bytes`, `sharded_bytes`).
         trained: number of trained values.
         feature_bytes: per number in the cache.
         bytes_each: per activation of the language model; 2 in bfloat16.
+        quantize: how the language model's matrices are held.
         frames_per_run: as in `train.frames_per_run`.
     """
     features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
-    told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each)
+    told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
     clip = features + qformer_kept_bytes(qformer, shape, frames_per_run) + told
     return StepMemory(language_bytes, trained * TRAINED_BYTES, clip)
 

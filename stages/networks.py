@@ -11,9 +11,11 @@ from torch import Tensor
 from model.config import LanguageConfig, ModelConfig
 from model.frozen import load_named
 from stages.checkpoint import Checkpoints
+from stages.device import pick_device
 from stages.errors import UserError
 from stages.instructblip import instructblip_config, is_instructblip, naming
 from stages.lavis import FRAME_POSITIONS, LavisTensors, open_lavis
+from stages.quantization import quantize_layers, require_quantization
 from stages.weights import CheckpointTensors, LoadingReport, OnLoaded, Repository, log_loading, open_tensors
 
 if TYPE_CHECKING:
@@ -37,21 +39,33 @@ _REPLACEABLE = (_ALIGNMENT, _PROJECTION)
 def load_language(config: LanguageConfig, dtype: torch.dtype, on_loaded: OnLoaded = log_loading) -> "PreTrainedModel":
     """Read the frozen causal language model out of an InstructBLIP checkpoint, or any of transformers' own.
 
+    It is on the CPU, but for its layers' matrices if they are quantised: these are on this machine's device.
+
     Raises:
-        UserError: it is no causal language model, or the checkpoint lacks tensors or has them in other shapes.
+        UserError: it is no causal language model, or the checkpoint lacks tensors or has them in other shapes; or
+            quantising it needs what is not installed.
     """
+    require_quantization(config.quantize)
+    repository = Repository(config.source)
+    load = _load_instructblips_language if is_instructblip(repository) else _load_own_language
+    model = load(repository, dtype, on_loaded)
+    if config.quantize != "none":
+        quantize_layers(model, config.quantize, dtype, pick_device())
+    return model
+
+
+def _load_instructblips_language(repository: Repository, dtype: torch.dtype, on_loaded: OnLoaded) -> "PreTrainedModel":
+    """Read the language model inside an InstructBLIP, and nothing else of that."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    repository = Repository(config.source)
-    if not is_instructblip(repository):
-        return _load_own_language(repository, dtype, on_loaded)
-    with naming(config.source), no_init_weights():
+    source = repository.source
+    with naming(source), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             instructblip_config(repository).text_config, dtype=dtype
         )
         tensors = repository.tensors()
-        on_loaded(_report(config.source, tensors, load_named(model, tensors, prefix="language_model.")))
+        on_loaded(_report(source, tensors, load_named(model, tensors, prefix="language_model.")))
     return model
 
 

@@ -14,14 +14,14 @@ import numpy as np
 from model.config import EncoderConfig, ModelConfig, TeacherConfig
 from model.dit_original import original_dit_config
 from stages.cache.feature_cache import FeatureCache
-from stages.cache.fingerprint import Scalar
+from stages.cache.fingerprint import FILE_NAME, Scalar
 from stages.cache.places import Place
 from stages.cache.storage import STORAGE_TYPES, StorageType
 from stages.cache.stores import store_at
 from stages.cache.zarr_store import CHUNK_FRAMES
 from stages.errors import UserError
 from stages.frame_plan import FramePlan
-from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES
+from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, TOWER_FAMILY
 from stages.instructblip import INSTRUCTBLIP, instructblip_config, naming
 from stages.manifest import Manifest
 from stages.weights import Repository, load_without_code
@@ -29,7 +29,10 @@ from stages.weights import Repository, load_without_code
 # What the default checkpoints' configurations say, so that they can be planned for before they are downloaded: P and C
 # of InstructBLIP's ViT-g, D of DiT-XL/2 (FACTS.md A.2).
 _PUBLISHED_ENCODERS = {"Salesforce/instructblip-vicuna-7b": (257, 1408)}
-_PUBLISHED_TEACHERS = {"facebook/DiT-XL-2-256": 1152}
+_PUBLISHED_TEACHERS = {
+    "facebook/DiT-XL-2-256": 1152,
+    **{source: width for source, (_, width) in _PUBLISHED_ENCODERS.items()},
+}
 
 
 def count_windows(manifest: Manifest) -> int:
@@ -69,11 +72,12 @@ def frame_shape(config: ModelConfig) -> FrameShape:
         UserError: a configuration that cannot be had, or that settings do not fit.
     """
     encoder, teacher = config.encoder.source, config.teacher.source
-    assumed = tuple(
+    missing = (
         source
         for source, published in ((encoder, _PUBLISHED_ENCODERS), (teacher, _PUBLISHED_TEACHERS))
         if source in published and not _can_be_had(source)
     )
+    assumed = tuple(dict.fromkeys(missing))
     tokens, width = _PUBLISHED_ENCODERS[encoder] if encoder in assumed else _encoder_shape(config.encoder)
     teacher_width = _PUBLISHED_TEACHERS[teacher] if teacher in assumed else _teacher_width(config.teacher)
     return FrameShape(tokens, width, teacher_width, assumed)
@@ -126,6 +130,8 @@ def _teacher_width(config: TeacherConfig) -> int:
             described = repository.json("config.json")
             if described.get("model_type") in DINOV2_FAMILY:
                 return _dino_width(config, described)
+            if described.get("model_type") in TOWER_FAMILY:
+                return _tower_width(config, repository)
         dit = repository.json("transformer/config.json")
     with naming(config.source):
         config.require_fits(dit)
@@ -149,6 +155,13 @@ def _dino_width(config: TeacherConfig, described: dict[str, Any]) -> int:
     with naming(config.source):
         config.require_fits_dino(dino.num_hidden_layers)
     return int(dino.hidden_size)
+
+
+def _tower_width(config: TeacherConfig, repository: Repository) -> int:
+    vision = _vision_config(repository)
+    with naming(config.source):
+        config.require_fits_tower(vision.num_hidden_layers)
+    return int(vision.hidden_size)
 
 
 # --- bytes
@@ -246,10 +259,12 @@ def cache_state(
         retry_failed: whether videos that failed before are work, too.
 
     Raises:
-        UserError: an export, which is read-only, a cache made under another fingerprint, or a broken ledger.
+        UserError: an export, which is read-only, a place that holds something else, a cache made under another
+            fingerprint, or a broken ledger.
     """
-    store_at(root).require_writable()
-    if not FeatureCache.is_at(root):
+    store = store_at(root).require_writable()
+    if store.content("", FILE_NAME) is None:
+        store.require_free()
         everything = {video: VideoWork(len(times), 0, len(times)) for video, times in plan.times_s.items()}
         return CacheState(0, 0, len(everything), everything)
     cache = FeatureCache.open(root)

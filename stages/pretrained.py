@@ -14,6 +14,7 @@ from stages.errors import UserError
 from stages.exported import HEADS, About, open_export, write_export
 from stages.instructblip import naming
 from stages.networks import build_diff_lmm, load_language, new_diff_lmm
+from stages.quantization import num_values
 from stages.tokens import Tokenizers
 from stages.weights import LoadingReport, open_tensors
 
@@ -135,7 +136,7 @@ class LoadedModel(ModelHubMixin):
     @property
     def frozen_count(self) -> int:
         """Number of frozen values."""
-        return sum(parameter.numel() for parameter in self.model.parameters()) - self.trained_count
+        return sum(num_values(parameter) for parameter in self.model.parameters()) - self.trained_count
 
     @torch.no_grad()
     def answer(self, features: Tensor, questions: Sequence[str]) -> list[Reply]:

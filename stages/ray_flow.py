@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stages.config import ExtractConfig
@@ -67,7 +67,7 @@ def cluster(address: str | None) -> Iterator[None]:
     Without an address the one in `RAY_ADDRESS` counts, and never a cluster that happens to run on this machine.
 
     Raises:
-        UserError: the cluster does not answer.
+        UserError: the cluster does not answer, or wants a token that it is not given.
     """
     # Ray would run its workers at low priority (nice 15); an actor that feeds a GPU must not starve beside other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -78,6 +78,8 @@ def cluster(address: str | None) -> Iterator[None]:
     _require_answer(chosen)
     try:
         ray.init(address=chosen, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError as error:
+        raise _no_token(chosen) from error
     except (ConnectionError, ValueError) as error:
         raise _no_cluster(chosen, error) from error
     try:
@@ -87,18 +89,37 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """UserError at once where nobody listens at host:port; Ray itself would try for minutes."""
+    """UserError at once where no cluster is at host:port, or it wants a token; Ray itself would try for long."""
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdecimal():
         return
+    # Ray has no public way to ask whether a cluster takes this process's token.
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and not all of it annotated
+
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
-    except (OSError, OverflowError) as error:
+        # With tokens switched on and none to be found, the client below would end the process.
+        ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+        GcsClient(address=address)
+    except AuthenticationError as error:
+        raise _no_token(address) from error
+    except (OSError, OverflowError, RayError) as error:
         raise _no_cluster(address, error) from error
 
 
+def _no_token(address: str) -> UserError:
+    return UserError(
+        "this Ray cluster wants a token and was not given its own",
+        where="--address",
+        received=address,
+        hint="set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on the cluster's head "
+        "(not needed where ~/.ray/auth_token is the same)",
+    )
+
+
 def _no_cluster(address: str, error: Exception) -> UserError:
-    hint = "start one with `ray start --head`"
+    hint = "start one with `ray start --head`; if it was started with a token, set RAY_AUTH_MODE=token"
     return UserError(f"no Ray cluster: {error}", where="--address", received=address, hint=hint)
 
 

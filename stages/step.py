@@ -16,7 +16,7 @@ from stages.device import Compute, autocast, each_tensor, move
 from stages.errors import UserError
 from stages.group import Alone, Group
 from stages.manifest import Sample
-from stages.windows import Batch
+from stages.windows import Batch, bad_inputs
 
 
 class Stepper:
@@ -105,15 +105,10 @@ class Stepper:
             self._refuse(f"{what} is {value.item()} at step {step}; nothing was overwritten", parts)
 
     def _refuse(self, what: str, parts: Sequence[Batch]) -> NoReturn:
-        planted = [sample for part in parts for sample in _with_bad_inputs(part)]
-        ids = self._named(planted)
+        planted = [sample for part in parts for sample in part.not_finite()]
+        ids = self.group.texts([sample.id for sample in planted])
         if ids:
-            videos = ", ".join(sorted(set(self.group.texts([repr(sample.video) for sample in planted]))))
-            raise UserError(
-                f"{what}. Cached features or targets of video {videos} hold NaN or infinity",
-                where=f"samples {ids}",
-                hint="check the cache with `pipeline cache verify --repair`, then extract these videos again",
-            )
+            raise bad_inputs(ids, self.group.texts([sample.video for sample in planted]), what)
         alone = [sample for part in parts for sample in self._with_bad_losses(part)]
         raise UserError(
             what,
@@ -157,16 +152,6 @@ def _kd_frames(config: TrainConfig, frames: int, step: int) -> Sequence[int] | N
     random = np.random.default_rng([config.seed, step, frames])
     drawn: list[int] = random.choice(frames, size=min(config.kd_frames, frames), replace=False).tolist()
     return drawn
-
-
-def _with_bad_inputs(batch: Batch) -> list[Sample]:
-    """The samples whose features or targets, as the cache gave them, are not all finite."""
-    inputs = (batch.stored.features, batch.stored.targets, batch.scales)
-    return [
-        sample
-        for row, sample in enumerate(batch.samples)
-        if not all(part is None or bool(part[row].isfinite().all()) for part in inputs)
-    ]
 
 
 def _clip(clips: Clips, row: int) -> Clips:

@@ -47,3 +47,31 @@ class StopRequest:
         if self.signal is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come; what is whole on disk stays. Ends the process with `PREEMPTED` unless somebody catches it."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Have SIGTERM raise `Terminated` within the block, as Ctrl-C raises KeyboardInterrupt; a second one is ignored.
+
+    In another thread than the main one, where no signals arrive, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

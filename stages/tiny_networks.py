@@ -32,16 +32,21 @@ def bundled_folder(name: str) -> Path:
     Raises:
         UserError: no network of that name is bundled.
     """
-    writers: dict[str, Callable[[Path], None]] = {
-        "tiny-instructblip": _write_instructblip,
-        "tiny-dit": _write_dit_pipeline,
-    }
-    if name not in writers:
-        raise UserError("unknown bundled network", received=name, allowed=", ".join(sorted(writers)))
-    folder = user_cache_folder() / "networks" / f"{name}-v{_VERSION}"
+    folder = bundled_place(name)
     if not folder.is_dir():
-        _write_once(folder, writers[name])
+        _write_once(folder, _writers()[name])
     return folder
+
+
+def bundled_place(name: str) -> Path:
+    """Where a bundled network is or would be written; UserError as `bundled_folder`."""
+    if name not in _writers():
+        raise UserError("unknown bundled network", received=name, allowed=", ".join(sorted(_writers())))
+    return user_cache_folder() / "networks" / f"{name}-v{_VERSION}"
+
+
+def _writers() -> dict[str, Callable[[Path], None]]:
+    return {"tiny-instructblip": _write_instructblip, "tiny-dit": _write_dit_pipeline}
 
 
 def _write_once(folder: Path, write: Callable[[Path], None]) -> None:

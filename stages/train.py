@@ -138,19 +138,36 @@ class Trainer:
 
         Args:
             on_damaged: is told of each checkpoint that is passed over.
+
+        Raises:
+            UserError: the newest is of another model.
         """
         # The first process alone may put a damaged one aside.
         found = self.checkpoints.resume(on_damaged) if self.group.rank == 0 else None
         name = next(iter(self.group.texts([] if found is None else [found])), None)
         if name is not None:
+            self._load(name)
             self.position = self.checkpoints.position(name)
             self.best = self.checkpoints.position(self.checkpoints.best())
-            self.model.load_trained(self.checkpoints.model(name))
             restore_optimizer(self.stepper.optimizer, self.stepper.parameters, self.checkpoints.optimizer(name))
         validated = self.position.step == self.position.epoch * self.order.num_batches
         if self.group.rank == 0:
             self.log.forget_after(self.position.step, validated=validated)
         return name is not None
+
+    def _load(self, name: str) -> None:
+        """Take a checkpoint's parameters; UserError unless they are exactly the model's."""
+        tensors, own = self.checkpoints.model(name), self.model.trained_tensors()
+        shapes, theirs = ({key: tuple(t.shape) for key, t in one.items()} for one in (own, tensors))
+        for key in sorted(shapes.keys() | theirs.keys()):
+            if shapes.get(key) != theirs.get(key):
+                raise UserError(
+                    f"this checkpoint is of another model: {key} is {theirs.get(key, 'not in it')}",
+                    where=self.checkpoints.folder / name,
+                    allowed=str(shapes.get(key, "not in the model")),
+                    hint="remove it to go back to the one before, or start a new run with another --name",
+                )
+        self.model.load_trained(tensors)
 
     def fit(self, on_step: Report) -> Ending:
         """Train until the last epoch, until validation becomes no better, or until asked to stop."""
@@ -247,6 +264,9 @@ class Trainer:
         except _StoppedError:
             # The epoch stays open: `fit` begins with its validation when the run is resumed, and says that it stopped.
             assert self.position.epoch == epoch - 1
+        except UserError:  # of the validation's data: what was learned is no worse for it
+            self._save()
+            raise
         self._save()
 
     def _validation_is_due(self, epoch: int) -> bool:

@@ -4,11 +4,13 @@ What crosses between the processes and the command is small: lines to show, a ro
 stop. Checkpoints and metrics are written by the first process into the run's folder, which all nodes must see.
 """
 
+import math
 import os
 import shutil
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -34,6 +36,8 @@ _CONTROLLER_FAILURES = 3
 # Rank 0 may write a checkpoint meanwhile, or all read a large model from a slow disk.
 _COLLECTIVE_LIMIT_S = 3600
 _SHOWN_CHARS = 300
+_PATIENCE_S = 60.0
+_WAITING = "still waiting for the training processes: they load the networks, or the cluster has no room (`ray status`)"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,25 @@ def seats_on(nodes: Sequence[dict[str, Any]], processes: int) -> Seats:
             allowed=f"1 to {devices:g}",
         )
     # Two processes on one core are slow, but they are what somebody asked for who wants to try it on a small machine.
-    return Seats(processes, int(devices > 0), max(1, int(cores // processes)), min(1.0, cores / processes))
+    return Seats(processes, int(devices > 0), max(1, int(cores // processes)), _widest_share(able, processes))
+
+
+def _widest_share(nodes: Sequence[dict[str, float]], processes: int) -> float:
+    """Cores, at most one, that every process can be given at once; on a node they share nobody else's."""
+    with_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+    seated = [0] * len(nodes)
+
+    def share_with_one_more(place: int) -> float:
+        free = not with_gpu or nodes[place].get("GPU", 0) >= seated[place] + 1
+        return nodes[place].get("CPU", 0) / (seated[place] + 1) if free else -1.0
+
+    share = 1.0
+    for _ in range(processes):
+        place = max(range(len(nodes)), key=share_with_one_more)
+        share = min(share, share_with_one_more(place))
+        seated[place] += 1
+    # Ray counts in ten-thousandths.
+    return max(0.0, math.floor(share * 10_000) / 10_000)
 
 
 class Desk:
@@ -204,10 +226,11 @@ def train_together(
     scratch: Path,
     stop: Callable[[], bool],
     on_said: Callable[[Line | Start | Row], None],
-) -> str:
+) -> str | None:
     """Have an order done by several processes, inside `stages.ray_flow.cluster`; what the first of them returned.
 
-    When one dies, all are ended and started again: the work has to go on from what is on disk.
+    When one dies, all are ended and started again: the work has to go on from what is on disk. None if they were asked
+    to stop before they had begun: they may be waiting for a place for ever.
 
     Args:
         work: what does it, in each process.
@@ -227,7 +250,8 @@ def train_together(
     with tempfile.TemporaryDirectory(dir=scratch, prefix=_SCRATCH) as storage, redirect_stdout(sys.stderr):
         fitting = _Fitting(_trainer(work, order, seats, desk, str(Path(storage).resolve())))
         fitting.start()
-        asked = ended = False
+        asked = begun = ended = False
+        patient_until_s = time.monotonic() + _PATIENCE_S
         while not ended:
             fitting.join(_LOOK_S)
             ended = not fitting.is_alive()
@@ -237,7 +261,13 @@ def train_together(
             for said in ray.get(desk.collect.remote()):
                 if isinstance(said, Refusal):
                     raise UserError(said.text, exit_code=said.exit_code)
+                begun, patient_until_s = begun or isinstance(said, Start), math.inf
                 on_said(said)
+            if asked and not begun:
+                return None
+            if time.monotonic() > patient_until_s:
+                patient_until_s = math.inf
+                on_said(Line(_WAITING))
         return fitting.outcome()
 
 

@@ -53,13 +53,14 @@ class Share:
     gpus: float
 
 
-def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, cores_wanted: int) -> Share:
+def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, trials: int, cores_wanted: int) -> Share:
     """Divide what the cluster has among trials; call it inside `stages.ray_flow.cluster`.
 
     Args:
         parallel: trials at once; None means one for each GPU, or without any as many as have their cores.
         cpus: cores of each; None means an equal share.
         gpus: GPUs of each, may be a fraction; None means an equal share of at most one.
+        trials: how many there are; no more run at once.
         cores_wanted: cores that a trial can use at least, if `parallel` is None.
 
     Raises:
@@ -67,7 +68,7 @@ def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, co
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores, devices = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    parallel = parallel or max(1, int(devices or cores // (cpus or cores_wanted)))
+    parallel = min(trials, parallel or max(1, int(devices or cores // (cpus or cores_wanted))))
     if gpus is None:
         gpus = min(1.0, devices / parallel) if devices else 0.0
     widest = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= min(gpus, 1)), default=0)

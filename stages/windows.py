@@ -19,6 +19,7 @@ from stages.manifest import Sample
 
 if TYPE_CHECKING:
     from stages.cache.feature_cache import FeatureCache
+    from stages.control_targets import ShuffledTargets
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,28 @@ class Batch:
         features = widened(moved.features, None if self.scales is None else move(self.scales, device))
         return Clips(features, moved.targets, moved.question, moved.answer)
 
+    def not_finite(self) -> list[Sample]:
+        """The samples whose features or targets, as the cache gave them, hold NaN or infinity."""
+        inputs = (self.stored.features, self.stored.targets, self.scales)
+        return [
+            sample
+            for row, sample in enumerate(self.samples)
+            if not all(part is None or bool(part[row].isfinite().all()) for part in inputs)
+        ]
+
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; torch's loader calls this where there is a GPU."""
         return each_tensor(self, Tensor.pin_memory)
+
+
+def bad_inputs(samples: Sequence[str], videos: Sequence[str], what: str) -> UserError:
+    """What to say of samples, by id, whose videos' cached features or targets are not finite."""
+    named = ", ".join(sorted({repr(video) for video in videos}))
+    return UserError(
+        f"{what}. Cached features or targets of video {named} hold NaN or infinity",
+        where=f"samples {', '.join(samples)}",
+        hint="check the cache with `pipeline cache verify CACHE --repair`, then extract these videos again",
+    )
 
 
 def widened(features: Tensor, scales: Tensor | None) -> Tensor:
@@ -93,18 +113,26 @@ class WindowDataset(Dataset[Window]):
         samples: what to serve, in this order.
         tolerance_s: how far a cached time may lie from the one asked for.
         with_targets: whether y* is read too.
+        control: where y* comes from in place of the frames themselves.
 
     Raises:
         UserError: the samples do not all have the same number of frames.
     """
 
     def __init__(
-        self, cache: "FeatureCache", samples: Sequence[Sample], *, tolerance_s: float, with_targets: bool
+        self,
+        cache: "FeatureCache",
+        samples: Sequence[Sample],
+        *,
+        tolerance_s: float,
+        with_targets: bool,
+        control: "ShuffledTargets | None" = None,
     ) -> None:
         self.cache = cache
         self.samples = tuple(samples)
         self.tolerance_s = tolerance_s
         self.with_targets = with_targets
+        self.control = control
         self._check_equal_lengths()
 
     def __len__(self) -> int:
@@ -118,16 +146,16 @@ class WindowDataset(Dataset[Window]):
         else:
             sample = self.samples[place]
             times_s = sample.frame_times_s()
-        frames = self.cache.read(
-            sample.video, times_s, tolerance_s=self.tolerance_s, targets=self.with_targets, as_stored=True
-        )
+        own = self.with_targets and self.control is None
+        frames = self.cache.read(sample.video, times_s, tolerance_s=self.tolerance_s, targets=own, as_stored=True)
         assert frames.features is not None
+        found = frames.targets
+        if self.with_targets and self.control is not None:
+            found = self.control.read(sample.video, times_s)
         features = torch.from_numpy(frames.features)
         if features.dtype == torch.uint16:
             features = features.view(torch.bfloat16)  # numpy has no such type, so its bits come out of the cache
-        targets, scales = (
-            None if array is None else torch.from_numpy(array) for array in (frames.targets, frames.scales)
-        )
+        targets, scales = (None if array is None else torch.from_numpy(array) for array in (found, frames.scales))
         return Window(sample, features, targets, scales)
 
     def _check_equal_lengths(self) -> None:

@@ -38,6 +38,14 @@ def run_pipeline(*arguments, cwd=None, timeout=240):
     )
 
 
+@pytest.fixture
+def pipeline(monkeypatch, capfd):
+    """Run a command in this process; what it printed for machines and for people."""
+    from tests.in_this_process import in_this_process
+
+    return in_this_process(monkeypatch, capfd)
+
+
 @dataclass(frozen=True)
 class SmallWorld:
     """A few synthetic videos, their cache, and the options that name both."""

@@ -4,12 +4,13 @@ checkpoint."""
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline import locations
 from pipeline.config import PipelineConfig, resolve
 from pipeline.run_folder import RunFolder
-from pipeline.stage2 import build_for_training
+from pipeline.stage2 import build_for_training, write_loading
 from stages.cache import FeatureCache
 from stages.checkpoint import Checkpoints, Position
 from stages.extraction import fingerprint, settle_precision
@@ -55,9 +56,34 @@ def finished_run(config: PipelineConfig, cache: FeatureCache) -> Path:
     """The run's folder, with one checkpoint after 8 steps of 1 epoch."""
     loaded = build_for_training(config, cache, locations.manifest_of(config, ["train"]).samples[0])
     path = locations.run_folder(config)
+    write_loading(path, loaded.loading)
     RunFolder.create(path, config, {"fingerprint": cache.fingerprint.digest})
     torch.manual_seed(0)
     for parameter in loaded.model.trained_parameters().values():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     Checkpoints(path).save(loaded.model.trained_tensors(), {}, Position(1, 8), keep=1)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the module's own: its tests write into it."""
+    return small_set(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> PipelineConfig:
+    """See `finished_config`."""
+    return finished_config(folder)
+
+
+@pytest.fixture(scope="module")
+def cache(folder: Path, config: PipelineConfig) -> FeatureCache:
+    """See `fill_cache`."""
+    return fill_cache(folder / "cache", config)
+
+
+@pytest.fixture(scope="module")
+def run(config: PipelineConfig, cache: FeatureCache) -> Path:
+    """See `finished_run`."""
+    return finished_run(config, cache)

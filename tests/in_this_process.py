@@ -1,7 +1,10 @@
 """Commands run in the test's own process, through the entry point that the shell calls."""
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,3 +26,8 @@ def in_this_process(
         return said.out, said.err
 
     return call
+
+
+def lines_of(path: Path) -> list[Any]:
+    """What each line of a JSON Lines file says."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

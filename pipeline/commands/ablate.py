@@ -65,6 +65,14 @@ def run(
             received=address,
             hint="run the command on a node of the cluster, with --address auto",
         )
+    if resolved.config.train.processes > 1:
+        raise UserError(
+            "the trainings of a study have one process each",
+            where="train.processes",
+            received=resolved.config.train.processes,
+            allowed="1",
+            hint="use several GPUs with --parallel, which runs as many trainings at once",
+        )
     studies, trainings = _shared([plan_study(name, resolved, seeds) for name in dict.fromkeys(names)])
     if dry_run:
         progress = _Progress(studies, trainings, retry_failed=retry_failed)
@@ -204,7 +212,9 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
         progress_bar("ablate", len(progress.trainings), "trainings", done=len(progress.trainings) - len(orders)) as bar,
         cluster(address),
     ):
-        share = share_of(resources.parallel, resources.cpus, resources.gpus, cores_wanted=1 + readers)
+        share = share_of(
+            resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
+        )
         say(f"{share.parallel} trainings at once, each with {share.cpus:g} cores and {share.gpus:g} GPUs")
         run_trials(orders, work, share, scratch=scratch, on_start=progress.start, on_end=_on_end(progress, bar))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.console import emit_json, say, table
 from pipeline.results import answered, read_predictions, result_path
+from pipeline.tables import Columns
 from stages.comparison import PairedComparison, Pairing, compare_pairs, pair
 from stages.config import EvaluateConfig
 from stages.errors import UserError
@@ -110,23 +111,24 @@ def _as_json(
 
 
 def _show(tasks: dict[str, PairedComparison], first: Path, second: Path, way: _Way) -> None:
+    # On a narrow terminal the last ones go below the others.
+    columns: Columns = ["task", "n", "first", "second", ("difference", "95% over videos"), "McNemar p", "videos"]
+    columns = [*columns, ("only first right", "only second right")]
     rows = [
         [
             task,
             str(one.n),
-            str(one.num_videos),
             f"{100 * one.top1_first:.1f}",
             f"{100 * one.top1_second:.1f}",
             f"{100 * one.difference:+.1f}",
             "-" if one.ci95 is None else f"{100 * one.ci95[0]:+.1f} to {100 * one.ci95[1]:+.1f}",
+            f"{one.mcnemar_p:.2g}",
+            str(one.num_videos),
             str(one.only_first),
             str(one.only_second),
-            f"{one.mcnemar_p:.2g}",
         ]
         for task, one in tasks.items()
     ]
     say(f"first:  {first}")
     say(f"second: {second}")
-    columns = ["task", "n", "videos", "first", "second", "second - first", "95% over videos"]
-    columns += ["only first right", "only second right", "McNemar p"]
-    table(f"top-1 on {way[0]}, {way[1]}, percent", columns, rows)
+    table(f"top-1 on {way[0]}, {way[1]}, percent (difference: second - first)", columns, rows)

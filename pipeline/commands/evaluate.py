@@ -19,6 +19,7 @@ from pipeline.stage2 import (
     visual_width_of,
     warn_of_long_answers,
 )
+from pipeline.tables import Columns, without_empty
 from stages.cache.feature_cache import FeatureCache
 from stages.errors import UserError
 from stages.evaluate import answer_batches, methods_of, require_candidates
@@ -183,7 +184,7 @@ def _record(model: Evaluated, asked: _Asked, answering: ModelRecord, method: Met
 
 def show_scores(scores: dict[str, TaskScore], split: str, method: Method = "generate") -> None:
     """Print accuracies in percent: beside their intervals and floors, then in every other way of counting."""
-    columns = ["task", "n", "top-1", "95%", "95% over videos", "floor", "train floor", "above"]
+    columns: Columns = ["task", "n", ("top-1", "95%", "95% over videos"), ("floor", "train floor", "above")]
     rows = [
         [
             task,
@@ -198,22 +199,17 @@ def show_scores(scores: dict[str, TaskScore], split: str, method: Method = "gene
         for task, one in scores.items()
     ]
     table(f"{_TITLES[method]} on {split}, percent (above: both intervals are above the floor)", columns, rows)
-    columns = ["task", "top-5", "macro", "no label", "videos", "vote", "95%", "likelihood", "95%"]
-    rows = [_more(*item) for item in scores.items()]
-    # Columns that have no meaning for this method or data set would not fit beside the others.
-    kept = [index for index in range(len(columns)) if any(row[index] != _NONE for row in rows)]
-    table(
-        "top-5, mean over classes; one answer a video, by majority vote and by mean likelihood",
-        [columns[index] for index in kept],
-        [[row[index] for index in kept] for row in rows],
-    )
+    columns = ["task", "top-5", "macro", "no label", "videos", ("vote", "95%"), ("likelihood", "95%")]
+    # Some have no meaning for this method or data set.
+    columns, rows = without_empty(columns, [_more(*item) for item in scores.items()], _NONE)
+    table("top-5, mean over classes; one answer a video, by majority vote and by mean likelihood", columns, rows)
     types = [
         [task, kind, str(one.n), _percent(one.top1), _range(one.ci95)]
         for task, found in scores.items()
         for kind, one in found.answer_types.items()
     ]
     if types:
-        table("by type of answer", ["task", "type", "n", "top-1", "95%"], types)
+        table("by type of answer", ["task", "type", "n", ("top-1", "95%")], types)
 
 
 def _more(task: str, one: TaskScore) -> list[str]:

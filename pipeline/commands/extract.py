@@ -1,7 +1,8 @@
 """`pipeline extract`: Stage 1."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from pipeline import locations
@@ -11,6 +12,7 @@ from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
+from stages.stop import Terminated, terminable
 from stages.weights import LoadingReport
 from stages.worker import ExtractionJob, VideoOutcome
 
@@ -33,10 +35,14 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
         retry_failed: try videos again that failed before.
         as_json: print the summary as one JSON object on stdout.
         as_lines: print an object per event while it runs, and the summary as the last line.
+
+    Raises:
+        SystemExit: SIGTERM has come; what is committed stays.
     """
     config = resolved.config
-    extraction = _prepare(config, retry_failed=retry_failed)
-    summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
+    with _stoppable():
+        extraction = _prepare(config, retry_failed=retry_failed)
+        summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
     if as_lines:
         emit_json_line({"event": "summary", **content})
@@ -70,16 +76,46 @@ def _run(extraction: Extraction, address: str | None, emit: _OnOutcome) -> Extra
     from stages.ray_flow import cluster, process_all
 
     planned, left = extraction.plan.num_videos, len(extraction.todo)
+    done = len(extraction.before.done)
     say_now_and_then = _every(_LINE_EVERY_S)
-    with progress_bar("extract", planned, "videos", done=planned - left) as bar, cluster(address):
+    with (
+        progress_bar("extract", planned, "videos", done=planned - left) as bar,
+        cluster(address),
+        # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
+        _stoppable(lambda: f"{done} of {planned} videos done"),
+    ):
 
         def on_outcome(outcome: VideoOutcome, progress: ExtractionProgress) -> None:
+            nonlocal done
+            done = progress.done
             emit(outcome, progress)
             bar.advance(note=_note(progress))
             if not PEOPLE.is_terminal and say_now_and_then():
                 say(f"{progress.done} of {planned} videos done, {_note(progress)}, {_duration(progress.left_s)} left")
 
         return extraction.run(lambda tasks: process_all(tasks, extraction.job), on_outcome)
+
+
+@contextmanager
+def _stoppable(progress: Callable[[], str] | None = None) -> Iterator[None]:
+    """Answer SIGTERM and Ctrl-C with the `progress` made.
+
+    At once, because Ray's own processes may have been told to end, too, and then this one ends with them.
+
+    Raises:
+        SystemExit: SIGTERM has come. No block around this one tells of it again.
+    """
+    try:
+        with terminable():
+            yield
+    except Terminated as stop:
+        made = "" if progress is None else f"; {progress()}"
+        say(f"stopped by SIGTERM{made}; what is committed stays, run the same command again to go on")
+        raise SystemExit(stop.code) from stop
+    except KeyboardInterrupt:
+        if progress is not None:
+            say(progress())
+        raise
 
 
 def _emit_events() -> _OnOutcome:

@@ -10,15 +10,24 @@ from pipeline.config import PipelineConfig, Resolved, valid_keys
 from pipeline.console import Bar, emit_json, progress_bar, say, table
 from pipeline.outcome import Outcome
 from pipeline.run_folder import RunFolder
-from pipeline.stage2 import LoadedModel, build_for_training, cached_samples, open_cache, warn_of_absent_labels
+from pipeline.stage2 import (
+    LoadedModel,
+    build_for_training,
+    cached_samples,
+    open_cache,
+    warn_of_absent_labels,
+    write_loading,
+)
 from stages.atomic import atomic_write_text
+from stages.control_targets import ShuffledTargets
 from stages.errors import UserError
 from stages.group import Group
 from stages.leakage import leakage_sentence, refuse_leakage
 from stages.metric_log import require_wandb
+from stages.quantization import require_quantization
 from stages.run_lock import training
 from stages.step_profile import TRACE, Breakdown, StepProfile
-from stages.stop import StopRequest
+from stages.stop import StopRequest, Terminated, terminable
 from stages.train import Data, Ending, Trainer
 from stages.windows import WindowDataset
 
@@ -44,7 +53,7 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = Fals
     With `train.processes` above 1, or an address, Ray Train runs the processes.
 
     Raises:
-        SystemExit: asked to stop by a signal; the state is saved.
+        SystemExit: asked to stop by a signal; what was learned is saved.
     """
     config = resolved.config
     path = locations.run_folder(config)
@@ -61,11 +70,17 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = Fals
             received=config.train.shard_language,
             hint="train with --workers 2 or more, or without it",
         )
+    require_quantization(config.language.quantize, sharded=config.train.shard_language != "none")
     request = StopRequest()
-    if config.train.processes > 1 or address is not None:
-        outcome = _by_several(config, path, request, address=address, profile=profile)
-    else:
-        outcome = _by_one(config, path, request, resume=resume, profile=profile)
+    try:
+        with terminable():
+            if config.train.processes > 1 or address is not None:
+                outcome = _by_several(config, path, request, resume=resume, address=address, profile=profile)
+            else:
+                outcome = _by_one(config, path, request, resume=resume, profile=profile)
+    except Terminated:
+        say("stopped by SIGTERM before a first step; go on by the same command")
+        raise
     _tell(outcome, path, as_json=as_json)
     if outcome.ending.stopped:
         raise SystemExit(request.exit_code)
@@ -76,7 +91,7 @@ def _by_one(config: PipelineConfig, path: Path, request: StopRequest, *, resume:
     """Train in this process."""
     trainer, loaded, stamp = _prepare(config, path, request)
     with training(path):
-        begin(path, config, stamp, resume=resume)
+        begin(path, config, loaded, stamp, resume=resume)
         if resume and trainer.resume(lambda line: say(f"warning: {line}")):
             say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
         with request.listening():
@@ -85,7 +100,7 @@ def _by_one(config: PipelineConfig, path: Path, request: StopRequest, *, resume:
 
 
 def _by_several(
-    config: PipelineConfig, path: Path, request: StopRequest, *, address: str | None, profile: bool
+    config: PipelineConfig, path: Path, request: StopRequest, *, resume: bool, address: str | None, profile: bool
 ) -> Outcome:
     """Train in processes of Ray Train's."""
     if profile:
@@ -97,15 +112,19 @@ def _by_several(
         _show(bar, row, config.train.epochs)
 
     with training(path):
+        if not resume:
+            RunFolder.require_free(path)  # another may have begun it since this command looked
         return run_together(config, path, address=address, request=request, show=show)
 
 
-def begin(path: Path, config: PipelineConfig, stamp: dict[str, object], *, resume: bool) -> None:
-    """Make the run's folder, or look at it again; UserError if its data are not what they were."""
+def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[str, object], *, resume: bool) -> None:
+    """Fill a new run's folder, or look at an old one again; UserError if its data are not what they were."""
     if resume:
         RunFolder.open(path).require_same(stamp, ("fingerprint", "samples", "videos_missing"))
-    else:
-        RunFolder.create(path, config, stamp)
+        return
+    RunFolder.require_free(path)  # another may have begun it since this command looked
+    write_loading(path, loaded.loading)
+    RunFolder.create(path, config, stamp)
 
 
 def _prepare(
@@ -142,8 +161,12 @@ def _prepare(
         + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
     )
     tolerance, distils = config.cache.tolerance_s, config.alignment.kd_weight > 0
+    control = None
+    if distils and config.train.targets == "shuffled":
+        say("warning: train.targets=shuffled aligns every frame with another video's y*; this is a control")
+        control = ShuffledTargets(cache, (sample.video for sample in train), seed=config.train.seed)
     data = Data(
-        train=WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils),
+        train=WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils, control=control),
         val=WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None,
         tokenizers=loaded.tokenizers,
         eval_batch_size=config.evaluate.batch_size,

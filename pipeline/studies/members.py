@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from pipeline import locations
 from pipeline.commands.train import FREE
-from pipeline.config import PipelineConfig, Resolved, load_yaml, overlay, valid_keys
+from pipeline.config import PipelineConfig, Resolved, load_yaml, overlay, preset_names, valid_keys
+from pipeline.reporting.paper import published_tables
 from pipeline.results import EvaluationRecord, result_path
 from pipeline.run_folder import CONFIG
 from stages.checkpoint import Checkpoints
@@ -29,6 +30,7 @@ STUDY = "study.json"
 """What is known of a study, in its folder."""
 _SUFFIXES = (".yaml", ".yml")
 _PLACES = ("run.folder", "run.name")
+_OF_THE_COMMAND = ("preset", "data.dataset", "data.task", "data.videos", "data.annotations")
 _DIGEST_CHARS = 16
 _CACHE_CHARS = 8
 
@@ -114,6 +116,8 @@ def plan_study(name: str, base: Resolved, num_seeds: int) -> Planned:
             another run.
     """
     study, source = load_study(name)
+    _require_variable(study, source)
+    _require_known(study, source)
     members = tuple(member for member in study.members if member.settings_for(base.config.preset) is not None)
     _require_base(study, members, base.config.preset, source)
     _require_ours(study, members, base)
@@ -128,9 +132,42 @@ def plan_study(name: str, base: Resolved, num_seeds: int) -> Planned:
     return Planned(study, members, seeds, folder, trainings)
 
 
+def _require_variable(study: Study, source: str) -> None:
+    """UserError if it varies what is not a member's to say, or makes no other model."""
+    for key in study.varies:
+        why = "--seeds says how many there are" if key == "train.seed" else "it changes nothing that is learned"
+        if key in _OF_THE_COMMAND:
+            why = "members are compared on the same samples, from the same preset; give it to the command"
+        if key in ("train.seed", *_OF_THE_COMMAND, *_PLACES, *FREE):
+            raise UserError(f"a study cannot vary {key}: {why}", where=f"{source}: varies")
+
+
+def _require_known(study: Study, source: str) -> None:
+    """UserError for presets and rows of the paper that do not exist."""
+    tables = {table.id: [row.label for row in table.rows] for table in published_tables()}
+    named = [("reproduces", study.reproduces, list(tables))]
+    for member in study.members:
+        where = f"members.{member.name}"
+        named += [(f"{where}.presets", preset, preset_names()) for preset in member.presets]
+        if member.paper is not None:
+            named.append((f"{where}.paper.table", member.paper.table, list(tables)))
+            named.append((f"{where}.paper.row", member.paper.row, tables.get(member.paper.table, [])))
+    for key, value, allowed in named:
+        if value is not None and value not in allowed:
+            raise UserError(
+                "there is no such name",
+                where=f"{source}: {key}",
+                received=value,
+                allowed=", ".join(allowed),
+                hint=nearest_hint(value, allowed),
+            )
+
+
 def _require_base(study: Study, members: Sequence[Member], preset: str, source: str) -> None:
     if study.base not in [member.name for member in members]:
         raise UserError(f"its base {study.base!r} is left out with preset {preset}", where=source)
+    if len(members) < 2:
+        raise UserError(f"all members but its base are left out with preset {preset}", where=source)
 
 
 def _require_ours(study: Study, members: Sequence[Member], base: Resolved) -> None:

@@ -17,7 +17,19 @@ class MissingFramesError(UserError, LookupError):
 
 
 class DamagedCacheError(UserError):
-    """Files of a committed video are gone, cut short or contradict their commit record."""
+    """Files of a committed video are gone, cut short or contradict their commit record.
+
+    `what` is wrong `where`; both together are the `fault`, without a hint at what to do.
+    """
+
+    def __init__(self, what: str, *, where: Place | None = None, hint: str | None = None) -> None:
+        super().__init__(what, where=where, hint=hint)
+        self.what, self.where = what, where
+
+    @property
+    def fault(self) -> str:
+        """As one clause, for a list of faults."""
+        return self.what if self.where is None else f"{self.where}: {self.what}"
 
 
 def read_only_export(kind: str, root: Place) -> UserError:
@@ -34,7 +46,7 @@ def damaged(path: Place, what: str) -> DamagedCacheError:
     return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then the same extraction again")
 
 
-def damaged_export(path: Place, what: str) -> DamagedCacheError:
+def damaged_export(path: Place | None, what: str) -> DamagedCacheError:
     """The error for an export that contradicts itself."""
     return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then export the cache anew")
 
@@ -52,4 +64,18 @@ def storage_errors(path: Path, needed_bytes: int) -> Iterator[None]:
             f"{reason}; writing here needs {needed_bytes:,} bytes and nothing was committed",
             where=path,
             hint="free space there or give another --cache directory, then run the same command again",
+        ) from error
+
+
+@contextmanager
+def cannot_begin(path: Path) -> Iterator[None]:
+    """Turn whatever keeps a cache from being made at `path` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        # Some places (/proc) say that they are not there rather than that they cannot be written.
+        raise UserError(
+            f"no cache can be made here: {refusal_of(error) or f'the system says {error.strerror!r}'}",
+            where=path,
+            hint="give another --cache directory",
         ) from error

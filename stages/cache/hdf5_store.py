@@ -9,18 +9,19 @@ The file is opened by whoever reads first in a process, because an HDF5 handle c
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from stages.cache.blocks import content_problems, runs
 from stages.cache.commit import COMMITS, VIDEOS, CommitRecord
-from stages.cache.errors import damaged_export, read_only_export
+from stages.cache.errors import damaged_export
+from stages.cache.export import Export
 from stages.cache.webdataset_store import INDEX, RECORD
 from stages.ids import check_id
 from stages.records import parse_record
@@ -46,13 +47,13 @@ def is_hdf5(root: Path) -> bool:
         return file.read(len(_SIGNATURE)) == _SIGNATURE
 
 
-class Hdf5Store:
+class Hdf5Store(Export):
     """Reads such a file; see `stores.Store`."""
 
     kind: ClassVar[str] = "hdf5"
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root: Path = root
         self._opened: tuple[int, Any] | None = None
 
     @cached_property
@@ -82,18 +83,6 @@ class Hdf5Store:
         if folder == COMMITS:
             return self._bytes(f"{VIDEOS}/{name.removesuffix('.json')}/{RECORD}")
         return self._bytes(f"{folder}/{name}" if folder else name)
-
-    def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
-        """See `SmallFiles.contents`."""
-        return [self.content(folder, name) for name in names]
-
-    def require_writable(self) -> NoReturn:
-        """See `Store.require_writable`."""
-        raise read_only_export(self.kind, self.root)
-
-    def groups(self) -> None:
-        """See `Store.groups`."""
-        return
 
     def read_arrays(self, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Store.read_arrays`."""

@@ -64,7 +64,7 @@ def verify(store: Store, fingerprint: str, video: str) -> CheckResult:
             return CheckResult(video, ("there is no commit record",))
         problems = store.problems(record)
     except DamagedCacheError as error:
-        return CheckResult(video, (str(error),))
+        return CheckResult(video, (error.fault,))
     if record.fingerprint != fingerprint:
         problems.insert(0, "it was committed with another fingerprint than this cache has")
     return CheckResult(video, tuple(problems))

@@ -1,19 +1,18 @@
 """One interface to the kinds of store: the cache itself (Zarr, in a directory or at a URL), and its exports."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from stages.cache.commit import VIDEOS, CommitRecord
-from stages.cache.errors import storage_errors
+from stages.cache.errors import cannot_begin
 from stages.cache.files import Directory, Files, SmallFiles
 from stages.cache.fingerprint import FILE_NAME
 from stages.cache.hdf5_store import Hdf5Store, is_hdf5
 from stages.cache.lock import CacheLock, FileLock
 from stages.cache.log import EventLog, FileLog, RemoteLog
-from stages.cache.places import CacheUrl, Place
+from stages.cache.places import CacheUrl, Place, nearest_existing
 from stages.cache.remote_files import RemoteFiles
 from stages.cache.remote_lock import RemoteLock
 from stages.cache.survey import survey, video_of
@@ -55,8 +54,11 @@ class Store(SmallFiles, Protocol):
 class WritableStore(Store, Files, Protocol):
     """A cache that extractions write into."""
 
+    def require_free(self) -> None:
+        """UserError unless a cache could be made here, as far as can be seen without writing."""
+
     def create(self, fingerprint: bytes) -> None:
-        """Write the fingerprint file, with which a place becomes a cache."""
+        """Write the fingerprint file, with which a place becomes a cache; UserError where that cannot be."""
 
     def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
         """See `writing.commit_video`."""
@@ -102,10 +104,22 @@ class ZarrStore(Directory, _ZarrGroups):
         """See `Store.require_writable`."""
         return self
 
+    def require_free(self) -> None:
+        """See `WritableStore.require_free`."""
+        there = nearest_existing(self.root)
+        if not there.is_dir():
+            raise UserError("the cache must be a directory, this is a file", where=there, hint="give another --cache")
+        if there != self.root:
+            return
+        # A cache that another process is just creating shows only the temporary file of its fingerprint.
+        foreign = [p.name for p in self.root.iterdir() if not p.name.startswith(f".{FILE_NAME}.")]
+        if foreign and not (self.root / FILE_NAME).exists():
+            raise _foreign(self.root, "directory", min(foreign))
+
     def create(self, fingerprint: bytes) -> None:
         """See `WritableStore.create`."""
-        _refuse_foreign_directory(self.root)
-        with storage_errors(self.root, needed_bytes=4096):
+        self.require_free()
+        with cannot_begin(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             self.add_file("", FILE_NAME, fingerprint)
 
@@ -132,11 +146,15 @@ class RemoteZarrStore(RemoteFiles, _ZarrGroups):
         super().require_writable()
         return self
 
-    def create(self, fingerprint: bytes) -> None:
-        """See `WritableStore.create`."""
+    def require_free(self) -> None:
+        """See `WritableStore.require_free`."""
         foreign = self.names("")
         if foreign:
             raise _foreign(self.root, "place", min(foreign))
+
+    def create(self, fingerprint: bytes) -> None:
+        """See `WritableStore.create`."""
+        self.require_free()
         self.create_file(FILE_NAME, fingerprint)
 
     def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
@@ -170,15 +188,6 @@ def store_at(root: Place) -> Store:
     if is_hdf5(root):
         return Hdf5Store(root)
     return WebDatasetStore(Directory(root)) if is_webdataset(Directory(root)) else ZarrStore(root)
-
-
-def _refuse_foreign_directory(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise UserError("the cache must be a directory, this is a file", where=root, hint="give another --cache")
-    # A cache that another process is just creating shows only the temporary file of its fingerprint.
-    foreign = [p.name for p in root.iterdir() if not p.name.startswith(f".{FILE_NAME}.")] if root.exists() else []
-    if foreign and not (root / FILE_NAME).exists():
-        raise _foreign(root, "directory", min(foreign))
 
 
 def _foreign(root: Place, what: str, received: str) -> UserError:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, NoReturn
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from stages.atomic import atomic_write_text, sync_directory, sync_file
 from stages.cache.blocks import content_problems, rows_buffer, runs
 from stages.cache.commit import COMMITS, CommitRecord
-from stages.cache.errors import DamagedCacheError, damaged_export, read_only_export
+from stages.cache.errors import DamagedCacheError, damaged_export
+from stages.cache.export import Export
 from stages.cache.files import Directory, Piece, SmallFiles
 from stages.cache.places import Place
 from stages.cache.remote_files import RemoteFiles
@@ -60,7 +61,7 @@ def is_webdataset(files: SmallFiles) -> bool:
     return bool(files.names(SHARDS)) or files.content("", INDEX) is not None
 
 
-class WebDatasetStore:
+class WebDatasetStore(Export):
     """Reads such an export; see `stores.Store`."""
 
     kind: ClassVar[str] = "webdataset"
@@ -102,20 +103,8 @@ class WebDatasetStore:
             return None
         offset, size = self._member(entry, RECORD)
         content = bytearray(size)
-        self._files.read([Piece(self._shard(entry), offset, memoryview(content))])
+        self._fill([Piece(self._shard(entry), offset, memoryview(content))])
         return bytes(content)
-
-    def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
-        """See `SmallFiles.contents`."""
-        return [self.content(folder, name) for name in names]
-
-    def require_writable(self) -> NoReturn:
-        """See `Store.require_writable`."""
-        raise read_only_export(self.kind, self.root)
-
-    def groups(self) -> None:
-        """See `Store.groups`."""
-        return
 
     def read_arrays(self, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Store.read_arrays`."""
@@ -124,7 +113,7 @@ class WebDatasetStore:
         for name, rows in wanted.items():
             found[name], target = rows_buffer(record.arrays[name], len(rows))
             pieces += self._pieces(record, name, rows, target)
-        self._files.read(pieces)
+        self._fill(pieces)
         return found
 
     def _pieces(self, record: CommitRecord, name: str, rows: np.ndarray, target: memoryview) -> Iterator[Piece]:
@@ -181,6 +170,12 @@ class WebDatasetStore:
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "_files": self._files, "_walked": None}
 
+    def _fill(self, pieces: Sequence[Piece]) -> None:
+        try:
+            self._files.read(pieces)
+        except DamagedCacheError as error:
+            raise damaged_export(error.where, error.what) from None
+
     def _shard(self, entry: _Video) -> str:
         return f"{SHARDS}/{shard_name(entry.shard)}"
 
@@ -211,10 +206,10 @@ class WebDatasetStore:
             header = bytearray(size - array.num_bytes)
             found: object
             try:
-                self._files.read([Piece(self._shard(entry), offset, memoryview(header))])
+                self._fill([Piece(self._shard(entry), offset, memoryview(header))])
                 found = _parse_npy_header(bytes(header))
             except (ValueError, DamagedCacheError) as error:
-                found = str(error)
+                found = error.fault if isinstance(error, DamagedCacheError) else str(error)
             if found != (array.shape, False, np.dtype(array.dtype)):
                 problems.append(f"{name}{_NPY}: its header does not fit the commit record ({found})")
         return problems

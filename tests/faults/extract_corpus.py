@@ -2,11 +2,11 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.process_tree import command_line, descendants
 from pipeline import locations
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
@@ -84,27 +84,12 @@ def committed(folder):
     return {path.stem: path.read_bytes() for path in commits.glob("*.json")} if commits.is_dir() else {}
 
 
-def descendants(pid):
-    """Processes that `pid` started, and those that they started."""
-    children = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    found = [pid]
-    for parent in found:
-        found += children.get(parent, [])
-    return found[1:]
-
-
 def named(pid, words):
     """The descendants of `pid` whose command line holds `words`."""
     found = []
     for child in descendants(pid):
         try:
-            line = (Path("/proc") / str(child) / "cmdline").read_text()
+            line = command_line(child)
         except OSError:
             continue
         if words in line:

@@ -6,12 +6,16 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+
+import pytest
 
 from tests.conftest import run_pipeline
 from tests.faults.extract_corpus import (
@@ -86,21 +90,43 @@ def test_a_driver_killed_at_random_moments_leaves_a_cache_that_the_next_call_com
     assert checksums(corpus / "cache") == checksums(source / "whole")
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_nothing_running(corpus):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stop_says_what_is_done_and_how_to_go_on_and_leaves_nothing_running(number, status, corpus):
     process = start(corpus)
     wait_for_commits(corpus, 1, process)
     started = named(process.pid, "")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"run the same command again" in stderr
-    assert b"Traceback" not in stderr
-    assert len(committed(corpus)) < VIDEOS
+    assert process.returncode == status
+    assert "run the same command again to go on" in stderr.decode()
+    assert "Traceback" not in stderr.decode()
+    done = int(re.search(rf"(\d+) of {VIDEOS} videos done", stderr.decode())[1])
+    assert done <= len(committed(corpus)) < VIDEOS
     assert [result for result in problems(corpus / "cache") if not result.orphan] == []
     until = time.monotonic() + SOON_S
     while any(os.path.exists(f"/proc/{pid}") for pid in started):  # noqa: PTH110
         assert time.monotonic() < until, "processes outlived the command"
         time.sleep(0.1)
+
+
+def test_a_stop_before_any_work_says_how_to_go_on(corpus):
+    process = start(corpus)
+    deadline = time.monotonic() + 60
+    # Its own answer to the signal is there once it has begun to look at networks and cache.
+    while not answers_sigterm(process.pid):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM; what is committed stays, run the same command again" in stderr.decode()
+
+
+def answers_sigterm(pid):
+    """Whether a process catches SIGTERM."""
+    (caught,) = re.findall(r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_decode_children_killed_at_random_moments_cost_nothing_that_is_not_named(source, corpus):

@@ -52,6 +52,17 @@ def preempt(world, run):
     assert (run / "checkpoints" / f"step-{steps:08d}").is_dir(), "not even one step is lost"
 
 
+def test_preempted_while_it_loads_it_says_so_and_leaves_nothing(world):
+    run = world.run_folder("early")
+    process = world.start(run.name)
+    while "took" not in process.stderr.readline():
+        assert process.poll() is None
+    code, told = end(process, SIGTERM)
+    assert code == 75
+    assert told.endswith("stopped by SIGTERM before a first step; go on by the same command\n")
+    assert not run.exists()
+
+
 def kill(world, run, steps, chance):
     """SIGKILL so many steps further on."""
     steps_before = len(rows_of(run))

@@ -60,6 +60,10 @@ class Small:
             return 0
         return sum('"split": "train"' in line for line in path.read_text(encoding="utf-8").splitlines())
 
+    def kill_training(self, name):
+        holder = (self.folder / name / "training.lock").read_text(encoding="utf-8")
+        os.kill(int(holder.split()[1]), signal.SIGKILL)
+
     def wait_for(self, happened, process):
         deadline = time.monotonic() + SOON_S
         while not happened():
@@ -76,12 +80,12 @@ def small(world, tmp_path_factory):
     # An epoch has three steps; the fourth is logged once the first epoch's checkpoint stands.
     made.wait_for(lambda: made.steps("on-seed42") >= 4, first)
     first.kill()
+    made.kill_training("on-seed42")  # or it may come to its end before Ray misses the driver
     first.communicate()
     made.steps_at_kill = made.steps("on-seed42")
     second = made.start()
     made.wait_for(lambda: made.steps(KILLED) >= 1, second)
-    holder = (made.folder / KILLED / "training.lock").read_text(encoding="utf-8")
-    os.kill(int(holder.split()[1]), signal.SIGKILL)
+    made.kill_training(KILLED)
     made.stdout, made.stderr = second.communicate(timeout=SOON_S)
     made.returncode = second.returncode
     return made

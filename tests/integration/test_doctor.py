@@ -290,6 +290,19 @@ def test_a_teacher_of_another_family_needs_other_files(tmp_path, capsys):
     assert "weights/teacher.vae_source" not in found
 
 
+def test_a_vision_tower_as_the_teacher_needs_its_own_shards_alone(tmp_path, capsys):
+    make_dataset(tmp_path)
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    (clip / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    index = {"weight_map": {"text_model.a": "part-1.safetensors", "vision_model.a": "part-2.safetensors"}}
+    (clip / "model.safetensors.index.json").write_text(json.dumps(index))
+    settings = resolved(tmp_path, f"teacher.source={clip}")
+    assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without part-2.safetensors")
+    (clip / "part-2.safetensors").touch()
+    assert diagnose(settings, capsys)["weights/teacher.source"]["status"] == "ok"
+
+
 def test_an_original_dit_file_needs_a_vae_beside_it(tmp_path, capsys):
     make_dataset(tmp_path)
     file, vae = tmp_path / "DiT.pt", tmp_path / "vae"

@@ -17,40 +17,10 @@ from stages.config import EvaluateConfig
 from stages.evaluate import first_words
 from stages.records import parse_record
 from stages.scoring import TaskScore, labels_of, majority_answers, score
-from tests.finished_run import fill_cache, finished_config, finished_run, small_set
-from tests.in_this_process import in_this_process
+from tests.finished_run import fill_cache
+from tests.in_this_process import lines_of
 
 TASKS = ["relationship", "way_speaking", "scene", "director", "genre", "writer", "year"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small_set(tmp_path_factory.mktemp("evaluated"))
-
-
-@pytest.fixture(scope="module")
-def config(folder):
-    return finished_config(folder)
-
-
-@pytest.fixture(scope="module")
-def cache(folder, config):
-    return fill_cache(folder / "cache", config)
-
-
-@pytest.fixture(scope="module")
-def run(config, cache):
-    return finished_run(config, cache)
-
-
-@pytest.fixture
-def pipeline(monkeypatch, capfd):
-    """Run a command; what it printed for machines and for people."""
-    return in_this_process(monkeypatch, capfd)
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +153,17 @@ def test_an_evaluation_says_which_parameters_answered_what_under_which_settings(
     assert json.loads((run / "evaluation.json").read_text())["overrides"] == []
 
 
-def test_the_table_fits_a_screen_of_100_columns(run, pipeline, monkeypatch):
-    monkeypatch.setattr("pipeline.console.PEOPLE.width", 100)
+def test_the_tables_fit_a_screen_of_80_columns(run, pipeline, monkeypatch):
+    monkeypatch.setattr("pipeline.console.PEOPLE.width", 80)
     _, err = pipeline("evaluate", "--run", run, "--method", "both")
     lines = err.splitlines()
-    assert max(len(line) for line in lines if "relationship" in line) <= 100
+    assert max(len(line) for line in lines if "relationship" in line) <= 80
     # Each task is one line in each of the two tables of both methods: nothing is wrapped or cut.
     assert sum("way_speaking" in line for line in lines) == 4
     assert "…" not in err
+    found = json.loads((run / "metrics.json").read_text())["way_speaking"]
+    low, high = found["ci95_videos"]
+    assert f"{100 * low:.1f}-{100 * high:.1f}" in next(line for line in lines if "way_speaking" in line)
 
 
 def test_videos_that_failed_are_counted_as_left_out(run, config, folder, tmp_path, pipeline):

@@ -6,44 +6,10 @@ checkpoint random weights.
 
 import json
 
-import pytest
 from safetensors.torch import load_file
 
 from pipeline import locations
 from pipeline.stage2 import build_for_training
-from tests.finished_run import fill_cache, finished_config, finished_run, small_set
-from tests.in_this_process import in_this_process
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return small_set(tmp_path_factory.mktemp("finished"))
-
-
-@pytest.fixture(scope="module")
-def config(folder):
-    return finished_config(folder)
-
-
-@pytest.fixture(scope="module")
-def cache(folder, config):
-    return fill_cache(folder / "cache", config)
-
-
-@pytest.fixture(scope="module")
-def run(config, cache):
-    return finished_run(config, cache)
-
-
-@pytest.fixture
-def pipeline(monkeypatch, capfd):
-    """Run a command; what it printed for machines and for people."""
-    return in_this_process(monkeypatch, capfd)
-
-
-def lines_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
 
 # --- what training starts from
 
@@ -58,7 +24,7 @@ def test_a_run_says_and_keeps_what_it_was_loaded_from(run):
     assert any(name.startswith("alignment.heads.") for name in started)
 
 
-def test_labels_that_are_too_long_are_named(config, cache, folder, capfd):
+def test_labels_that_are_too_long_are_named(config, cache, capfd):
     language = config.language.model_copy(update={"max_new_tokens": 3})
     elsewhere = config.run.model_copy(update={"name": "short"})
     short = config.model_copy(update={"language": language, "run": elsewhere})
@@ -67,7 +33,6 @@ def test_labels_that_are_too_long_are_named(config, cache, folder, capfd):
     assert len(said) == 1
     assert "language.max_new_tokens=3" in said[0]
     assert "'ex-boyfriend ex-girlfriend' (7)" in said[0]
-    assert (folder / "short" / "loading.json").is_file()
 
 
 # --- export

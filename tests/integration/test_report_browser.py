@@ -1,17 +1,19 @@
 """The report in a real browser: nothing in the console, nothing asked of the network, no page wider than a phone."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from pipeline.commands import report
 from stages.scoring import Prediction
 from tests.browser import Browser, find_browser
-from tests.made_runs import EVIL, LABELS, add_evaluation, make_run
+from tests.made_runs import EVIL, LABELS, add_evaluation, make_run, six_answers
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (apt-get install chromium)")
 
 PHONE_PX, DESKTOP_PX = 400, 1200
+LVU_TASKS = ["relationship", "way_speaking", "scene", "director", "genre", "writer", "year"]
 LONG = "a-name-without-any-place-where-a-line-could-be-broken-" * 3
 
 
@@ -72,6 +74,18 @@ def test_what_is_too_wide_scrolls_inside_its_own_frame(browser, page):
         f" && one.getBoundingClientRect().right > {PHONE_PX} + 1).map(one => one.outerHTML.slice(0, 80))"
     )
     assert outside == []
+
+
+def test_the_name_of_a_task_is_one_line_beside_its_numbers(browser, tmp_path):
+    run = make_run(tmp_path, "first")
+    rows = [replace(row, task=task, sample=task + row.sample) for task in LVU_TASKS for row in six_answers()]
+    add_evaluation(run, predictions=rows, labels=dict.fromkeys(LVU_TASKS, LABELS))
+    browser.open(report.run([run.path], tmp_path / "report.html"), width=PHONE_PX)
+    lines = browser.evaluate(
+        "[...document.querySelectorAll('#accuracy .numbers tbody th')].map(name => { const range = new Range();"
+        " range.selectNodeContents(name); return [name.innerText, range.getClientRects().length]; })"
+    )
+    assert lines == [[task, 1] for task in LVU_TASKS]
 
 
 COLOURS = """(selector => {

@@ -48,9 +48,9 @@ def fit(group, resolved, stop_at=None):
 
     path = locations.run_folder(config)
     try:
-        trainer, _, stamp = command._prepare(config, path, stop, group)
+        trainer, loaded, stamp = command._prepare(config, path, stop, group)
         if group.rank == 0:
-            command.begin(path, config, stamp, resume=False)
+            command.begin(path, config, loaded, stamp, resume=False)
         ending = trainer.fit(taken.append)
     except UserError as error:
         return str(error)

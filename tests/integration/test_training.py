@@ -13,7 +13,7 @@ import torch
 from pipeline.commands import train as command
 from pipeline.config import resolve
 from pipeline.run_folder import RunFolder
-from stages.checkpoint import Checkpoints
+from stages.checkpoint import Checkpoints, Position
 from stages.errors import UserError
 from stages.feed import Collate
 from stages.run_lock import training
@@ -135,6 +135,35 @@ def test_nan_planted_in_one_videos_features_is_found_by_name_and_nothing_is_over
         assert all(t.isfinite().all() for t in checkpoints.model(checkpoints.last()).values())
     # With the cache mended, it goes on.
     assert len(rows_of(trained(config, resume=True))) == 8
+
+
+def test_nan_in_a_validation_video_is_found_by_name_and_what_was_learned_is_kept(world, resolved):
+    whole = trained(resolved("train.epochs=1", name="whole"))
+    config = resolved("train.epochs=1")
+    undo = plant_nan(world, "val_2")
+    try:
+        with pytest.raises(UserError, match=r"features or targets of video 'val_2' hold NaN or infinity"):
+            trained(config)
+    finally:
+        undo()
+    run = config_path(config)
+    assert rows_of(run, "val") == []
+    assert Checkpoints(run).last() == "step-00000008"
+    trained(config, resume=True)
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_checkpoint_of_another_model_is_one_line(resolved):
+    trainer, _, _ = command._prepare(resolved().config, config_path(resolved()), StopRequest())
+    tensors = trainer.model.trained_tensors()
+    wrong = next(name for name in sorted(tensors) if name.startswith("alignment.heads."))
+    for changed, line in [
+        ({**tensors, wrong: tensors[wrong][:3]}, rf"of another model: {wrong} is \(3,"),
+        ({name: tensor for name, tensor in tensors.items() if name != wrong}, rf"{wrong} is not in it"),
+    ]:
+        trainer.checkpoints.save(changed, {}, Position(epoch=1, step=8), keep=1)
+        with pytest.raises(UserError, match=line):
+            trainer.resume(print)
 
 
 def config_path(resolved):

@@ -200,13 +200,22 @@ def test_settings_that_do_not_fit_the_networks_leave_no_run_behind(made, refused
             "(the last is the null class)",
         ),
         (
-            "teacher.source=bundled:tiny-instructblip",
-            "bundled:tiny-instructblip: file transformer/config.json is missing. Check that the download is complete",
+            "teacher.tower_block=2",
+            "bundled:tiny-dit: teacher.tower_block is 2, but a dit teacher does not read it; leave it at None",
         ),
     ],
 )
 def test_settings_that_do_not_fit_the_teacher_leave_no_cache_behind(made, refused, tmp_path, setting, line):
     assert refused("extract", *made.options(cache=tmp_path / "new"), "--set", setting) == line
+
+
+def test_a_network_that_is_no_teacher_leaves_no_cache_behind(made, refused, tmp_path):
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    assert refused("extract", *made.options(cache=tmp_path / "new"), "--set", f"teacher.source={bert}") == (
+        f"{bert}: file transformer/config.json is missing. Check that the download is complete"
+    )
 
 
 def test_an_unknown_task_is_said_before_a_missing_cache(made, refused, tmp_path):
@@ -306,18 +315,29 @@ def test_no_cache_at_all_names_the_command_that_makes_the_right_one(made, refuse
     assert asked.extract.storage == ("float32" if changed else "float16")
 
 
-def test_a_folder_that_is_no_cache(made, refused, tmp_path):
+@pytest.mark.parametrize("command", [("extract",), ("plan", "--no-calibrate")], ids=["extract", "plan"])
+def test_a_folder_that_is_no_cache(command, made, refused, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert refused("extract", *made.options(cache=tmp_path)) == (
+    assert refused(*command, *made.options(cache=tmp_path)) == (
         f"{tmp_path}: this directory is not a feature cache (no fingerprint.json) and not empty; got 'notes.txt'. "
         "Give an empty or new --cache directory"
     )
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_file_in_place_of_a_cache(made, refused, tmp_path):
+@pytest.mark.parametrize("command", [("extract",), ("plan", "--no-calibrate")], ids=["extract", "plan"])
+@pytest.mark.parametrize("below", ["file", "file/cache"])
+def test_a_file_in_place_of_a_cache_or_above_it(command, below, made, refused, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert refused("extract", *made.options(cache=tmp_path / "file")) == (
+    assert refused(*command, *made.options(cache=tmp_path / below)) == (
         f"{tmp_path / 'file'}: the cache must be a directory, this is a file. Give another --cache"
+    )
+
+
+def test_a_place_where_the_system_lets_nobody_make_a_folder(made, refused):
+    assert refused("extract", *made.options(cache="/proc/cache")) == (
+        "/proc/cache: no cache can be made here: the system says 'No such file or directory'. "
+        "Give another --cache directory"
     )
 
 

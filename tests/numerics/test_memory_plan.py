@@ -11,7 +11,7 @@ from transformers import InstructBlipQFormerConfig, LlamaConfig, LlamaForCausalL
 from model.alignment import Alignment
 from model.config import AlignmentConfig, QFormerConfig
 from model.qformer import MemoryQFormer
-from stages.memory_plan import ClipShape, language_kept_bytes, sharded_bytes, step_memory
+from stages.memory_plan import ClipShape, frozen_bytes, language_kept_bytes, sharded_bytes, step_memory
 from stages.sharding import decoder_layers
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
@@ -20,23 +20,24 @@ LAW_LEAVES_OUT = 0.05
 GB = 10**9
 
 
-def bytes_kept(model, batch, length):
-    """Bytes of activations that autograd holds between forward and backward, every buffer counted once."""
+def saved_buffers(model, batch, length):
+    """A model's output, and the bytes of each buffer that autograd holds between forward and backward, by address."""
     queries = torch.randn(batch, length, model.config.hidden_size, dtype=model.dtype, requires_grad=True)
-    kept = {}
+    kept, alive = {}, []
 
     def note(tensor):
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = (tensor, storage.nbytes())
+        alive.append(tensor)
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = model.model(
             inputs_embeds=queries, attention_mask=torch.ones(batch, length, dtype=torch.long), use_cache=False
-        )
-    assert out.last_hidden_state.requires_grad
+        ).last_hidden_state
+    assert out.requires_grad
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    return sum(size for place, (_, size) in kept.items() if place not in weights)
+    return out, {place: size for place, size in kept.items() if place not in weights}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -46,7 +47,8 @@ def test_a_frozen_llama_keeps_what_the_law_says(layers, width, inner, dtype):
         vocab_size=50, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4
     )
     model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(requires_grad=False)
-    measured = bytes_kept(model, 3, 17)
+    _, kept = saved_buffers(model, 3, 17)
+    measured = sum(kept.values())
     law = 3 * 17 * language_kept_bytes(config, bytes_each=dtype.itemsize)
     assert abs(measured - law) <= LAW_LEAVES_OUT * law, (measured, law)
 
@@ -65,7 +67,7 @@ def full():
 
 def test_the_tables_in_the_docs_are_what_the_arithmetic_gives(full):
     qformer, llama, trained = full
-    weights = 2 * llama.num_parameters()
+    weights = frozen_bytes(llama, "none")
     text = DOCS.read_text(encoding="utf-8")
     assert f"{trained:,}\ntrained values" in text
     assert f"bfloat16: {weights / GB:.2f} GB; trained: {16 * trained / GB:.2f} GB" in text
@@ -96,7 +98,7 @@ def test_the_full_model_fits_where_the_docs_say_it_does(full):
             qformer,
             shape,
             language_config=llama.config,
-            language_bytes=2 * llama.num_parameters(),
+            language_bytes=frozen_bytes(llama, "none"),
             trained=trained,
             **more,
         )
@@ -107,10 +109,36 @@ def test_the_full_model_fits_where_the_docs_say_it_does(full):
     assert most_clips(22 * GB, frames_per_run=10) >= 2
 
 
+def test_what_fits_with_a_quantised_language_model_is_what_the_docs_say(full):
+    qformer, llama, trained = full
+    shape = ClipShape(frames=100, patches=257, words=16, sequence=64)
+    text = DOCS.read_text(encoding="utf-8")
+    text = text[text.index("### The language model in 8 or 4 bits") :]
+
+    def plan(kind, run):
+        return step_memory(
+            qformer,
+            shape,
+            language_config=llama.config,
+            language_bytes=frozen_bytes(llama, kind),
+            trained=trained,
+            quantize=kind,
+            frames_per_run=run,
+        )
+
+    for kind in ("none", "int8", "nf4"):
+        clips = [plan(kind, run).most_clips(22 * GB) for run in (None, 20, 10)]
+        row = " | ".join(map(str, [kind, f"{frozen_bytes(llama, kind) / GB:.2f}", *clips]))
+        assert f"\n| {row} |\n" in text, row
+    assert f"A 16 GB GPU takes {plan('nf4', 10).most_clips(14 * GB)} clips" in text
+    more = plan("int8", None).clip - plan("none", None).clip
+    assert f"`int8` needs {more / GB:.2f} GB more for each clip" in text
+
+
 def test_pieces_of_the_language_model_take_what_the_docs_say(full):
     _, llama, _ = full
     layers = [sum(2 * p.numel() for p in layer.parameters()) for layer in decoder_layers(llama)]
     assert len(layers) == LLAMA_LAYERS
-    found = [sharded_bytes(2 * llama.num_parameters(), layers, processes) / GB for processes in (2, 4, 8)]
+    found = [sharded_bytes(frozen_bytes(llama, "none"), layers, processes) / GB for processes in (2, 4, 8)]
     said = "takes {:.2f} GB of each, on 4 GPUs {:.2f}, on 8 GPUs {:.2f}".format(*found)
     assert said in " ".join(DOCS.read_text(encoding="utf-8").split()), said

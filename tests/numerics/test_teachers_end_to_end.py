@@ -41,12 +41,17 @@ def clip_and_original_dit(folder):
     return [f"encoder.source={folder / 'clip'}", *teacher, f"teacher.vae_source={folder / 'pipeline'}"]
 
 
+def clip_and_its_own_tower(folder):
+    save_whole_clip(folder / "clip")
+    return [f"encoder.source={folder / 'clip'}", f"teacher.source={folder / 'clip'}", "teacher.tower_block=2"]
+
+
 def configure(overrides):
     settings = ["extract.decode_workers=1", "extract.storage=float32", "extract.precision=float32"]
     return resolve(preset="tiny", overrides=[*settings, *overrides]).config
 
 
-@pytest.mark.parametrize("networks", [clip_and_dinov2, clip_and_original_dit])
+@pytest.mark.parametrize("networks", [clip_and_dinov2, clip_and_original_dit, clip_and_its_own_tower])
 def test_a_video_is_extracted_with_these_networks(networks, video, tmp_path):
     config = configure(networks(tmp_path))
     extract = settle_precision(config.extract)
@@ -82,7 +87,7 @@ def test_a_cache_knows_its_networks(tmp_path):
         assert fingerprint(other, settle_precision(other.extract)).digest != made.digest
 
 
-@pytest.mark.parametrize("networks", [lambda _: [], clip_and_dinov2, clip_and_original_dit])
+@pytest.mark.parametrize("networks", [lambda _: [], clip_and_dinov2, clip_and_original_dit, clip_and_its_own_tower])
 def test_the_tensors_that_are_hashed_are_those_that_are_read(networks, tmp_path):
     config = configure(networks(tmp_path))
     hashed, read = [], []

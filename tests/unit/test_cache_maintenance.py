@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stages.cache import DamagedCacheError, FeatureCache, Fingerprint
+from stages.cache.convert import convert
 from stages.cache.writers import current_writer
 from tests.conftest import run_pipeline
 
@@ -279,6 +280,7 @@ def test_the_commands_verify_repair_and_prune_go_together(cache):
     found = pipeline_cache("verify", cache.root)
     assert found.returncode == 3
     assert "video lost: the ledger lists it as done" in found.stderr
+    assert " 2/2 " in found.stderr  # videos that are there to be read
     assert "video bad: targets: chunk 2" in found.stderr
     assert f"pipeline cache verify {cache.root} --repair" in found.stderr.replace("\n", " ")
     mended = pipeline_cache("verify", cache.root, "--repair", "--json")
@@ -308,6 +310,22 @@ def test_the_command_convert_writes_what_the_commands_info_and_verify_read(cache
     assert pipeline_cache("verify", target).returncode in (2, 3)
     refused = pipeline_cache("verify", target, "--repair")
     assert (refused.returncode, "exports are read-only" in refused.stderr) == (2, True)
+
+
+def test_the_command_verify_says_of_a_cut_shard_what_helps(cache, tmp_path):
+    commit(cache, "a", "b")
+    target = tmp_path / "export"
+    convert(cache, target, "webdataset", shard_bytes=10**9, on_video=lambda: None)
+    shard = target / "shards" / "000000.tar"
+    os.truncate(shard, shard.stat().st_size // 2)
+    found = pipeline_cache("verify", target)
+    assert found.returncode == 3
+    assert " 2/2 " in found.stderr
+    assert f"video b: {shard}: this file is cut short\n" in found.stderr
+    assert "part shards/000000.tar: this shard has" in found.stderr
+    assert found.stderr.endswith("problems; export the cache anew\n")
+    with pytest.raises(DamagedCacheError, match=r"cut short\. Run `pipeline cache verify`, then export the cache anew"):
+        FeatureCache.open(target).read("b", [0.0])
 
 
 def test_a_name_that_no_file_system_takes_is_one_line(tmp_path):

@@ -12,7 +12,6 @@ from pipeline.results import read_predictions, result_path
 from stages.comparison import compare, pair
 from stages.errors import UserError
 from stages.scoring import Prediction
-from tests.in_this_process import in_this_process
 
 SETTINGS = {"seed": 0, "resamples": 10_000}
 
@@ -148,12 +147,6 @@ def test_another_wording_of_the_question_may_be_compared():
 # --- the command
 
 
-@pytest.fixture
-def pipeline(monkeypatch, capfd):
-    """Run a command; what it printed for machines and for people."""
-    return in_this_process(monkeypatch, capfd)
-
-
 def write(folder, rows, split="test", method="generate"):
     folder.mkdir(exist_ok=True)
     lines = [json.dumps({**vars(row), "correct": row.correct}) + "\n" for row in rows]
@@ -168,7 +161,8 @@ def two(tmp_path):
     return write(tmp_path / "one", first), write(tmp_path / "two", second)
 
 
-def test_the_command_shows_and_prints_what_the_function_finds(two, pipeline):
+def test_the_command_shows_and_prints_what_the_function_finds(two, pipeline, monkeypatch):
+    monkeypatch.setattr("pipeline.console.PEOPLE.width", 80)
     out, err = pipeline("compare", *two, "--json")
     found = json.loads(out)
     expected = compare(*(read_predictions(folder / "predictions.jsonl") for folder in two), **SETTINGS)
@@ -184,7 +178,7 @@ def test_the_command_shows_and_prints_what_the_function_finds(two, pipeline):
     assert expected["t"].difference == 0.5
     assert "+50.0" in err
     assert "-50.0" in err
-    assert max(map(len, err.splitlines())) <= 100
+    assert max(len(line) for line in err.splitlines() if str(two[0].parent) not in line) <= 80
 
 
 def test_comparing_loads_no_network_library():

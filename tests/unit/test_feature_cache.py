@@ -1,6 +1,7 @@
 """The feature cache on real directories: what goes in comes out, what must not go in is refused."""
 
 import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -326,10 +327,9 @@ def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="this is a file"):
-        make(tmp_path / "file")
-    with pytest.raises(UserError, match="a part of this path is a file"):
-        make(tmp_path / "file" / "cache")
+    for place in (tmp_path / "file", tmp_path / "file" / "cache"):
+        with pytest.raises(UserError, match=f"{re.escape(str(tmp_path / 'file'))}: .* this is a file"):
+            make(place)
 
 
 def test_the_leftover_of_a_creation_that_was_killed_does_not_block_the_next(tmp_path):

@@ -92,6 +92,22 @@ def test_a_dinov2_has_its_hidden_width(tmp_path, family):
     assert frame_shape(config_of(teacher=folder)).teacher_width == 36
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_vision_tower_as_the_teacher_has_its_hidden_width(tmp_path, inside):
+    vision = {"hidden_size": 48, "image_size": 64, "patch_size": 16, "num_hidden_layers": 2}
+    if inside:
+        folder = describe(tmp_path / "clip", model_type="clip", vision_config=vision)
+    else:
+        folder = describe(tmp_path / "clip", model_type="clip_vision_model", **vision)
+    assert frame_shape(config_of(teacher=folder)).teacher_width == 48
+    assert frame_shape(config_of(teacher="bundled:tiny-instructblip")).teacher_width == 96
+
+
+def test_the_published_encoder_as_its_own_teacher_need_not_be_on_this_machine():
+    source = "Salesforce/instructblip-vicuna-7b"
+    assert frame_shape(config_of(encoder=source, teacher=source)) == FrameShape(257, 1408, 1408, (source,))
+
+
 def test_an_original_dit_file_has_the_width_of_its_tensors(tmp_path):
     tensors = {
         "x_embedder.proj.weight": torch.zeros(384, 4, 2, 2),
@@ -108,7 +124,8 @@ def test_an_original_dit_file_has_the_width_of_its_tensors(tmp_path):
     [
         ({"encoder": "no/such-thing"}, "got 'no/such-thing'"),
         ({"encoder": "bundled:tiny-dit"}, "file config.json is missing"),
-        ({"teacher": "bundled:tiny-instructblip"}, "file transformer/config.json is missing"),
+        ({"teacher": "bundled:tiny-instructblip", "tower_block": 3}, "teacher.tower_block is 3, but the network has 2"),
+        ({"teacher": "bundled:tiny-instructblip", "block": 3}, "a tower teacher does not read it; leave it at 8"),
         ({"teacher": "nowhere.pt"}, "teacher.source: no such file; got 'nowhere.pt'"),
         ({"block": 11}, "teacher.block is 11, but the DiT has 10 blocks"),
     ],

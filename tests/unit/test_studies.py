@@ -190,6 +190,14 @@ def test_an_unknown_study_names_the_nearest(tmp_path):
         ("title: A", "title: [A", "broken YAML"),
         ("  - {name: fast, settings: {train.lr: 0.01}}\n", "", "a study needs two members or more; got 1"),
         (STUDY, "", "must be an object of keys and values"),
+        ("null", "figure-99", "reproduces: there is no such name; got 'figure-99'; allowed: table-1, "),
+        ("0.01}", "0.01}, paper: {table: table-1, row: us}", "members.fast.paper.row: there is no such name; got 'us'"),
+        ("0.01}", "0.01}, paper: {table: nine, row: us}", "members.fast.paper.table: there is no such name"),
+        ("0.01}", "0.01}, presets: {tinny: null}", "members.fast.presets: there is no such name; got 'tinny'"),
+        ("0.01}", "0.01}, presets: {tiny: null}", "all members but its base are left out with preset tiny"),
+        ("train.lr", "train.seed", "varies: a study cannot vary train.seed: --seeds says how many there are"),
+        ("train.lr", "train.workers", "a study cannot vary train.workers: it changes nothing that is learned"),
+        ("train.lr", "data.task", "a study cannot vary data.task: members are compared on the same samples"),
     ],
 )
 def test_a_wrong_study_is_one_line_with_its_file(own, tmp_path, old, new, expected):

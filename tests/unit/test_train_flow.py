@@ -25,6 +25,26 @@ def test_without_gpus_they_divide_the_cores_however_few_there_are():
     assert seats_on(nodes({"CPU": 1.0}), 4) == Seats(processes=4, gpus=0, cores=1, cpus=0.25)
 
 
+@pytest.mark.parametrize(
+    ("machines", "processes", "share"),
+    [
+        ([{"CPU": 1.0}, {"CPU": 1.0}], 3, 0.5),  # two thirds of a core each would be too much for the second on one
+        ([{"CPU": 4.0}, {"CPU": 1.0}], 5, 1.0),
+        ([{"CPU": 4.0}, {"CPU": 1.0}], 6, 0.8),
+        ([{"CPU": 1.0}], 3, 0.3333),
+        ([{"CPU": 64.0}, {"CPU": 2.0, "GPU": 4.0}], 4, 0.5),  # cores where no GPU is help nobody
+    ],
+)
+def test_all_of_them_have_a_place_at_once_on_the_nodes_as_they_are(machines, processes, share):
+    seats = seats_on(nodes(*machines), processes)
+    assert seats.cpus == share
+    places = sum(
+        int(min(node["CPU"] / seats.cpus + 1e-9, node.get("GPU", 0.0) if seats.gpus else processes))
+        for node in machines
+    )
+    assert places >= processes
+
+
 def test_deaths_are_forgiven_as_long_as_checkpoints_come_on_and_three_times_at_one():
     desk = Desk()
     assert desk.start(0) is None

@@ -1,0 +1,101 @@
+"""The options that several commands share, and groups of them that a command takes as one parameter."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import Resolved
+
+_SETTINGS = "Settings"
+Preset = Annotated[
+    str | None,
+    typer.Option(help="tiny, diff-lmm-7b or ma-lmm-7b; default diff-lmm-7b.", rich_help_panel=_SETTINGS),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file with settings.", rich_help_panel=_SETTINGS)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, e.g. train.lr=3e-4. May be repeated.", rich_help_panel=_SETTINGS),
+]
+Dataset = Annotated[str | None, typer.Option(help="lvu, msvd_qa, synthetic, or the path of your own card (.yaml).")]
+TaskName = Annotated[str | None, typer.Option("--task", help="One task of the data set; default all.")]
+Videos = Annotated[str | None, typer.Option(help="Folder of the videos; default data/<dataset>/videos.")]
+Annotations = Annotated[
+    str | None, typer.Option(help="Folder of the annotation files; default data/<dataset>/annotations.")
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")]
+CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory or URL (s3://bucket/prefix) of the cache.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+CacheFolder = Annotated[str, typer.Argument(help="Directory or URL of the cache, or an export of it.")]
+RunOrModel = Annotated[str, typer.Option("--run", help="Folder of a run, or an exported model: its folder or hub id.")]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data, and where it is."""
+
+    dataset: Dataset = None
+    task: TaskName = None
+    videos: Videos = None
+    annotations: Annotations = None
+    cache: CacheRoot = None
+
+    def dotted(self) -> dict[str, str | None]:
+        """By the keys of the configuration."""
+        return {
+            "data.dataset": self.dataset,
+            "data.task": self.task,
+            "data.videos": self.videos,
+            "data.annotations": self.annotations,
+            "cache.root": self.cache,
+        }
+
+
+@dataclass(frozen=True)
+class SettingOptions:
+    """Where settings come from that have no option of their own."""
+
+    preset: Preset = None
+    config: ConfigFile = None
+    overrides: Overrides = None
+
+    def resolve(self, options: Mapping[str, Any]) -> "Resolved":
+        """See `pipeline.config.resolve`; `options` are the other options, by dotted keys."""
+        from pipeline.config import resolve
+
+        return resolve(preset=self.preset, config_file=self.config, options=options, overrides=self.overrides or [])
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command that takes groups one that takes their options, each in the place of its group, as typer asks."""
+    signature = inspect.signature(command)
+    groups: dict[str, Any] = {
+        name: one.annotation for name, one in signature.parameters.items() if is_dataclass(one.annotation)
+    }
+    parameters = [part for one in signature.parameters.values() for part in _parts(one)]
+
+    @wraps(command)
+    def gathered(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    gathered.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by inspect
+    gathered.__annotations__ = {one.name: one.annotation for one in parameters}
+    return gathered
+
+
+def _parts(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
+    """The options of a group; of anything else, that itself."""
+    if not is_dataclass(parameter.annotation):
+        yield parameter
+        return
+    for field in fields(parameter.annotation):
+        yield inspect.Parameter(field.name, parameter.kind, default=field.default, annotation=field.type)

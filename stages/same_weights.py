@@ -1,0 +1,102 @@
+"""Whether the frozen networks at their sources are still those that a cache was made with, as far as they are here.
+
+Stage 2 needs neither the encoder's weights nor the teacher's, so they need not be on the machine that trains. Where
+they are, a cache made with others is refused: a new video would be answered from features of another kind than those
+that training saw. Nothing is fetched or made for it, and what was read once is remembered (`stages.frozen_source`).
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from model.config import EncoderConfig, ModelConfig, TeacherConfig
+from stages.cache.fingerprint import Fingerprint
+from stages.cache.places import Place
+from stages.errors import UserError
+from stages.extraction import checkpoint_fields
+from stages.frozen_networks import ORIGINAL_SUFFIXES, ORIGINAL_VAE, describe_encoder, describe_teacher
+from stages.frozen_source import FrozenSource
+from stages.weights import BUNDLED_PREFIX
+
+_LOG = logging.getLogger(__name__)
+_SHOWN_CHARS = 12
+
+
+def require_same_weights(config: ModelConfig, fingerprint: Fingerprint, cache: Place, *, with_teacher: bool) -> None:
+    """Stop if the encoder or the teacher on this machine is not the one that a cache was made with.
+
+    Args:
+        config: which networks; their settings fit the fingerprint (`stages.extraction.feature_fields`).
+        fingerprint: of the cache.
+        cache: where it is, for the message.
+        with_teacher: whether its targets are used.
+
+    Raises:
+        UserError: naming the first fact that differs.
+    """
+    found = {"encoder": _encoder_here(config.encoder)}
+    if with_teacher:
+        found["teacher"] = _teacher_here(config.teacher)
+    for part, described in found.items():
+        if described is None:
+            continue
+        for name, now in checkpoint_fields(part, described).items():
+            then = fingerprint.fields.get(name, now)
+            if then != now:
+                raise UserError(
+                    f"no longer the network that the cache at {cache} was made with: {name} differs",
+                    where=f"{part}.source {getattr(config, part).source}",
+                    received=_short(now),
+                    allowed=repr(_short(then)),
+                    hint="put back what was there, or extract with what is there now into another --cache directory",
+                )
+
+
+def _short(value: object) -> object:
+    """A digest by its beginning, and that of each network if it is made of two."""
+    if not isinstance(value, str) or len(value) <= 2 * _SHOWN_CHARS:
+        return value
+    return "-".join(part[:_SHOWN_CHARS] for part in value.split("-"))
+
+
+def _encoder_here(config: EncoderConfig) -> FrozenSource | None:
+    source = _here(config.source)
+    if source is None:
+        return None
+    return _described("encoder", config.source, lambda: describe_encoder(config.model_copy(update={"source": source})))
+
+
+def _teacher_here(config: TeacherConfig) -> FrozenSource | None:
+    original = config.source.endswith(ORIGINAL_SUFFIXES)
+    places = {"source": config.source if original else _here(config.source)}
+    if original or config.vae_source is not None:
+        places["vae_source"] = _here(config.vae_source or ORIGINAL_VAE)
+    if None in places.values():
+        return None
+    return _described("teacher", config.source, lambda: describe_teacher(config.model_copy(update=places)))
+
+
+def _here(source: str) -> str | None:
+    """The folder in which a checkpoint lies on this machine; None if it would have to be fetched or made."""
+    if source.startswith(BUNDLED_PREFIX):
+        from stages.tiny_networks import bundled_place
+
+        return source if bundled_place(source.removeprefix(BUNDLED_PREFIX)).is_dir() else None
+    if Path(source).expanduser().is_dir():
+        return source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(source, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _described(part: str, source: str, describe: Callable[[], FrozenSource]) -> FrozenSource | None:
+    try:
+        return describe()
+    except UserError as error:
+        # Of a checkpoint of several networks, the files of this one may not have been downloaded.
+        _LOG.debug("whether the %s at %s is the cache's cannot be told: %s", part, source, error)
+        return None
