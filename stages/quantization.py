@@ -10,7 +10,6 @@ they are. They never change, but gradients pass through them to the model's inpu
             more; widened to the arithmetic's type for each product, in both directions
 """
 
-import logging
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -90,8 +89,6 @@ def quantize_layers(model: "PreTrainedModel", kind: Quantization, dtype: torch.d
         dtype: arithmetic of nf4's products.
         device: where the quantised matrices go, and where they are made.
     """
-    # On some processors it tells at its import of a faster kernel, and int8 tells at every call that it rounds.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for name in [name for name, _ in layer_matrices(model)]:
         made = _quantized(model.get_submodule(name), kind, dtype)
         model.set_submodule(name, made.to(device).requires_grad_(requires_grad=False))
