@@ -11,6 +11,7 @@ from tiny_towers import (
     WIDTH,
     build_clip,
     build_instructblip,
+    outputs_of_the_class,
     save_bare_tower,
     save_instructblip,
     save_projected_tower,
@@ -20,7 +21,6 @@ from tolerances import FLOAT32_NETWORK, WRONG_BY, relative_difference
 from transformers import CLIPImageProcessorPil
 
 from model.config import EncoderConfig, ModelConfig, TeacherConfig
-from model.pixels import CLIP_PIXELS
 from stages.errors import UserError
 from stages.extraction import feature_fields
 from stages.frozen_networks import describe_encoder, describe_teacher, load_encoder, load_teacher
@@ -37,12 +37,6 @@ def frames():
 
 def settings(folder, **changed):
     return TeacherConfig(source=str(folder), **changed)
-
-
-@torch.no_grad()
-def outputs_of_the_class(tower, frames, mean=CLIP_PIXELS.mean, std=CLIP_PIXELS.std):
-    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-    return tower.eval()((frames.permute(0, 3, 1, 2) / 255 - mean) / std, output_hidden_states=True)
 
 
 @pytest.mark.parametrize("save", SAVES)

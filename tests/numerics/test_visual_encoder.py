@@ -12,6 +12,7 @@ from tiny_towers import (
     WIDTH,
     build_clip,
     build_instructblip,
+    outputs_of_the_class,
     save_bare_tower,
     save_instructblip,
     save_projected_tower,
@@ -33,12 +34,6 @@ CLIPS = [save_whole_clip, save_bare_tower, save_projected_tower]
 @pytest.fixture
 def frames():
     return torch.randint(0, 256, (2, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)
-
-
-@torch.no_grad()
-def outputs_of_the_class(tower, frames, mean=CLIP_PIXELS.mean, std=CLIP_PIXELS.std):
-    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-    return tower.eval()((frames.permute(0, 3, 1, 2) / 255 - mean) / std, output_hidden_states=True)
 
 
 def load(folder, **changed):

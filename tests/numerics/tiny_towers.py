@@ -12,6 +12,8 @@ from transformers import (
     LlamaConfig,
 )
 
+from model.pixels import CLIP_PIXELS
+
 LAYERS, WIDTH, SIZE_PX = 3, 16, 28
 TOWER = {
     "hidden_size": WIDTH,
@@ -72,3 +74,10 @@ def save_projected_tower(folder):
 def save_instructblip(folder):
     build_instructblip().save_pretrained(folder)
     return build_instructblip().vision_model
+
+
+@torch.no_grad()
+def outputs_of_the_class(tower, frames, mean=CLIP_PIXELS.mean, std=CLIP_PIXELS.std):
+    """What transformers computes from frames [B, S, S, 3] uint8 that are normalised plainly."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return tower.eval()((frames.permute(0, 3, 1, 2) / 255 - mean) / std, output_hidden_states=True)
