@@ -49,13 +49,6 @@ def run_together(
         )
     import ray
 
-    if ray.is_initialized():
-        raise UserError(
-            "the trainings of a study have one process each",
-            where="train.processes",
-            received=config.train.processes,
-            allowed="1",
-        )
     say(f"starting Ray for {config.train.processes} training processes")
     order = json.dumps({"config": config.model_dump(mode="json"), "folder": str(Path.cwd())})
     # Ray has an answer of its own to SIGTERM, which is not to stop, so signals are listened to once it is there.
@@ -95,14 +88,14 @@ class _Told:
 
 def work(order: str, member: Member) -> str:
     """One process of a training: begin the run, or go on from its newest checkpoint, until the end."""
-    from pipeline.commands.train import _prepare, begin
+    from pipeline.commands.train import begin, prepare
 
     content = json.loads(order)
     os.chdir(content["folder"])  # relative folders are those of the command
     config = PipelineConfig.model_validate(content["config"])
     path = locations.run_folder(config)
     with member.voice():
-        trainer, loaded, stamp = _prepare(config, path, member.asked_to_stop, member.group)
+        trainer, loaded, stamp = prepare(config, path, member.asked_to_stop, member.group)
         if member.group.rank == 0:
             begin(path, config, loaded, stamp, resume=(path / CONFIG).is_file())
         if trainer.resume(lambda line: say(f"warning: {line}")):

@@ -89,7 +89,7 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = Fals
 
 def _by_one(config: PipelineConfig, path: Path, request: StopRequest, *, resume: bool, profile: bool) -> Outcome:
     """Train in this process."""
-    trainer, loaded, stamp = _prepare(config, path, request)
+    trainer, loaded, stamp = prepare(config, path, request)
     with training(path):
         begin(path, config, loaded, stamp, resume=resume)
         if resume and trainer.resume(lambda line: say(f"warning: {line}")):
@@ -127,7 +127,7 @@ def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[s
     RunFolder.create(path, config, stamp)
 
 
-def _prepare(
+def prepare(
     config: PipelineConfig, path: Path, stop: Callable[[], bool], group: Group | None = None
 ) -> tuple[Trainer, LoadedModel, dict[str, object]]:
     """Look at the data, build the model; and what the run is stamped with."""

@@ -48,7 +48,7 @@ def fit(group, resolved, stop_at=None):
 
     path = locations.run_folder(config)
     try:
-        trainer, loaded, stamp = command._prepare(config, path, stop, group)
+        trainer, loaded, stamp = command.prepare(config, path, stop, group)
         if group.rank == 0:
             command.begin(path, config, loaded, stamp, resume=False)
         ending = trainer.fit(taken.append)
@@ -75,7 +75,7 @@ def test_with_the_language_model_in_pieces_the_losses_and_answers_are_the_same(w
     resolved = settings(world, "pieces", "train.shard_language=fsdp")
     found = together(fit, 2, tmp_path, resolved)
     near(run_of(world, "pieces"), alone)
-    _, loaded, _ = command._prepare(settings(world, "other").config, run_of(world, "other"), bool)
+    _, loaded, _ = command.prepare(settings(world, "other").config, run_of(world, "other"), bool)
     whole = kept_numbers(loaded.model.language)
     layers = sum(p.numel() for p in loaded.model.language.model.model.layers.parameters())
     assert [answer[-1] for answer in found] == [whole - layers // 2] * 2

@@ -52,7 +52,7 @@ def trained(resolved, *, resume=False, **keywords):
 
 
 def stepper(resolved):
-    trainer, loaded, _ = command._prepare(resolved.config, config_path(resolved), StopRequest())
+    trainer, loaded, _ = command.prepare(resolved.config, config_path(resolved), StopRequest())
     # The parts of a batch draw other numbers than the batch does.
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -154,7 +154,7 @@ def test_nan_in_a_validation_video_is_found_by_name_and_what_was_learned_is_kept
 
 
 def test_a_checkpoint_of_another_model_is_one_line(resolved):
-    trainer, _, _ = command._prepare(resolved().config, config_path(resolved()), StopRequest())
+    trainer, _, _ = command.prepare(resolved().config, config_path(resolved()), StopRequest())
     tensors = trainer.model.trained_tensors()
     wrong = next(name for name in sorted(tensors) if name.startswith("alignment.heads."))
     for changed, line in [
@@ -198,7 +198,7 @@ def test_asked_to_stop_before_a_validation_it_validates_first_when_resumed(resol
     whole = trained(resolved(name="whole"))
     config = resolved(name="stopped")
     path = config_path(config)
-    trainer, _, stamp = command._prepare(config.config, path, StopRequest())
+    trainer, _, stamp = command.prepare(config.config, path, StopRequest())
     RunFolder.create(path, config.config, stamp)
     trainer.stop = lambda: trainer.position.step == 8
     ending = trainer.fit(lambda _row: None)
@@ -211,7 +211,7 @@ def test_asked_to_stop_before_a_validation_it_validates_first_when_resumed(resol
 
 
 def test_of_equals_the_later_is_the_best_and_by_loss_another_may_be(resolved):
-    trainer, _, _ = command._prepare(resolved("train.best_by=loss").config, config_path(resolved()), StopRequest())
+    trainer, _, _ = command.prepare(resolved("train.best_by=loss").config, config_path(resolved()), StopRequest())
     judged = []
     for step, (top1, loss) in enumerate([(0.5, 1.0), (0.9, 2.0), (0.5, 1.0), (0.1, 0.5)], start=1):
         position = replace(trainer.position, epoch=step, step=step, val_top1=top1, val_loss=loss)
