@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 SIZE_PX = 112
-EMBLEM_PX = 14
+EMBLEM_PX = 21
 EMBLEM_CORNER_PX = (4, 4)  # row, column
-GLYPH_PX = 16
-GLYPH_ROWS_PX, GLYPH_COLUMNS_PX = (76, 94), (2, 94)  # where its upper left corner may lie
-FACE_PX = 16
-FACE_ROWS_PX, FACE_COLUMNS_PX = (3, 7), (86, 92)
-ORBIT_CENTRES_PX = ((48.0, 30.0), (48.0, 82.0))  # row, column of discs A and B
+GLYPH_PX = 24
+GLYPH_ROWS_PX, GLYPH_COLUMNS_PX = (78, 87), (2, 87)  # where its upper left corner may lie
+FACE_PX = 24
+FACE_ROWS_PX, FACE_COLUMNS_PX = (3, 7), (80, 86)
+ORBIT_CENTRES_PX = ((54.0, 30.0), (54.0, 82.0))  # row, column of discs A and B
 ORBIT_RADIUS_PX = 13.0
 DISC_RADIUS_PX = 9.0
 DISC_COLOURS = ((1.0, 0.85, 0.0), (0.1, 0.15, 1.0))  # yellow with a black rim, blue with a white rim
@@ -47,12 +47,13 @@ _TURNS = {  # direction of A and of B; 0 rests
 # Row, column, height, width of dark patches on the face. All mouths have one area and one centre, so that only their
 # shape tells them apart, not the mean grey of the region.
 _MOUTHS = {
-    "explain": ((10, 4, 2, 8),),
-    "confront": ((9, 6, 4, 4),),
-    "discuss": ((9, 4, 4, 2), (9, 10, 4, 2)),
-    "teach": ((9, 4, 2, 2), (11, 6, 2, 4), (9, 10, 2, 2)),
+    "explain": ((15, 6, 4, 12),),
+    "confront": ((14, 8, 6, 8),),
+    "discuss": ((14, 6, 6, 4), (14, 14, 6, 4)),
+    "teach": ((14, 5, 3, 4), (17, 8, 3, 8), (14, 15, 3, 4)),
 }
-_STRIPE_SHIFTS = 12  # a common multiple of the stripes' periods, 4 and 6
+_EYES = ((6, 6, 3, 3), (6, 15, 3, 3))
+STRIPE_SHIFTS = 24  # a common multiple of the stripes' periods, 6 and 8
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,39 @@ def draw_motion(relationship: str, rng: np.random.Generator) -> Motion:
     )
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Where chance put what a video shows: `row, column` of upper left corners in pixels, and how the discs move."""
+
+    emblem_shift: int
+    glyph_px: tuple[int, int]
+    face_px: tuple[int, int]
+    motion: Motion
+
+
 def draw_frames(labels: dict[str, str], seed: tuple[int, ...], times_s: np.ndarray) -> np.ndarray:
     """Return the frames at `times_s` as `[T, 112, 112, 3]` uint8 RGB; the same seed draws the same video."""
+    return draw_video(labels, seed, times_s)[0]
+
+
+def draw_video(labels: dict[str, str], seed: tuple[int, ...], times_s: np.ndarray) -> tuple[np.ndarray, Marks]:
+    """Return the frames as `draw_frames` does, and where in them the answers stand."""
     rng = np.random.default_rng(seed)
     motion = draw_motion(labels["relationship"], rng)
     still = _film_look(_lit(_scene(labels["scene"], rng), labels["genre"]), labels["year"])
     # The grain stands still: moving grain would be most of the file.
     still = np.clip(still + rng.normal(0, _GRAIN, size=(SIZE_PX, SIZE_PX, 1)), 0, 1)
     # Shifted stripes: their direction tells the director, not the grey that a blurred corner happens to have.
-    _paste(still, emblem(labels["director"], int(rng.integers(_STRIPE_SHIFTS))), *EMBLEM_CORNER_PX)
-    _paste(still, glyph(labels["writer"]), int(rng.integers(*GLYPH_ROWS_PX)), int(rng.integers(*GLYPH_COLUMNS_PX)))
-    _paste(still, face(labels["way_speaking"]), int(rng.integers(*FACE_ROWS_PX)), int(rng.integers(*FACE_COLUMNS_PX)))
-    return _with_discs(still, motion, times_s)
+    marks = Marks(
+        emblem_shift=int(rng.integers(STRIPE_SHIFTS)),
+        glyph_px=(int(rng.integers(*GLYPH_ROWS_PX)), int(rng.integers(*GLYPH_COLUMNS_PX))),
+        face_px=(int(rng.integers(*FACE_ROWS_PX)), int(rng.integers(*FACE_COLUMNS_PX))),
+        motion=motion,
+    )
+    _paste(still, emblem(labels["director"], marks.emblem_shift), *EMBLEM_CORNER_PX)
+    _paste(still, glyph(labels["writer"]), *marks.glyph_px)
+    _paste(still, face(labels["way_speaking"]), *marks.face_px)
+    return _with_discs(still, motion, times_s), marks
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
@@ -129,36 +151,36 @@ def _film_look(image: np.ndarray, year: str) -> np.ndarray:
 
 
 def emblem(director: str, shift: int) -> np.ndarray:
-    """Return a `[14, 14]` grey tile whose stripes, about 2 px wide, run in the director's direction."""
+    """Return a `[21, 21]` grey tile whose stripes, about 3 px wide, run in the director's direction."""
     rows, columns = np.mgrid[0:EMBLEM_PX, 0:EMBLEM_PX]
     across, width = {
-        "steven": (rows, 2),
-        "martin": (columns, 2),
-        "ron": (rows + columns, 3),  # one step in both axes crosses a diagonal stripe by 1.4 px
-        "mark": (rows - columns, 3),
+        "steven": (rows, 3),
+        "martin": (columns, 3),
+        "ron": (rows + columns, 4),  # one step in both axes crosses a diagonal stripe by 1.4 px
+        "mark": (rows - columns, 4),
     }[director]
     return np.where((across + shift) // width % 2 == 0, 1.0, 0.0)
 
 
 def glyph(writer: str) -> np.ndarray:
-    """Return a `[16, 16]` grey tile with the writer's shape in white on black."""
+    """Return a `[24, 24]` grey tile with the writer's shape in white on black."""
     rows, columns = np.mgrid[0:GLYPH_PX, 0:GLYPH_PX] - (GLYPH_PX - 1) / 2
     square = np.maximum(abs(rows), abs(columns))
-    # 64 pixels of ink each, so that only the shape tells them apart.
+    # 144 pixels of ink each, so that only the shape tells them apart.
     inked = {
-        "ian": (np.minimum(abs(rows), abs(columns)) < 2) & (square < 5),
-        "stephen": abs(np.hypot(rows, columns) - 4.6) < 1.1,
-        "john": (square > 3) & (square < 5),
-        "david": (rows < 4) & (1.4 * abs(columns) < rows + 5.5),
+        "ian": (np.minimum(abs(rows), abs(columns)) < 2) & (square < 10),
+        "stephen": abs(np.hypot(rows, columns) - 8.1) < 1.5,
+        "john": (square > 8) & (square < 10),
+        "david": (rows < 7) & (1.6 * abs(columns) < rows + 8.25),
     }
     return np.where(inked[writer], 1.0, 0.0)
 
 
 def face(way_speaking: str) -> np.ndarray:
-    """Return a `[16, 16]` grey tile: a pale head with two eyes and the mouth of this way of speaking."""
+    """Return a `[24, 24]` grey tile: a pale head with two eyes and the mouth of this way of speaking."""
     rows, columns = np.mgrid[0:FACE_PX, 0:FACE_PX] - (FACE_PX - 1) / 2
-    tile = np.where(np.hypot(rows, columns) < 8, 0.9, 0.0)
-    for row, column, height, width in ((4, 4, 2, 2), (4, 10, 2, 2), *_MOUTHS[way_speaking]):
+    tile = np.where(np.hypot(rows, columns) < FACE_PX / 2, 0.9, 0.0)
+    for row, column, height, width in (*_EYES, *_MOUTHS[way_speaking]):
         tile[row : row + height, column : column + width] = 0.0
     return tile
 

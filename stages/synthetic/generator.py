@@ -20,7 +20,7 @@ from stages.manifest import SPLITS
 from stages.synthetic.drawing import SIZE_PX, draw_frames
 from stages.synthetic.plan import FPS, VideoSpec, annotations_of, plan_videos
 
-GENERATOR_VERSION = 1  # raise it whenever a drawn pixel, a label or a length changes
+GENERATOR_VERSION = 2  # raise it whenever a drawn pixel, a label or a length changes
 DEFAULT_VIDEOS_PER_SPLIT: Mapping[str, int] = MappingProxyType({"train": 320, "val": 48, "test": 96})
 
 _RECORD_FILE = "generated.json"

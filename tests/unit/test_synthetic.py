@@ -217,23 +217,23 @@ def best_label(image, tiles):
 
 
 def test_emblem_glyph_and_face_survive_the_encoder(made, decoded):
-    emblems = {name: [drawing.emblem(name, shift) for shift in range(12)] for name in LABELS["director"]}
+    emblems = {name: [drawing.emblem(name, shift) for shift in range(drawing.STRIPE_SHIFTS)] for name in LABELS["director"]}
     glyphs = {name: [drawing.glyph(name)] for name in LABELS["writer"]}
     faces = {name: [drawing.face(name)] for name in LABELS["way_speaking"]}
     for name, entry in annotations(made[0]).items():
         for frame in decoded[name][[0, len(decoded[name]) // 2, -1]]:
             grey = frame.mean(2) / 255
-            assert best_label(grey[4:18, 4:18], emblems) == entry["director"]
-            assert best_label(grey[76:], glyphs) == entry["writer"]
-            assert best_label(grey[:24, 80:], faces) == entry["way_speaking"]
+            assert best_label(grey[4:25, 4:25], emblems) == entry["director"]
+            assert best_label(grey[78:], glyphs) == entry["writer"]
+            assert best_label(grey[:32, 78:], faces) == entry["way_speaking"]
 
 
 def disc_angles(frames, disc):
     """Return the disc's angle on its orbit in each frame, from the centre of the pixels that have its colour."""
     row, column = drawing.ORBIT_CENTRES_PX[disc]
-    area = frames[:, 24:73, :56] if disc == 0 else frames[:, 24:73, 56:]
+    area = frames[:, 30:79, :56] if disc == 0 else frames[:, 30:79, 56:]
     near = np.abs(area / 255.0 - drawing.DISC_COLOURS[disc]).max(3) < 0.3
-    rows, columns = np.mgrid[24:73, 0:56] + np.array([0, 56 * disc])[:, None, None]
+    rows, columns = np.mgrid[30:79, 0:56] + np.array([0, 56 * disc])[:, None, None]
     count = near.sum((1, 2))
     assert count.min() > 60
     return np.arctan2((near * rows).sum((1, 2)) / count - row, (near * columns).sum((1, 2)) / count - column)
