@@ -64,7 +64,7 @@ def forms(whole, teacher, config):
     def all_blocks(latents):
         seen.clear()
         timestep = torch.full((len(latents),), config.timestep, device=latents.device)
-        whole(latents, timestep=timestep, class_labels=torch.full_like(timestep, config.class_label))
+        whole(latents, timestep=timestep, class_labels=torch.full_like(timestep, whole.config.num_embeds_ada_norm))
         return seen[0].float().mean(dim=1)
 
     return {"whole": all_blocks, "folded": lambda latents: teacher.residual_stream(latents).float().mean(dim=1)}

@@ -71,8 +71,8 @@ class TeacherConfig(Settings):
     timestep_embedding: Literal["original", "diffusers"] = "original"
     """DiT: frequencies of the step's embedding. The published weights were trained with `original`; `diffusers` spreads
     them a little wider (FACTS.md D.4). The same at step 0."""
-    class_label: Annotated[int, Field(ge=0)] = 1000
-    """DiT: row of the class table; 1000 is the null class of the published DiT."""
+    class_label: Annotated[int, Field(ge=0)] | None = None
+    """DiT: row of the class table. null: the last, which is the null class (1000 of the published DiT)."""
     vae_source: str | None = None
     """DiT: hub id or local folder of another VAE. null: the pipeline's own; for an original file, which has none,
     stabilityai/sd-vae-ft-mse."""
@@ -105,7 +105,7 @@ class TeacherConfig(Settings):
         blocks, null_class = dit_config["num_layers"], dit_config["num_embeds_ada_norm"]
         if self.block > blocks:
             raise ValueError(f"teacher.block is {self.block}, but the DiT has {blocks} blocks")
-        if self.class_label > null_class:
+        if self.class_label is not None and self.class_label > null_class:
             raise ValueError(
                 f"teacher.class_label is {self.class_label}, but the DiT's classes are 0...{null_class} "
                 "(the last is the null class)"

@@ -192,10 +192,9 @@ def _folded_block(index: int, config: TeacherConfig, dit_config: Mapping[str, An
         # Frequencies spaced by 1 / half; diffusers' own by 1 / (half - 1), which is another embedding unless t = 0.
         channels = block.norm1.emb.time_proj.num_channels
         block.norm1.emb.time_proj = Timesteps(channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+    label = dit_config["num_embeds_ada_norm"] if config.class_label is None else config.class_label
     with torch.no_grad():
-        condition = block.norm1.emb(
-            torch.tensor([config.timestep]), torch.tensor([config.class_label]), hidden_dtype=torch.float32
-        )
+        condition = block.norm1.emb(torch.tensor([config.timestep]), torch.tensor([label]), hidden_dtype=torch.float32)
         constants = block.norm1.linear(F.silu(condition)).squeeze(0)  # [6 D]
         return FoldedBlock(block, constants)
 

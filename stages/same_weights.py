@@ -77,12 +77,8 @@ def _teacher_here(config: TeacherConfig) -> FrozenSource | None:
 
 
 def _here(source: str) -> str | None:
-    """The folder in which a checkpoint lies on this machine; None if it would have to be fetched or made."""
-    if source.startswith(BUNDLED_PREFIX):
-        from stages.tiny_networks import bundled_place
-
-        return source if bundled_place(source.removeprefix(BUNDLED_PREFIX)).is_dir() else None
-    if Path(source).expanduser().is_dir():
+    """The folder in which a checkpoint lies on this machine; None if it would have to be fetched."""
+    if source.startswith(BUNDLED_PREFIX) or Path(source).expanduser().is_dir():
         return source
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -116,14 +116,6 @@ def test_weights_that_are_not_on_this_machine_are_not_asked_for(resolved, copies
     assert open_cache(resolved())
 
 
-def test_a_bundled_network_is_not_made_for_it(tmp_path, monkeypatch):
-    config = resolve(preset="tiny", options={"cache.root": str(tmp_path / "cache")}).config
-    FeatureCache.create_or_open(tmp_path / "cache", fingerprint(config, settle_precision(config.extract)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    assert open_cache(config)
-    assert not (tmp_path / "user" / "networks").exists()
-
-
 def test_of_a_hub_id_what_was_downloaded_is_looked_at(resolved, copies, tmp_path):
     hub = tmp_path / "hub" / "models--someone--blip"
     commit = "1" * 40

@@ -82,7 +82,7 @@ def fill_cache(root, config, *, leave_out=()):
                 video,
                 times_s=times[video],
                 features=random.standard_normal((frames, 65, 96)).astype(np.float16),
-                targets=random.standard_normal((frames, 96)).astype(np.float32),
+                targets=random.standard_normal((frames, 112)).astype(np.float32),
             )
             ledger.done(video, checksum=record.checksum, attempts=1)
 
@@ -195,8 +195,8 @@ def test_settings_that_do_not_fit_the_networks_leave_no_run_behind(made, refused
     [
         ("teacher.block=11", "bundled:tiny-dit: teacher.block is 11, but the DiT has 10 blocks"),
         (
-            "teacher.class_label=1001",
-            "bundled:tiny-dit: teacher.class_label is 1001, but the DiT's classes are 0...1000 "
+            "teacher.class_label=17",
+            "bundled:tiny-dit: teacher.class_label is 17, but the DiT's classes are 0...16 "
             "(the last is the null class)",
         ),
         (

@@ -17,11 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.config import LanguageConfig, ModelConfig, QFormerConfig
 from model.language import FrozenLanguageModel
+from recipes.small_world.reading import example
 from stages.cards import load_card
 from stages.memory_plan import frozen_bytes, language_kept_bytes
 from stages.networks import load_language
 from stages.quantization import layer_matrices, num_values, quantize_layers
-from stages.tiny_language import _example
 from stages.tokens import Tokenizers
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -80,7 +80,7 @@ class Asked:
         """Ids of captions, prompts, answers."""
         card, rng, chosen = load_card("synthetic"), random.Random(3), []
         while len(chosen) < CLIPS:
-            caption, prompt, answer = _example(card, rng)
+            caption, prompt, answer = example(card, rng)
             ids = self.tokenizers.language(caption, add_special_tokens=False)["input_ids"]
             if len(ids) == QUERIES:
                 chosen.append((ids, prompt, answer))

@@ -67,7 +67,7 @@ def describe(folder, **content):
 
 
 def test_the_tiny_networks_have_the_shapes_of_their_configuration():
-    assert frame_shape(resolve(preset="tiny").config) == FrameShape(tokens=65, width=96, teacher_width=96)
+    assert frame_shape(resolve(preset="tiny").config) == FrameShape(tokens=65, width=96, teacher_width=112)
 
 
 def test_the_published_networks_need_not_be_on_this_machine():
@@ -124,7 +124,7 @@ def test_an_original_dit_file_has_the_width_of_its_tensors(tmp_path):
     [
         ({"encoder": "no/such-thing"}, "got 'no/such-thing'"),
         ({"encoder": "bundled:tiny-dit"}, "file config.json is missing"),
-        ({"teacher": "bundled:tiny-instructblip", "tower_block": 3}, "teacher.tower_block is 3, but the network has 2"),
+        ({"teacher": "bundled:tiny-instructblip", "tower_block": 5}, "teacher.tower_block is 5, but the network has 4"),
         ({"teacher": "bundled:tiny-instructblip", "block": 3}, "a tower teacher does not read it; leave it at 8"),
         ({"teacher": "nowhere.pt"}, "teacher.source: no such file; got 'nowhere.pt'"),
         ({"block": 11}, "teacher.block is 11, but the DiT has 10 blocks"),

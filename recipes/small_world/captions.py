@@ -1,0 +1,42 @@
+"""What captions say of a frame: scene, colours and kinds, as those of the web do; never where or how things move."""
+
+import torch
+from torch import Tensor
+
+from stages.synthetic.plan import LABELS
+
+# In the order of the labels of `stages.synthetic.plan.LABELS`.
+_SAID: dict[str, tuple[str, ...]] = {
+    "scene": ("teal office", "brown hotel", "striped green prison", "violet restaurant"),
+    "genre": ("bright warm", "harsh", "pale", "dark"),
+    "year": ("grey film", "sepia film", "dark rims", "black bars"),
+    "writer": ("cross", "ring", "square", "triangle"),
+    "director": ("level stripes", "upright stripes", "rising stripes", "falling stripes"),
+    "way_speaking": ("flat mouth", "round mouth", "toothy mouth", "smiling mouth"),
+}
+ALWAYS_NAMED = ("scene", "genre", "year")
+DETAILS = ("writer", "director", "way_speaking")
+_PAD = 0
+_WORDS = tuple(dict.fromkeys(word for phrases in _SAID.values() for phrase in phrases for word in phrase.split()))
+NUM_WORDS = len(_WORDS) + 1
+_LONGEST = sum(max(len(phrase.split()) for phrase in phrases) for phrases in _SAID.values())
+
+
+def captions(labels: Tensor, *, names_detail: float, draw: torch.Generator) -> Tensor:
+    """Captions of frames with labels [N, 7] -> word ids [N, 13], 0 after the last; equal rows are equal captions.
+
+    Scene, light and look are always named, each detail with probability `names_detail`.
+    """
+    named = torch.rand(len(labels), len(DETAILS), generator=draw) < names_detail
+    ids = torch.full((len(labels), _LONGEST), _PAD)
+    tasks = list(LABELS)
+    for row, (shown, details) in enumerate(zip(labels.tolist(), named.tolist(), strict=True)):
+        said = [*ALWAYS_NAMED, *(task for task, wanted in zip(DETAILS, details, strict=True) if wanted)]
+        words = [word for task in said for word in _SAID[task][shown[tasks.index(task)]].split()]
+        ids[row, : len(words)] = torch.tensor([_WORDS.index(word) + 1 for word in words])
+    return ids
+
+
+def said_words(ids: Tensor) -> str:
+    """The caption with word ids [13]."""
+    return " ".join(_WORDS[number - 1] for number in ids.tolist() if number != _PAD)
