@@ -56,23 +56,30 @@ def _main(
 def demo(
     folder: Annotated[Path, typer.Option(help="Where videos, cache and run go.")] = Path("runs/demo"),
     overrides: Overrides = None,
+    open_report: Annotated[
+        bool, typer.Option("--open/--no-open", help="Show the report in the browser at the end, if there is a screen.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """The whole path on the bundled synthetic videos, on the CPU: generate, extract, train, evaluate, report."""
     from pipeline.commands.demo import run
 
-    run(folder, overrides or [], as_json=json)
+    run(folder, overrides or [], open_report=open_report, as_json=json)
 
 
 @app.command()
 def synthesize(
     folder: Annotated[Path, typer.Argument(help="Where videos/ and annotations/ go.")] = Path("data/synthetic"),
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="SPLIT=VIDEOS, for example train=64; may be repeated. Splits not named keep their usual size."),
+    ] = None,
 ) -> None:
     """Write the synthetic data set: real H.264 videos in which LVU's seven questions have visible answers."""
-    from pipeline.commands.synthesize import run
+    from pipeline.commands.synthesize import parse_sizes, run
 
-    run(folder, seed=seed)
+    run(folder, seed=seed, sizes=parse_sizes(size or ()))
 
 
 @app.command()

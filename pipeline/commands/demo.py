@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.browser import show
 from pipeline.commands import evaluate, extract, report, synthesize, train
 from pipeline.config import Resolved, resolve
 from pipeline.console import emit_json, say
@@ -15,8 +16,8 @@ from stages.scoring import TaskScore
 _SEED = 0
 
 
-def run(folder: Path, overrides: list[str], *, as_json: bool) -> None:
-    """Run every stage, say what each took, end with the table of accuracies and the path of the run."""
+def run(folder: Path, overrides: list[str], *, open_report: bool, as_json: bool) -> None:
+    """Run every stage, say what each took, end with the table of accuracies and the report in the browser."""
     seconds: dict[str, float] = {}
     resolved = _resolve(folder, overrides)
     with _timed(seconds, "generate"):
@@ -32,6 +33,8 @@ def run(folder: Path, overrides: list[str], *, as_json: bool) -> None:
         page = report.run([path], None)
         assert page is not None  # a run was given
     _finish(path, page, scores, seconds, as_json=as_json)
+    if open_report:
+        show(page)
 
 
 def _resolve(folder: Path, overrides: list[str]) -> Resolved:

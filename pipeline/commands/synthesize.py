@@ -1,14 +1,31 @@
 """`pipeline synthesize`: write the synthetic data set."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.console import progress_bar, say
+from stages.errors import UserError
 from stages.synthetic import DEFAULT_VIDEOS_PER_SPLIT, generate
 
 
-def run(folder: Path, *, seed: int) -> None:
-    """Generate videos and annotations into `folder`; does nothing if they are there already."""
-    with progress_bar("generate", sum(DEFAULT_VIDEOS_PER_SPLIT.values()), "videos") as bar:
-        summary = generate(folder, seed=seed, on_video=lambda _done, _total: bar.advance())
+def run(folder: Path, *, seed: int, sizes: Mapping[str, int] = DEFAULT_VIDEOS_PER_SPLIT) -> None:
+    """Generate videos (`sizes` of each split) and annotations into `folder`; nothing if they are there already."""
+    with progress_bar("generate", sum(sizes.values()), "videos") as bar:
+        summary = generate(folder, seed=seed, videos_per_split=sizes, on_video=lambda _done, _total: bar.advance())
     found = "found" if summary.reused else "wrote"
     say(f"{found} {summary.videos} videos, {summary.duration_s:.0f} s, {summary.size_bytes / 1e6:.0f} MB in {folder}")
+
+
+def parse_sizes(given: Sequence[str]) -> dict[str, int]:
+    """The videos of every split, from `SPLIT=VIDEOS` for those that are not to have their usual size.
+
+    Raises:
+        UserError: one is not of that form; whether the split and the number make sense is the generator's to say.
+    """
+    sizes = dict(DEFAULT_VIDEOS_PER_SPLIT)
+    for one in given:
+        split, sign, number = one.partition("=")
+        if not sign or not number.isdecimal():
+            raise UserError("cannot read a size", where="--size", received=one, allowed="SPLIT=VIDEOS, as in train=64")
+        sizes[split] = int(number)
+    return sizes

@@ -14,6 +14,7 @@ from stages.synthetic.drawing import SIZE_PX
 from stages.synthetic.plan import CLASSES
 
 _PATCH_PX = 14
+_CLASS_STD, _PLACE_STD = 0.02, 0.3
 _FIRST_SCALE, _MOST_SCALE = 10.0, 100.0  # of the similarities, as CLIP's
 
 
@@ -34,8 +35,9 @@ class _Towers(nn.Module):
             )
         )
         embeddings = self.vision.embeddings
-        for parameter in (embeddings.class_embedding, embeddings.position_embedding):
-            nn.init.normal_(parameter, std=0.02)
+        nn.init.normal_(embeddings.class_embedding, std=_CLASS_STD)
+        # Nothing that captions say needs places, so training would not make patches know theirs.
+        nn.init.normal_(embeddings.position_embedding, std=_PLACE_STD)
         width = settings.text_width
         self.words = nn.Embedding(NUM_WORDS, width)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)

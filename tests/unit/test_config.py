@@ -14,8 +14,8 @@ SETTINGS = {"--preset", "--config", "--set", "--json"}
 DATA = {"--dataset", "--task", "--videos", "--annotations", "--cache"}
 OPTIONS = {
     "": {"--verbose", "-v", "--version"},
-    "demo": {"--folder", "--set", "--json"},
-    "synthesize": {"folder", "--seed"},
+    "demo": {"--folder", "--set", "--open", "--no-open", "--json"},
+    "synthesize": {"folder", "--seed", "--size"},
     "plan": SETTINGS | DATA | {"--retry-failed", "--calibrate-s", "--no-calibrate"},
     "extract": SETTINGS | DATA | {"--address", "--retry-failed", "--dry-run", "--json-lines"},
     "train": SETTINGS | DATA | {"--name", "--resume", "--profile", "--workers", "--address"},

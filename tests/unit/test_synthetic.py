@@ -282,3 +282,14 @@ def test_a_blurred_frame_shows_the_coarse_tasks_and_only_those():
             assert accuracy > 0.9
         else:
             assert abs(accuracy - CHANCE) < 0.15
+
+
+def test_the_command_makes_splits_of_other_sizes(tmp_path, pipeline):
+    sizes = ("--size", "train=2", "--size", "val=1", "--size", "test=3")
+    pipeline("synthesize", tmp_path / "a", *sizes)
+    made = sorted(path.stem for path in (tmp_path / "a" / "videos").iterdir())
+    assert made == ["test_0000", "test_0001", "test_0002", "train_0000", "train_0001", "val_0000"]
+    for wrong, said in (("train", "got 'train'"), ("train=few", "got 'train=few'"), ("dev=3", "got 'dev: 3'")):
+        _, told = pipeline("synthesize", tmp_path / "b", "--size", wrong, status=2)
+        assert said in told
+    assert not (tmp_path / "b").exists()
