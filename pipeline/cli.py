@@ -73,7 +73,7 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
     size: Annotated[
         list[str] | None,
-        typer.Option(help="SPLIT=VIDEOS, for example train=64; may be repeated. Splits not named keep their usual size."),
+        typer.Option(help="SPLIT=VIDEOS, as in train=64; may be repeated. Splits not named keep their usual size."),
     ] = None,
 ) -> None:
     """Write the synthetic data set: real H.264 videos in which LVU's seven questions have visible answers."""

@@ -217,7 +217,8 @@ def best_label(image, tiles):
 
 
 def test_emblem_glyph_and_face_survive_the_encoder(made, decoded):
-    emblems = {name: [drawing.emblem(name, shift) for shift in range(drawing.STRIPE_SHIFTS)] for name in LABELS["director"]}
+    shifts = range(drawing.STRIPE_SHIFTS)
+    emblems = {name: [drawing.emblem(name, shift) for shift in shifts] for name in LABELS["director"]}
     glyphs = {name: [drawing.glyph(name)] for name in LABELS["writer"]}
     faces = {name: [drawing.face(name)] for name in LABELS["way_speaking"]}
     for name, entry in annotations(made[0]).items():

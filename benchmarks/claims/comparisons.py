@@ -1,0 +1,79 @@
+"""The planned comparisons, made: any two members' differences, and the plan's with their corrected p."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.claims.answers import Answered
+from benchmarks.claims.effects import Draws, Effect, draw, effect_of, gains_of, holm, resampled
+from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, TESTS, Test, best_interior
+from stages.errors import UserError
+
+
+class Study:
+    """All members' answers, and the differences between any two, over the same draws.
+
+    Args:
+        members: by name; `plan.NONE` and `plan.REFERENCE` are among them.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: one of those two members is missing.
+    """
+
+    def __init__(self, members: Mapping[str, Answered], *, resamples: int, seed: int) -> None:
+        missing = {NONE, REFERENCE} - set(members)
+        if missing:
+            raise UserError(
+                f"these members were not trained: {', '.join(sorted(missing))}", hint="finish the studies first"
+            )
+        self.members, self._resamples, self._seed = members, resamples, seed
+        self._draws: Draws | None = None
+        self._effects: dict[tuple[str, str], dict[str, Effect]] = {}
+
+    def effects(self, base: str, member: str) -> dict[str, Effect]:
+        """Of every task and group; UserError if the two cannot be paired."""
+        key = base, member
+        if key not in self._effects:
+            gains = gains_of(*(self.members[name].predictions for name in key))
+            if self._draws is None:
+                sizes = len(gains.seeds), len(gains.videos)
+                self._draws = draw(*sizes, resamples=self._resamples, seed=self._seed)
+            self._effects[key] = {name: effect_of(one) for name, one in resampled(gains, self._draws).items()}
+        return self._effects[key]
+
+    def best_lambda(self) -> str | None:
+        """Name of `plan.BEST`; None if an interior lambda was not trained."""
+        interior = [name for name in LAMBDAS if name not in (NONE, HIGHEST)]
+        if not set(interior) <= set(self.members):
+            return None
+        return best_interior({name: self.members[name].validation for name in interior})
+
+
+def comparisons_of(study: Study) -> list[dict[str, Any]]:
+    """The plan's comparisons with what they came to, Holm-corrected within their families.
+
+    One whose members were not trained has `run` false and no result, and counts in its family with p = 1.
+
+    Raises:
+        UserError: two members cannot be paired, or were not asked all the tasks that a comparison needs.
+    """
+    best = study.best_lambda()
+    rows = [_tested(study, test, best if test.member == BEST else test.member) for test in TESTS]
+    for family in {test.family for test in TESTS}:
+        own = [row for row in rows if row["family"] == family]
+        adjusted = holm({row["name"]: row["p"] if row["run"] else 1.0 for row in own})
+        for row in own:
+            row["p_holm"] = adjusted[row["name"]] if row["run"] else None
+    return rows
+
+
+def _tested(study: Study, test: Test, member: str | None) -> dict[str, Any]:
+    row = {**asdict(test), "member": member, "run": {test.base, member} <= set(study.members)}
+    if row["run"]:
+        effects = study.effects(test.base, str(member))
+        if test.statistic not in effects:
+            raise UserError(f"{test.name} needs the tasks of {test.statistic}", received=sorted(effects))
+        row |= asdict(effects[test.statistic])
+    return row

@@ -1,0 +1,67 @@
+"""The comparisons that PLAN.md names, so that nothing is chosen after the results are seen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.claims.effects import ALL, FINE_LESS_COARSE
+
+NONE = "none"
+"""The model without distillation."""
+REFERENCE = "lambda-0.1"
+"""The method as the preset has it; every claim but that of lambda is put to the test with its lambda."""
+LAMBDAS = {NONE: 0.0, "lambda-0.03": 0.03, "lambda-0.1": 0.1, "lambda-0.3": 0.3, "lambda-1": 1.0, "lambda-3": 3.0}
+"""Members that differ in lambda alone, ascending."""
+HIGHEST = "lambda-3"
+"""Their last; those between it and NONE are interior."""
+BEST = "best lambda"
+"""The interior member with the best mean validation accuracy."""
+SECTIONS = {
+    "lambda": ("lambda-0.03", "lambda-0.1", "lambda-0.3", "lambda-1", "lambda-3"),
+    "levels": ("levels-all", "levels-last", "levels-lower", REFERENCE),
+    "weights": (REFERENCE, "constant"),
+    "teacher": ("block-2", "block-4", "block-6", REFERENCE, "untrained", "tower"),
+    "control": ("shuffled",),
+}
+"""Members by what they differ in, as the forest plot shows them; the method itself beside each of its rivals."""
+
+Family = Literal["primary", "secondary"]
+
+
+@dataclass(frozen=True)
+class Test:
+    """One comparison: `member` less `base` in one statistic (a task, a group, ALL or FINE_LESS_COARSE)."""
+
+    __test__ = False  # no test of pytest's
+
+    name: str
+    claim: str
+    base: str
+    member: str
+    statistic: str
+    family: Family
+
+
+TESTS = (
+    Test("H1", "distillation helps", NONE, REFERENCE, ALL, "primary"),
+    Test("H2", "it helps fine tasks more than coarse ones", NONE, REFERENCE, FINE_LESS_COARSE, "primary"),
+    Test("H6a", "its own targets help more than shuffled ones", "shuffled", REFERENCE, ALL, "primary"),
+    Test("H6b", "the trained DiT helps more than an untrained one", "untrained", REFERENCE, ALL, "primary"),
+    Test("H6c", "the trained DiT helps more than the vision tower", "tower", REFERENCE, ALL, "primary"),
+    Test("H3a", "the best interior lambda is better than 0", NONE, BEST, ALL, "secondary"),
+    Test("H3b", "the best interior lambda is better than the highest", HIGHEST, BEST, ALL, "secondary"),
+    Test("H4a", "higher levels are better than the lower ones", "levels-lower", REFERENCE, ALL, "secondary"),
+    Test("H4b", "higher levels are better than the last one", "levels-last", REFERENCE, ALL, "secondary"),
+    Test("H4c", "higher levels are better than all of them", "levels-all", REFERENCE, ALL, "secondary"),
+    Test("H5", "adaptive weights are better than constant ones", "constant", REFERENCE, ALL, "secondary"),
+    Test("H6d", "shuffled targets help (they must not)", NONE, "shuffled", ALL, "secondary"),
+)
+
+
+def best_interior(validation: Mapping[str, float]) -> str:
+    """The interior member of LAMBDAS with the best validation accuracy, of equals the smallest lambda.
+
+    Args:
+        validation: mean over seeds of the accuracy on the validation split, by member; all interior ones.
+    """
+    return max((name for name in LAMBDAS if name not in (NONE, HIGHEST)), key=lambda name: validation[name])

@@ -1,0 +1,54 @@
+"""The result's tables in Markdown: the plan's comparisons, differences from the baseline, and accuracies."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def markdown(content: Mapping[str, Any], statistics: Sequence[str]) -> str:
+    """Three tables of the content of the JSON file.
+
+    Args:
+        content: of the file.
+        statistics: the columns of the table of differences.
+    """
+    members = content["members"]
+    compared = {entry["label"]: entry["less_none"] for entry in members.values() if "less_none" in entry}
+    columns = [name for name in statistics if all(name in effects for effects in compared.values())]
+    answered = next(iter(members.values()))["accuracy"]
+    parts = [
+        _table(["", "claim", "difference", "95 % interval", "p", "p (Holm)"], map(_test, content["tests"])),
+        _table(
+            ["less no distillation", *columns],
+            ([label, *(_difference(effects[name]) for name in columns)] for label, effects in compared.items()),
+        ),
+        _table(
+            ["accuracy, %", *answered],
+            ([one["label"], *(_accuracy(one["accuracy"][name]) for name in answered)] for one in members.values()),
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _test(row: Mapping[str, Any]) -> list[str]:
+    what = [row["name"], f"{row['claim']} ({row['member']} less {row['base']}, {row['statistic']})"]
+    if not row["run"]:
+        return [row["name"], f"{row['claim']} (not run)", "", "", "", ""]
+    return [*what, f"{100 * row['difference']:+.1f}", _interval(row), f"{row['p']:.4f}", f"{row['p_holm']:.4f}"]
+
+
+def _difference(effect: Mapping[str, Any]) -> str:
+    return f"{100 * effect['difference']:+.1f} ({_interval(effect)})"
+
+
+def _interval(effect: Mapping[str, Any]) -> str:
+    low, high = effect["ci95"]
+    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def _accuracy(entry: Mapping[str, Any]) -> str:
+    return f"{100 * entry['mean']:.1f} ± {100 * entry['std']:.1f}"
