@@ -23,6 +23,8 @@ class VAESettings(Settings):
     steps: int
     batch: int
     lr: float
+    square_weight: float
+    """Of the mean square error, beside the mean absolute one."""
     edge_weight: float
     """Of the error in differences between neighbouring pixels, in which small things count."""
     kl_weight: float

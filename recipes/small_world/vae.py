@@ -35,7 +35,9 @@ def train_vae(
         pixels = pixels_of(frames.images[picked].to(device))
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(generator=draw)).sample
-        error = F.l1_loss(decoded, pixels) + settings.edge_weight * _edge_error(decoded - pixels)
+        # Square beside absolute error: by the latter alone the discs, small and never at one place, are left out.
+        error = F.l1_loss(decoded, pixels) + settings.square_weight * F.mse_loss(decoded, pixels)
+        error = error + settings.edge_weight * _edge_error(decoded - pixels)
         return error + settings.kl_weight * posterior.kl().mean()
 
     trained = optimise("VAE", vae.parameters(), loss_of, steps=settings.steps, lr=settings.lr, say=say)
