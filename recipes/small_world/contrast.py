@@ -14,7 +14,7 @@ from stages.synthetic.drawing import SIZE_PX
 from stages.synthetic.plan import CLASSES
 
 _PATCH_PX = 14
-_CLASS_STD, _PLACE_STD = 0.02, 0.3
+_CLASS_STD, _PIXELS_STD, _PLACE_STD = 0.02, 0.1, 1.0
 _FIRST_SCALE, _MOST_SCALE = 10.0, 100.0  # of the similarities, as CLIP's
 
 
@@ -36,7 +36,9 @@ class _Towers(nn.Module):
         )
         embeddings = self.vision.embeddings
         nn.init.normal_(embeddings.class_embedding, std=_CLASS_STD)
-        # Nothing that captions say needs places, so training would not make patches know theirs.
+        # Nothing that captions say needs places, so training alone would not make patches keep theirs: what a patch
+        # shows and where it is start out large beside what the blocks add.
+        nn.init.normal_(embeddings.patch_embedding.weight, std=_PIXELS_STD)
         nn.init.normal_(embeddings.position_embedding, std=_PLACE_STD)
         width = settings.text_width
         self.words = nn.Embedding(NUM_WORDS, width)

@@ -37,12 +37,23 @@ def explained(train: Tensor, targets: Tensor, held_out: Tensor, truth: Tensor) -
         targets: [N, K].
         held_out: features [M, D].
         truth: [M, K].
+
+    Raises:
+        ValueError: a target is constant in the held-out rows, or in the training rows that the strength is chosen on.
     """
     return r_squared(_predict(train, targets.double(), held_out, r_squared), truth.double())
 
 
 def r_squared(predicted: Tensor, truth: Tensor) -> float:
-    """1 - residual sum of squares over total sum of squares, the mean over columns; both [M, K]."""
+    """1 - residual sum of squares over total sum of squares, the mean over columns; both [M, K].
+
+    Raises:
+        ValueError: a column of `truth` is constant, so that there is nothing to explain.
+    """
+    # Rows are compared, not the sum of squares, which rounding of the mean keeps above 0.
+    constant = (truth == truth[:1]).all(0)
+    if constant.any():
+        raise ValueError(f"a constant target has no R^2: column {int(constant.nonzero()[0])} of {len(truth)} rows")
     residual = ((predicted - truth) ** 2).sum(0)
     total = ((truth - truth.mean(0)) ** 2).sum(0)
     return float((1 - residual / total).mean())

@@ -25,7 +25,8 @@ class Record(BaseModel):
         sizes: bytes of each folder's weights.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no NaN, and null would not be read back.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     settings: dict[str, Any]
     probes: dict[str, dict[str, float]]
@@ -51,13 +52,23 @@ def load_record(path: Path) -> Record:
 
 
 def differences(one: Record, other: Record, tolerance: float) -> list[str]:
-    """A line for each probe result of `one` that `other` lacks or that is further than `tolerance` from its own."""
+    """A line for each probe result that only one of the records has, or that differs by more than `tolerance`.
+
+    NaN differs from everything, itself included.
+    """
+    mine, theirs = _by_question(one), _by_question(other)
     lines = []
-    for features, scores in one.probes.items():
-        for asked, score in scores.items():
-            again = other.probes.get(features, {}).get(asked)
-            if again is None:
-                lines.append(f"{features}, {asked}: {score:.3f}, and nothing in the other record")
-            elif abs(again - score) > tolerance:
-                lines.append(f"{features}, {asked}: {score:.3f} and {again:.3f}")
+    for question in dict.fromkeys([*mine, *theirs]):
+        score, again, name = mine.get(question), theirs.get(question), ", ".join(question)
+        if score is None:
+            lines.append(f"{name}: nothing in the one record, and {again:.3f} in the other")
+        elif again is None:
+            lines.append(f"{name}: {score:.3f}, and nothing in the other record")
+        elif not abs(again - score) <= tolerance:  # so put, NaN is within no tolerance
+            lines.append(f"{name}: {score:.3f} and {again:.3f}")
     return lines
+
+
+def _by_question(record: Record) -> dict[tuple[str, str], float]:
+    """The probes' results by features and what was asked of them."""
+    return {(features, asked): score for features, scores in record.probes.items() for asked, score in scores.items()}

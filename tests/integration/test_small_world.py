@@ -22,7 +22,7 @@ FEW = {
     "diffusion": {"steps": 2, "batch": 2},
     "contrast": {"steps": 2, "groups": 2, "group_size": 2},
     "reading": {"steps": 2},
-    "probe_videos": 12,
+    "probe_videos": 20,
     "probe_held_out": 6,
     "sheet_steps": 2,
     "sheet_columns": 1,
