@@ -24,7 +24,7 @@ _RIM_COLOURS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _RIM_PX = 1.5
 _BAR_PX = 13
 _GRAIN = 0.012
-_SPEED_RAD_S = (0.5, 0.7)  # under half a turn between frames one second apart, so the sense stays visible
+_SPEED_RAD_S = (1.0, 1.4)  # under half a turn between frames one second apart, so the sense stays visible
 
 _SCENE_COLOURS = {
     "office": ((0.30, 0.55, 0.60), (0.60, 0.85, 0.85)),
@@ -65,7 +65,7 @@ class Motion:
 
 
 def draw_motion(relationship: str, rng: np.random.Generator) -> Motion:
-    """Draw phases uniformly, speeds within 0.5 to 0.7 rad/s, and an overall direction that tells nothing either."""
+    """Draw phases uniformly, speeds within 1.0 to 1.4 rad/s, and an overall direction that tells nothing either."""
     sense = rng.choice((-1.0, 1.0))
     phases = rng.uniform(0, 2 * np.pi, size=2)
     speeds = rng.uniform(*_SPEED_RAD_S, size=2)

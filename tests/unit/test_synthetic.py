@@ -248,7 +248,7 @@ def test_the_discs_turns_at_one_frame_a_second_give_the_relationship(made, decod
             angles = np.unwrap(disc_angles(decoded[name][::10], disc))
             speeds.append(np.polyfit(np.arange(len(angles)), angles, 1)[0])
         turns = [0 if abs(speed) < 0.1 else int(np.sign(speed)) for speed in speeds]
-        assert all(abs(speed) < 0.1 or 0.45 < abs(speed) < 0.75 for speed in speeds)
+        assert all(abs(speed) < 0.1 or 0.95 < abs(speed) < 1.45 for speed in speeds)
         relation = {(True, 1): "friend", (True, -1): "ex-boyfriend ex-girlfriend", (False, 0): "husband wife"}
         found = relation.get((turns[0] != 0, turns[0] * turns[1]), "boyfriend girlfriend")
         assert found == entry["relationship"]
@@ -280,7 +280,7 @@ def test_a_blurred_frame_shows_the_coarse_tasks_and_only_those():
         nearest = ((blurred[~train][:, None] - blurred[train][None]) ** 2).sum(2).argmin(1)
         accuracy = (classes[train][nearest] == classes[~train]).mean()
         if task in ("scene", "genre", "year"):
-            assert accuracy > 0.9
+            assert accuracy > 0.85
         else:
             assert abs(accuracy - CHANCE) < 0.15
 
