@@ -25,7 +25,10 @@ def classes_of(frames: Frames) -> Tensor:
 
 def noise_schedule() -> DDPMScheduler:
     """Linear betas from 1e-4 to 0.02 in 1,000 steps, as DiT's (FACTS.md D.2)."""
-    return DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    # Not clipped, diffusers' default: pixels end at -1 and 1, latents do not, and samples would lose their colours.
+    return DDPMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
+    )
 
 
 def train_dit(
