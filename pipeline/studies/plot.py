@@ -20,9 +20,9 @@ _ASIDE = 0.15
 _LEAST_SPAN = 10.0
 # Okabe and Ito's colour-blind-safe blue, vermilion and grey, and one shape for each meaning.
 _OURS, _PAPER, _FLOOR, _SEED = "#0072b2", "#c75500", "#636b78", "#56a8e4"
-_SETTINGS = {
+SETTINGS = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "diff-lmm",
+    "svg.hashsalt": "diff-lmm",  # the same numbers give the same file
     "text.parse_math": False,
     "font.size": 10,
     "axes.grid": True,
@@ -32,13 +32,14 @@ _SETTINGS = {
     "grid.color": "#e4e8ec",
     "figure.constrained_layout.use": True,
 }
+"""How studies' pictures look, in matplotlib's terms."""
 
 
 def write_plots(record: StudyRecord, folder: Path) -> list[Path]:
     """Draw `plot.svg` and `plot.png` into a folder; nothing while no member is done."""
     if not record.tasks:
         return []
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(SETTINGS):
         figure = _draw(record)
         paths = [folder / "plot.svg", folder / "plot.png"]
         with atomic_path(paths[0]) as temporary:

@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors.torch import save_file
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipVisionModel
 
@@ -13,9 +13,6 @@ from recipes.small_world.optimise import Say, Trained
 from recipes.small_world.reading import llama_config, reading_accuracy, teach_to_read
 from recipes.small_world.settings import WorldSettings
 from recipes.small_world.vocabulary import write_tokenizer
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, DiTTransformer2DModel
 
 TOWER_FOLDER, TEACHER_FOLDER = "tiny-instructblip", "tiny-dit"
 _QUERIES = 8
@@ -56,7 +53,6 @@ def write_instructblip(
     accuracy = reading_accuracy(model.language_model, tokenizer, seed=settings.probe_seed, count=_READ_CAPTIONS)
     # Saved by name, not with save_pretrained: the names are those of the published file whatever transformers does.
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    # Without the date-like version of transformers' own writer, so that the same run writes the same bytes.
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, default=str), encoding="utf-8")
     return trained, accuracy
 
@@ -73,7 +69,7 @@ def _start_qformer(model: InstructBlipForConditionalGeneration) -> None:
                 linear.weight.data.normal_(std=0.2)
 
 
-def write_dit(folder: Path, vae: "AutoencoderKL", transformer: "DiTTransformer2DModel") -> None:
+def write_dit(folder: Path, vae: AutoencoderKL, transformer: DiTTransformer2DModel) -> None:
     """Write a DiT pipeline in diffusers' layout."""
     vae.save_pretrained(folder / "vae")
     transformer.save_pretrained(folder / "transformer")

@@ -13,6 +13,7 @@ from model.dit_teacher import DiTTeacher
 from recipes.small_world.assemble import TEACHER_FOLDER, TOWER_FOLDER
 from recipes.small_world.probes import class_accuracy, explained
 from recipes.small_world.settings import WorldSettings
+from recipes.small_world.vae import pixels_of
 from stages.decode.resize import resize_rgb
 from stages.frozen_networks import load_encoder, load_teacher
 from stages.synthetic.drawing import draw_video
@@ -91,9 +92,7 @@ def _features(networks: Path) -> Iterator[tuple[str, Features]]:
 
 
 def _latents_of(teacher: DiTTeacher) -> Features:
-    return lambda frames: teacher.latents(
-        _resized(frames, teacher.size_px).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
-    ).flatten(1)
+    return lambda frames: teacher.latents(pixels_of(_resized(frames, teacher.size_px))).flatten(1)
 
 
 def _pooled_by(teacher: DiTTeacher) -> Features:

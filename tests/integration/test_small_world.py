@@ -1,7 +1,6 @@
 """The recipe of the tiny networks run from end to end with few steps, and what the project ships of it."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -67,14 +66,16 @@ def test_the_record_tells_what_was_done(made, few):
 
 
 def test_a_second_run_is_held_against_the_first(made, few, tmp_path, capsys):
-    changed = json.loads((made / "record.json").read_text())
-    (tmp_path / "record.json").write_text(json.dumps(changed))
-    arguments = ["--settings", str(few), "--against", str(tmp_path / "record.json"), "--device", "cpu"]
+    arguments = ["--settings", str(few), "--against", str(made / "record.json"), "--device", "cpu"]
     assert recipe.main(["--out", str(tmp_path / "again"), *arguments]) == 0
     assert f"are within {PROBE_TOLERANCE} of the record's" in capsys.readouterr().out
     for name in ("tiny-instructblip/model.safetensors", "tiny-dit/transformer/diffusion_pytorch_model.safetensors"):
         assert (made / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    shutil.rmtree(tmp_path / "again")
+    changed = json.loads((made / "record.json").read_text())
+    changed["probes"]["tower mean"]["scene"] += 0.5
+    (tmp_path / "record.json").write_text(json.dumps(changed))
+    assert recipe._compare(load_record(tmp_path / "record.json"), load_record(tmp_path / "again" / "record.json")) == 3
+    assert "tower mean, scene: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,10 @@ def test_stages_never_import_the_pipeline():
     assert upward == []
 
 
-def test_nothing_in_the_house_imports_its_tests_or_benchmarks():
+def test_nothing_in_the_house_imports_its_tests_benchmarks_or_recipes():
+    strangers = {"tests", "benchmarks", "recipes"}
     for package in ("model", "stages", "pipeline"):
-        assert [where for where in imports_of(package) if where[2].split(".")[0] in {"tests", "benchmarks"}] == []
+        assert [where for where in imports_of(package) if where[2].split(".")[0] in strangers] == []
 
 
 def modules_after(statements):
