@@ -21,7 +21,7 @@ SECTIONS = {
     "levels": ("levels-all", "levels-last", "levels-lower", REFERENCE),
     "weights": (REFERENCE, "constant"),
     "teacher": ("block-2", "block-4", "block-6", REFERENCE, "untrained", "tower"),
-    "control": ("shuffled",),
+    "targets": (REFERENCE, "shuffled", "centred"),
 }
 """Members by what they differ in, as the forest plot shows them; the method itself beside each of its rivals."""
 

@@ -21,7 +21,7 @@ from stages.synthetic.drawing import SIZE_PX, draw_frames
 from stages.synthetic.plan import FPS, VideoSpec, annotations_of, plan_videos
 
 GENERATOR_VERSION = 2  # raise it whenever a drawn pixel, a label or a length changes
-DEFAULT_VIDEOS_PER_SPLIT: Mapping[str, int] = MappingProxyType({"train": 320, "val": 48, "test": 96})
+DEFAULT_VIDEOS_PER_SPLIT: Mapping[str, int] = MappingProxyType({"train": 480, "val": 48, "test": 96})
 
 _RECORD_FILE = "generated.json"
 # Our own videos and the temporary files that a kill left behind; nothing else in the folder is ever deleted.
