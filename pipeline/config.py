@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from stages.cards import load_card
 from stages.config import CacheConfig, DataConfig, EvaluateConfig, ExtractConfig, RunConfig, TrainConfig
 from stages.errors import UserError
+from stages.records import parse_yaml, read_yaml
 
 
 class PipelineConfig(ModelConfig):
@@ -88,7 +89,7 @@ def resolve(
     Raises:
         UserError: an unknown preset, key or value; the nearest valid key is named.
     """
-    from_file = [] if config_file is None else [Layer(str(config_file), _flatten(_read_yaml(config_file)))]
+    from_file = [] if config_file is None else [_layer_of(config_file)]
     chosen = {key: value for key, value in (options or {}).items() if value is not None}
     command = [Layer("command line", chosen), *(_parse_override(text) for text in overrides)]
     later = [*from_file, *command]
@@ -108,7 +109,7 @@ def dump_yaml(config: PipelineConfig) -> str:
 
 def resolve_run(path: Path, overrides: Sequence[str]) -> PipelineConfig:
     """Read a run's resolved configuration and apply `--set` overrides to it."""
-    return _validate([Layer(str(path), _flatten(_read_yaml(path))), *map(_parse_override, overrides)]).config
+    return _validate([_layer_of(path), *map(_parse_override, overrides)]).config
 
 
 def overlay(config: PipelineConfig, values: Mapping[str, Any], source: str) -> PipelineConfig:
@@ -182,23 +183,15 @@ def _read_preset(name: str) -> dict[str, Any]:
             allowed=", ".join(preset_names()),
             hint=f"did you mean {near[0]}?" if near else None,
         )
-    return _parse_yaml(
-        resources.files("pipeline.presets").joinpath(f"{name}.yaml").read_text("utf-8"), f"preset {name}"
-    )
+    text = resources.files("pipeline.presets").joinpath(f"{name}.yaml").read_text("utf-8")
+    return _tree(parse_yaml(text, f"preset {name}"), f"preset {name}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("configuration cannot be read", where=path, received=str(error)) from error
+def _layer_of(path: Path) -> Layer:
+    return Layer(str(path), _flatten(_tree(read_yaml(path), str(path))))
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {error}", where=where) from error
+def _tree(content: Any, where: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.composer import ComposerError
 
 from stages.errors import UserError
 
@@ -81,15 +82,36 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return a YAML file's content (safe loader); UserError with line and column when it is broken."""
+    """Return a YAML file's content (safe loader); UserError with line and column when it is broken or repeats a key."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Return a YAML text's content (safe loader); UserError with line and column when it is broken or repeats a key."""
     try:
-        return yaml.safe_load(read_text(path))
+        return yaml.load(text, _OneOfEachKey)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise UserError(f"broken YAML: {error.problem}", where=place) from None
     except yaml.YAMLError as error:
-        raise UserError(f"broken YAML: {error}", where=path) from None
+        raise UserError(f"broken YAML: {error}", where=where) from None
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which the second would silently win.
+
+    Nodes are looked at as they stand in the text: what `<<` merges into a mapping may be overridden there.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise ComposerError(None, None, f"the key {key.value!r} stands here again", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 class _RepeatedKeyError(ValueError):

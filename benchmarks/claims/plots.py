@@ -9,7 +9,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from benchmarks.claims.effects import Effect
-from pipeline.studies.plot import SETTINGS
+from pipeline.figure_style import ON_WHITE
 from stages.atomic import atomic_path
 
 Row = tuple[str, Mapping[str, Effect]]
@@ -32,7 +32,7 @@ def write_forest(path: Path, sections: Mapping[str, Sequence[Row]], panels: Sequ
     lines: list[tuple[str, Mapping[str, Effect] | None]] = []
     for heading, rows in sections.items():
         lines += [(heading.upper(), None), *rows]
-    with mpl.rc_context(SETTINGS):
+    with mpl.rc_context(ON_WHITE):
         figure = Figure(figsize=(2.6 + 2.2 * len(panels), 1.3 + 0.27 * len(lines)), facecolor="white")
         all_axes = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
         for axes, panel in zip(all_axes, panels, strict=True):
@@ -61,7 +61,7 @@ def write_lambda(path: Path, curve: Sequence[tuple[float, Mapping[str, Effect]]]
         curve: lambda and its effects by group, ascending and without 0, whose difference is 0 by definition.
     """
     names = ["0", *(f"{kd_weight:g}" for kd_weight, _ in curve)]
-    with mpl.rc_context(SETTINGS):
+    with mpl.rc_context(ON_WHITE):
         figure = Figure(figsize=(7.2, 4.2), facecolor="white")
         axes = figure.subplots()
         axes.axhline(0, color=_ZERO, linewidth=1)

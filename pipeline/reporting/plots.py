@@ -15,6 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.figure_style import STYLE
 from pipeline.reporting.runs import Series
 
 NUM_COLOURS = 6
@@ -28,10 +29,7 @@ _MOST_POINTS = 400
 # Up to so many points are marked one by one.
 _MARKED_POINTS = 30
 _SETTINGS = {
-    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
-    "svg.hashsalt": "diff-lmm",  # the same run gives the same page
-    "text.parse_math": False,  # names come from data; a $ in one is a dollar sign
-    "font.size": 10,
+    **STYLE,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _INK,
@@ -40,14 +38,9 @@ _SETTINGS = {
     "grid.color": _GRID,
     "figure.facecolor": "none",  # the page shows through
     "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "figure.constrained_layout.use": True,
 }
 
 

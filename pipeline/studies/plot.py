@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from pipeline.figure_style import ON_WHITE
 from pipeline.studies.record import StudyRecord
 from stages.atomic import atomic_path
 
@@ -20,26 +21,13 @@ _ASIDE = 0.15
 _LEAST_SPAN = 10.0
 # Okabe and Ito's colour-blind-safe blue, vermilion and grey, and one shape for each meaning.
 _OURS, _PAPER, _FLOOR, _SEED = "#0072b2", "#c75500", "#636b78", "#56a8e4"
-SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "diff-lmm",  # the same numbers give the same file
-    "text.parse_math": False,
-    "font.size": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#e4e8ec",
-    "figure.constrained_layout.use": True,
-}
-"""How studies' pictures look, in matplotlib's terms."""
 
 
 def write_plots(record: StudyRecord, folder: Path) -> list[Path]:
     """Draw `plot.svg` and `plot.png` into a folder; nothing while no member is done."""
     if not record.tasks:
         return []
-    with mpl.rc_context(SETTINGS):
+    with mpl.rc_context(ON_WHITE):
         figure = _draw(record)
         paths = [folder / "plot.svg", folder / "plot.png"]
         with atomic_path(paths[0]) as temporary:

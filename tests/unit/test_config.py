@@ -239,23 +239,25 @@ def test_an_unknown_preset_names_the_nearest():
         ("train: {epochs: 0}\n", "train.epochs: Input should be greater than 0; got 0"),
         ("train: {lr: {peak: 1}}\n", "unknown configuration key; got 'train.lr.peak'. Did you mean train.lr?"),
         ("- train\n", "the configuration must be a mapping; got 'list'"),
-        ("train: {\n", "not valid YAML"),
+        ("train: {\n", ":2:1: broken YAML: expected"),
+        ("train: {lr: 1}\nextract: {}\ntrain: {epochs: 2}\n", ":3:1: broken YAML: the key 'train' stands here again"),
+        ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", ":4:3: broken YAML: the key 'lr' stands here again"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(tmp_path, text, said):
     file = write(tmp_path / "settings.yaml", text)
     with pytest.raises(UserError) as caught:
         resolve(config_file=file)
-    assert str(caught.value).startswith(f"{file}: ")
+    assert str(caught.value).startswith(f"{file}:")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_absent_or_no_text_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.yaml: configuration cannot be read"):
+    with pytest.raises(UserError, match=r"absent\.yaml: file not found"):
         resolve(config_file=tmp_path / "absent.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"binary\.yaml: configuration cannot be read"):
+    with pytest.raises(UserError, match=r"binary\.yaml: not UTF-8 text \(byte 0\)"):
         resolve(config_file=tmp_path / "binary.yaml")
 
 
