@@ -21,6 +21,7 @@ from stages.errors import UserError
 from stages.exported import About, is_export, open_export
 from stages.extraction import feature_fields
 from stages.frame_plan import plan_frames
+from stages.leakage import refuse_leakage
 from stages.manifest import Manifest, Sample
 from stages.pretrained import LoadedModel
 from stages.same_weights import require_same_weights
@@ -65,6 +66,47 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample
             hint=f"run `{cache.extract_command}`",
         )
     return [sample for sample in manifest.samples if sample.video in status.done], set(status.failed)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training learns from.
+
+    Attributes:
+        manifest: all samples of the annotations.
+        cache: the features.
+        train: samples whose video is in the cache.
+        val: the same of the validation split; empty if there is none.
+        absent: videos of both that failed extraction.
+        leaks: as `stages.leakage.refuse_leakage` returns them.
+    """
+
+    manifest: Manifest
+    cache: FeatureCache
+    train: list[Sample]
+    val: list[Sample]
+    absent: set[str]
+    leaks: dict[str, int]
+
+
+def find_training_data(config: PipelineConfig) -> TrainingData:
+    """Find a training's samples in its cache.
+
+    Raises:
+        UserError: as `stages.leakage.refuse_leakage`, `open_cache` and `cached_samples` raise it, or there is no
+            sample to learn from.
+    """
+    manifest = locations.manifest_of(config)
+    leaks = refuse_leakage(manifest, manifest.tasks, allow=config.data.allow_leakage)
+    cache = open_cache(config)
+    train, absent = cached_samples(cache, manifest.select(splits=["train"]))
+    if not train:
+        raise UserError("no training sample has its video in the cache", where=cache.root)
+    val: list[Sample] = []
+    if "val" in manifest.splits:
+        val, absent_val = cached_samples(cache, manifest.select(splits=["val"]))
+        absent |= absent_val
+    return TrainingData(manifest, cache, train, val, absent, leaks)
 
 
 def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Sample) -> LoadedModel:

@@ -104,7 +104,7 @@ class _OneOfEachKey(yaml.SafeLoader):
     Nodes are looked at as they stand in the text: what `<<` merges into a mapping may be overridden there.
     """
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:

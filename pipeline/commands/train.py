@@ -13,8 +13,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.stage2 import (
     LoadedModel,
     build_for_training,
-    cached_samples,
-    open_cache,
+    find_training_data,
     warn_of_absent_labels,
     write_loading,
 )
@@ -22,7 +21,7 @@ from stages.atomic import atomic_write_text
 from stages.control_targets import ShuffledTargets
 from stages.errors import UserError
 from stages.group import Group
-from stages.leakage import leakage_sentence, refuse_leakage
+from stages.leakage import leakage_sentence
 from stages.metric_log import require_wandb
 from stages.quantization import require_quantization
 from stages.run_lock import training
@@ -105,6 +104,8 @@ def _by_several(
     """Train in processes of Ray Train's."""
     if profile:
         raise UserError("only a training by one process can be watched", where="--profile", hint="leave out --workers")
+    if address is None:
+        find_training_data(config)  # what is wrong with it is told now, by one process, and not after Ray has started
     # Ray takes seconds to import.
     from pipeline.processes import run_together
 
@@ -131,30 +132,22 @@ def prepare(
     config: PipelineConfig, path: Path, stop: Callable[[], bool], group: Group | None = None
 ) -> tuple[Trainer, LoadedModel, dict[str, object]]:
     """Look at the data, build the model; and what the run is stamped with."""
-    manifest = locations.manifest_of(config)
-    leaks = refuse_leakage(manifest, manifest.tasks, allow=config.data.allow_leakage)
-    cache = open_cache(config)
-    train, absent = cached_samples(cache, manifest.select(splits=["train"]))
-    if not train:
-        raise UserError("no training sample has its video in the cache", where=cache.root)
-    val, absent_val = (
-        cached_samples(cache, manifest.select(splits=["val"])) if "val" in manifest.splits else ([], set())
-    )
-    absent |= absent_val
-    warn_of_absent_labels(train, manifest.samples)
+    found = find_training_data(config)
+    cache, train, val, absent = found.cache, found.train, found.val, found.absent
+    warn_of_absent_labels(train, found.manifest.samples)
     loaded = build_for_training(config, cache, train[0])
     stamp: dict[str, object] = {
         "cache": str(cache.root),
         "fingerprint": cache.fingerprint.digest,
         "samples": {"train": len(train), "val": len(val)},
         "videos_missing": sorted(absent),
-        "videos_left_out": sorted(manifest.left_out),
-        "leaks": leaks,
+        "videos_left_out": sorted(found.manifest.left_out),
+        "leaks": found.leaks,
     }
-    if leaks:
-        say(f"warning: {leakage_sentence(leaks)}")
-    if manifest.left_out:
-        say(f"warning: {len(manifest.left_out)} annotated videos have no samples; see `pipeline doctor`")
+    if found.leaks:
+        say(f"warning: {leakage_sentence(found.leaks)}")
+    if found.manifest.left_out:
+        say(f"warning: {len(found.manifest.left_out)} annotated videos have no samples; see `pipeline doctor`")
     say(
         f"{len(train)} training and {len(val)} validation samples"
         + (f"; {len(absent)} videos failed extraction and are left out" if absent else "")

@@ -341,9 +341,10 @@ def test_a_place_where_the_system_lets_nobody_make_a_folder(made, refused):
     )
 
 
-def test_training_while_videos_are_pending(made, refused):
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one process", "several"])
+def test_training_while_videos_are_pending(made, refused, workers):
     half = made.folder / "half"
-    assert refused("train", *made.options(cache=half, name="new")) == (
+    assert refused("train", *made.options(cache=half, name="new"), *workers) == (
         f"{half}: 2 of 4 videos are not extracted, the first is 'train_0001'. "
         f"Run `pipeline extract --dataset synthetic --preset tiny --videos {made.videos} "
         f"--annotations {made.annotations} --cache {half}`"
