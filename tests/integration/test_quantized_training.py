@@ -58,9 +58,9 @@ def test_a_quantised_training_learns_is_kept_without_the_language_model_and_answ
     evaluate.run(run, split="val", overrides=[], as_json=False, method="both")
     record = json.loads((run / "evaluation-val.json").read_text())
     assert record["settings"]["language"]["quantize"] == kind
-    # Of the same checkpoint, by the same quantised model.
+    # Of the same checkpoint, the best, by the same quantised model.
     top1 = json.loads((run / "metrics-val.json").read_text())["scene"]["top1"]
-    assert top1 == rows_of(run, "val")[-1]["top1"]
+    assert top1 == max(row["top1"] for row in rows_of(run, "val"))
     with pytest.raises(UserError, match=r"language.quantize"):
         trained(resolved("train.epochs=2"), resume=True)
 
