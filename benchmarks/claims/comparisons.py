@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.claims.answers import Answered
 from benchmarks.claims.effects import Draws, Effect, draw, effect_of, gains_of, holm, resampled
 from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, TESTS, Test, best_interior
+from benchmarks.claims.trainings import Answered
 from stages.errors import UserError
 
 
@@ -36,7 +36,7 @@ class Study:
         """Of every task and group; UserError if the two cannot be paired."""
         key = base, member
         if key not in self._effects:
-            gains = gains_of(*(self.members[name].predictions for name in key))
+            gains = gains_of(*(self.members[name].answers for name in key))
             if self._draws is None:
                 sizes = len(gains.seeds), len(gains.videos)
                 self._draws = draw(*sizes, resamples=self._resamples, seed=self._seed)

@@ -1,17 +1,18 @@
 """What is read off a training's `metrics.jsonl`: the mean weight of its gate, and its best validation accuracy.
 
-    python -m benchmarks.claims.curves runs/claims/lambda-0.1-seed*
+    python -m benchmarks.claims.curves benchmarks/results/claims-trainings.json
 
-prints the mean gate of these runs and the lambda with which constant weights of 1 weigh the distillation as much.
+prints the mean gate of the method's trainings and the lambda with which constant weights of 1 weigh the distillation as
+much.
 """
 
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.run_folder import RunFolder
+from benchmarks.claims.plan import LAMBDAS, REFERENCE
+from benchmarks.claims.trainings import Trainings, read_trainings
 from stages.errors import UserError
 from stages.metric_log import FILE
 from stages.records import read_json_lines
@@ -51,27 +52,24 @@ def best_validation(run: Path) -> float:
     return max(row["top1"] for row in rows_of(run, "val"))
 
 
-def kd_weight_of(runs: Sequence[Path]) -> float:
-    """The lambda of several runs; UserError if they have different ones."""
-    found = {RunFolder.open(run).config().alignment.kd_weight for run in runs}
-    if len(found) != 1:
-        raise UserError("these runs have different lambdas", received=sorted(found))
-    return found.pop()
+def method_gates(trainings: Trainings) -> list[float]:
+    """Mean gate of each of the method's own trainings; UserError if there is none."""
+    gates = [one.mean_gate for one in trainings.trainings if one.member == REFERENCE and one.mean_gate is not None]
+    if not gates:
+        raise UserError(f"no training of {REFERENCE!r} is there")
+    return gates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="runs with adaptive weights, all with one lambda")
-    runs = parser.parse_args().runs
+    parser.add_argument("trainings", type=Path, help="the file that benchmarks.claims.collect wrote")
     try:
-        kd_weight = kd_weight_of(runs)
-        gates = [mean_gate(run) for run in runs]
+        gates = method_gates(read_trainings(parser.parse_args().trainings))
     except UserError as error:
         sys.exit(f"error: {error}")
-    for run, gate in zip(runs, gates, strict=True):
-        print(f"{run.name:24} mean gate {gate:.4f}")
     mean = statistics.fmean(gates)
-    print(f"mean {mean:.4f}; lambda {kd_weight:g} x mean gate = {kd_weight * mean:.6g}")
+    print(f"mean gates {', '.join(f'{gate:.4f}' for gate in gates)}")
+    print(f"mean {mean:.4f}; lambda {LAMBDAS[REFERENCE]:g} x mean gate = {LAMBDAS[REFERENCE] * mean:.6g}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much better one model is than another, by task and by group of tasks, with intervals over videos and seeds.
 
-Pure functions of predictions. A difference is a share of right answers, the second model's less the first one's, of
+Pure functions of answers. A difference is a share of right answers, the second model's less the first one's, of
 answers to the same samples by trainings with the same seed. A group's is the mean of its tasks', each with the same
 weight however many samples it has.
 
@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.comparison import Pair, pair
+from stages.comparison import Answered, Pair, pair
 from stages.errors import UserError
-from stages.scoring import Prediction
 
-BySeed = Mapping[int, Sequence[Prediction]]
+BySeed = Mapping[int, Sequence[Answered]]
 
 GROUPS = {
     "fine": ("director", "writer", "way_speaking"),
@@ -79,7 +78,7 @@ def gains_of(base: BySeed, other: BySeed) -> Gains:
     """Pair two models' answers, seed by seed and sample by sample.
 
     Args:
-        base: the first model's predictions by seed.
+        base: the first model's answers by seed.
         other: the second one's.
 
     Raises:
@@ -115,7 +114,7 @@ def _require_seeds(base: BySeed, other: BySeed) -> None:
         )
 
 
-def _require_paired(first: Sequence[Prediction], second: Sequence[Prediction], what: str) -> tuple[Pair, ...]:
+def _require_paired(first: Sequence[Answered], second: Sequence[Answered], what: str) -> tuple[Pair, ...]:
     pairing = pair(first, second)
     if pairing.only_first or pairing.only_second:
         raise UserError(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.claims.answers import Answered, read_studies
 from benchmarks.claims.comparisons import Study, comparisons_of
 from benchmarks.claims.curves import best_validation, mean_gate
 from benchmarks.claims.effects import (
@@ -23,6 +22,7 @@ from benchmarks.claims.effects import (
     resampled,
 )
 from benchmarks.claims.plan import LAMBDAS, NONE, REFERENCE, SECTIONS, TESTS, best_interior
+from benchmarks.claims.trainings import Answered
 from stages.errors import UserError
 from stages.records import read_yaml
 from stages.scoring import Prediction
@@ -258,7 +258,7 @@ def a_study(gain, *, tasks=tuple(LABELS)):
     members = {}
     for name, own in gain.items():
         base, other = made(3, 40, tasks, dict.fromkeys(tasks, own))
-        members[name] = Answered(name, {}, {}, base if name == NONE else other)
+        members[name] = Answered(name, {}, base if name == NONE else other, {}, {})
     return Study(members, resamples=999, seed=0)
 
 
@@ -310,8 +310,3 @@ def test_a_run_without_distillation_has_no_gate(tmp_path):
         mean_gate(run)
     with pytest.raises(UserError, match="no row of split 'val'"):
         best_validation(run)
-
-
-def test_a_folder_without_the_studies_is_refused(tmp_path):
-    with pytest.raises(UserError, match="none of the studies is there"):
-        read_studies(tmp_path, ("claims",))

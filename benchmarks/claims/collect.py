@@ -1,0 +1,132 @@
+"""Adds the trainings that are done in a folder of runs to the study's file, which may grow over days and machines.
+
+python -m benchmarks.claims.collect RUNS_FOLDER --into benchmarks/results/claims-trainings.json
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.claims.curves import best_validation, mean_gate
+from benchmarks.claims.plan import REFERENCE
+from benchmarks.claims.trainings import (
+    MemberSettings,
+    Sample,
+    Training,
+    Trainings,
+    Work,
+    joined,
+    read_trainings,
+    write_trainings,
+)
+from pipeline.results import read_predictions, result_path
+from pipeline.run_folder import RunFolder
+from pipeline.studies.members import STUDY
+from pipeline.studies.record import StudyRecord
+from stages.errors import UserError
+from stages.records import parse_record, read_json
+
+STUDIES = ("claims", "claims-weighting")
+# What says how the models were made and asked; the others are places.
+_BRANCHES = ("encoder", "teacher", "qformer", "alignment", "language", "extract", "train", "evaluate")
+
+
+def collect(runs: Path, names: Sequence[str] = STUDIES) -> Trainings:
+    """What is done of some studies.
+
+    Args:
+        runs: the folder that `pipeline ablate` was given, `run.folder`.
+        names: of the studies, of which those that were not begun are left out.
+
+    Raises:
+        UserError: none was begun, nothing of the reference is done, or two trainings answered other samples.
+    """
+    paths = [path for name in names if (path := runs / name / STUDY).is_file()]
+    if not paths:
+        raise UserError("none of the studies is there", where=runs, allowed=", ".join(names))
+    records = [parse_record(StudyRecord, read_json(path), str(path)) for path in paths]
+    parts = [_read(record, runs) for record in records]
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = joined(whole, part)
+    return whole
+
+
+def _read(record: StudyRecord, runs: Path) -> Trainings:
+    done = [
+        (line.name, one.seed, _folder(runs, one.run))
+        for line in record.members
+        for one in line.trainings
+        if one.state == "done"
+    ]
+    reference = next((run for name, _, run in done if name == REFERENCE), None)
+    if reference is None:
+        raise UserError(f"no training of {REFERENCE!r} is done", where=runs / record.name)
+    samples: tuple[Sample, ...] = ()
+    trainings = []
+    for name, seed, run in done:
+        rows = read_predictions(result_path(run, "predictions", record.split, record.method, "jsonl"))
+        own = tuple(Sample(id=row.sample, video=row.video, task=row.task, gold=row.gold) for row in rows)
+        samples = samples or own
+        if own != samples:
+            raise UserError("answered other samples than the first training", where=run)
+        right = "".join(str(int(row.correct)) for row in rows)
+        trainings.append(_training(name, seed, run, right))
+    return Trainings(
+        work=_work(record, RunFolder.open(reference)),
+        members={line.name: MemberSettings(label=line.label, settings=line.settings) for line in record.members},
+        samples=samples,
+        trainings=tuple(trainings),
+    )
+
+
+def _folder(runs: Path, run: str) -> Path:
+    """Where a run is now; the record knows where it was."""
+    return runs / Path(run).parent.name / Path(run).name
+
+
+def _training(member: str, seed: int, run: Path, right: str) -> Training:
+    folder = RunFolder.open(run)
+    distils = folder.config().alignment.kd_weight > 0
+    return Training(
+        member=member,
+        seed=seed,
+        fingerprint=folder.stamp()["fingerprint"],
+        validation=best_validation(run),
+        mean_gate=mean_gate(run) if distils else None,
+        right=right,
+    )
+
+
+def _work(record: StudyRecord, reference: RunFolder) -> Work:
+    settings = reference.config().model_dump(mode="json")
+    del settings["train"]["seed"]
+    return Work(
+        dataset=record.dataset,
+        preset=record.preset,
+        train_samples=reference.stamp()["samples"]["train"],
+        floors=record.floors,
+        settings={branch: settings[branch] for branch in _BRANCHES},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, help="the folder of runs that pipeline ablate wrote into")
+    parser.add_argument("--into", type=Path, required=True, help="JSON file, made if it is not there")
+    options = parser.parse_args()
+    try:
+        found = collect(options.runs)
+        if options.into.exists():
+            found = joined(read_trainings(options.into), found)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    write_trainings(options.into, found)
+    for name, member in found.answered().items():
+        print(f"{name:14} seeds {', '.join(map(str, sorted(member.answers)))}")
+    print(f"{len(found.trainings)} trainings in {options.into}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""The study's trainings in one small file, every answer right or wrong: all that the statistics need."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stages.atomic import atomic_write_text
+from stages.errors import UserError
+from stages.records import parse_record, read_json
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sample's, as `stages.comparison` pairs them."""
+
+    sample: str
+    video: str
+    task: str
+    gold: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One member: what tables call it, and of each seed the answers, the best validation accuracy and the mean gate."""
+
+    label: str
+    settings: Mapping[str, Any]
+    answers: Mapping[int, Sequence[Answer]]
+    validation_by_seed: Mapping[int, float]
+    mean_gate_by_seed: Mapping[int, float | None]
+
+    @property
+    def validation(self) -> float:
+        """Mean over seeds of the best validation accuracy."""
+        return fmean(self.validation_by_seed.values())
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sample(_Record):
+    """One question of the split that was answered."""
+
+    id: str
+    video: str
+    task: str
+    gold: str
+
+
+class Training(_Record):
+    """One training, evaluated.
+
+    Attributes:
+        member: of the study.
+        seed: of the training.
+        fingerprint: of the cache it learned from.
+        validation: its best accuracy on the validation split, which is that of the checkpoint that answered.
+        mean_gate: `benchmarks.claims.curves.mean_gate`; None without distillation.
+        right: 1 or 0 for each sample, in the file's order.
+    """
+
+    member: str
+    seed: int
+    fingerprint: str
+    validation: float
+    mean_gate: float | None
+    right: str = Field(pattern="^[01]+$")
+
+
+class MemberSettings(_Record):
+    """What tables call a member, and in what it differs from the preset."""
+
+    label: str
+    settings: dict[str, Any]
+
+
+class Work(_Record):
+    """What all trainings share; `settings` are those of the reference but for the seed, and `floors` by task."""
+
+    dataset: str
+    preset: str
+    train_samples: int
+    floors: dict[str, float]
+    settings: dict[str, Any]
+
+
+class Trainings(_Record):
+    """The content of the file."""
+
+    format: Literal["diff-lmm-claims-1"] = "diff-lmm-claims-1"
+    work: Work
+    members: dict[str, MemberSettings]
+    samples: tuple[Sample, ...]
+    trainings: tuple[Training, ...]
+
+    def answered(self) -> dict[str, Answered]:
+        """Every member that has a training."""
+        return {name: self._answered(name) for name in self.members if any(self._of(name))}
+
+    def _answered(self, name: str) -> Answered:
+        member = self.members[name]
+        return Answered(
+            member.label,
+            member.settings,
+            {one.seed: self._answers(one) for one in self._of(name)},
+            {one.seed: one.validation for one in self._of(name)},
+            {one.seed: one.mean_gate for one in self._of(name)},
+        )
+
+    def _of(self, name: str) -> Iterator[Training]:
+        return (one for one in self.trainings if one.member == name)
+
+    def _answers(self, training: Training) -> list[Answer]:
+        return [
+            Answer(sample.id, sample.video, sample.task, sample.gold, right == "1")
+            for sample, right in zip(self.samples, training.right, strict=True)
+        ]
+
+
+def read_trainings(path: Path) -> Trainings:
+    """Read the file; UserError if it is missing or broken, or a training answered another number of samples."""
+    found = parse_record(Trainings, read_json(path), str(path))
+    for one in found.trainings:
+        if len(one.right) != len(found.samples):
+            raise UserError(
+                f"{one.member}, seed {one.seed}, has answers to another number of samples",
+                where=path,
+                received=len(one.right),
+                allowed=str(len(found.samples)),
+            )
+    return found
+
+
+def write_trainings(path: Path, trainings: Trainings) -> None:
+    """Write the file, a line for each sample and training."""
+    parts = [f"{json.dumps(name)}: {_text(value)}" for name, value in trainings.model_dump(mode="json").items()]
+    atomic_write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+    return json.dumps(value, indent=1)
+
+
+def joined(first: Trainings, second: Trainings) -> Trainings:
+    """What either has, ordered by member, those of the first one before others, and seed; its labels go before, too.
+
+    Raises:
+        UserError: they are not of one study, a training has come out in two ways, or a member's caches differ.
+    """
+    for what in ("work", "samples"):
+        if getattr(first, what) != getattr(second, what):
+            raise UserError(f"these trainings are not of one study: their {what} differ")
+    members = {**second.members, **first.members}
+    for name, member in second.members.items():
+        if members[name].settings != member.settings:
+            raise UserError(f"{name} has other settings", received=member.settings, allowed=str(members[name].settings))
+    found: dict[tuple[str, int], Training] = {}
+    caches: dict[str, str] = {}
+    for one in (*first.trainings, *second.trainings):
+        if found.setdefault((one.member, one.seed), one) != one:
+            raise UserError(f"{one.member}, seed {one.seed}, has come out in two ways")
+        if caches.setdefault(one.member, one.fingerprint) != one.fingerprint:
+            raise UserError(f"trainings of {one.member} learned from different caches", received=one.fingerprint)
+    names = list(dict.fromkeys([*first.members, *second.members]))
+    ordered = sorted(found.values(), key=lambda one: (names.index(one.member), one.seed))
+    update = {"members": {name: members[name] for name in names}, "trainings": tuple(ordered)}
+    return first.model_copy(update=update)
