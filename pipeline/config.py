@@ -170,7 +170,7 @@ def _parse_override(text: str) -> Layer:
         )
     try:
         return Layer(f"--set {text}", {key.strip(): yaml.safe_load(value)})
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise UserError(f"the value of {key} is not valid YAML", where="--set", received=value) from error
 
 
@@ -188,7 +188,12 @@ def _read_preset(name: str) -> dict[str, Any]:
 
 
 def _layer_of(path: Path) -> Layer:
-    return Layer(str(path), _flatten(_tree(read_yaml(path), str(path))))
+    values: dict[str, Any] = {}
+    for key, value in _leaves(_tree(read_yaml(path), str(path))):
+        if key in values:
+            raise UserError(f"{key} is there twice, once written with dots", where=path, received=value)
+        values[key] = value
+    return Layer(str(path), values)
 
 
 def _tree(content: Any, where: str) -> dict[str, Any]:
@@ -203,14 +208,16 @@ def _last(key: str, layers: Sequence[Layer]) -> Any:
     return next((layer.values[key] for layer in reversed(layers) if key in layer.values), None)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_leaves(tree))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{name}."))
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            yield f"{prefix}{name}", value
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

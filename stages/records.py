@@ -17,6 +17,7 @@ from stages.errors import UserError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 _LONGEST_VALUE = 120
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def nearest_hint(name: str, allowed: Iterable[str]) -> str | None:
@@ -94,7 +95,7 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         raise UserError(f"broken YAML: {error.problem}", where=place) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise UserError(f"broken YAML: {error}", where=where) from None
 
 
@@ -108,9 +109,11 @@ class _OneOfEachKey(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
-            if key.value in seen:
+            # As it will be looked up: `yes` and `true` are one key, 1 and "1" are two.
+            name = key.value if key.tag == _MERGE else self.construct_object(key)
+            if name in seen:
                 raise ComposerError(None, None, f"the key {key.value!r} stands here again", key.start_mark)
-            seen.add(key.value)
+            seen.add(name)
         return node
 
 

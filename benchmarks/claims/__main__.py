@@ -8,22 +8,27 @@ A comparison of PLAN.md whose members were not trained is listed as not run, and
 
 import argparse
 import json
+import math
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import plots
 from benchmarks.claims.comparisons import Study, comparisons_of
+from benchmarks.claims.curves import method_gates
 from benchmarks.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
-from benchmarks.claims.plan import LAMBDAS, NONE, REFERENCE, SECTIONS
+from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, REFERENCE, SECTIONS
 from benchmarks.claims.tables import markdown
 from benchmarks.claims.trainings import Answered, Trainings, read_trainings
 from pipeline.run_folder import versions
 from stages.errors import UserError
 
 SHOWN = (*GROUPS, ALL)
+# Six digits are written into weighting.yaml.
+_EQUAL_WEIGHT = 1e-4
 
 
 def accuracies(member: Answered) -> dict[str, dict[str, Any]]:
@@ -50,10 +55,10 @@ def _shares(member: Answered, seed: int) -> dict[str, float]:
 
 
 def result_of(trainings: Trainings, *, resamples: int, seed: int) -> tuple[Study, dict[str, Any]]:
-    """Everything that the result's JSON file holds; UserError if a member lacks a seed that others have."""
+    """Everything that the result's JSON file holds; UserError if a task or a member's seed is missing."""
     members = trainings.answered()
+    _require_complete(members, trainings)
     study = Study(members, resamples=resamples, seed=seed)
-    tests = comparisons_of(study)  # first, as it refuses trainings that were not asked all tasks
     content: dict[str, Any] = {
         "made": versions(),
         "work": {
@@ -63,7 +68,7 @@ def result_of(trainings: Trainings, *, resamples: int, seed: int) -> tuple[Study
             "test_samples": len(trainings.samples),
             "bootstrap": {"resamples": resamples, "seed": seed},
         },
-        "tests": tests,
+        "tests": comparisons_of(study),
         "members": {},
     }
     for name, member in members.items():
@@ -78,6 +83,26 @@ def result_of(trainings: Trainings, *, resamples: int, seed: int) -> tuple[Study
             entry["less_none"] = {what: asdict(one) for what, one in study.effects(NONE, name).items()}
         content["members"][name] = entry
     return study, content
+
+
+def _require_complete(members: Mapping[str, Answered], trainings: Trainings) -> None:
+    missing = {task for tasks in GROUPS.values() for task in tasks} - {sample.task for sample in trainings.samples}
+    if missing:
+        raise UserError(f"these tasks were not asked: {', '.join(sorted(missing))}")
+    seeds = sorted(set().union(*(member.answers for member in members.values())))
+    for name, member in members.items():
+        if sorted(member.answers) != seeds:
+            hint = "let the study come to its end, or take the member out of the file"
+            raise UserError(
+                f"seeds of {name} are missing", received=sorted(member.answers), allowed=str(seeds), hint=hint
+            )
+    if CONSTANT in members:
+        own = members[CONSTANT].settings["alignment.kd_weight"]
+        equal = LAMBDAS[REFERENCE] * statistics.fmean(method_gates(trainings))
+        if not math.isclose(own, equal, rel_tol=_EQUAL_WEIGHT):
+            raise UserError(
+                f"lambda of {CONSTANT} is not the method's times its mean gate", received=own, allowed=f"{equal:.6g}"
+            )
 
 
 def draw_plots(study: Study, folder: Path) -> list[Path]:

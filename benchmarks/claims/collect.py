@@ -20,6 +20,7 @@ from benchmarks.claims.trainings import (
     read_trainings,
     write_trainings,
 )
+from pipeline.commands.train import FREE
 from pipeline.results import read_predictions, result_path
 from pipeline.run_folder import RunFolder
 from pipeline.studies.members import STUDY
@@ -28,8 +29,8 @@ from stages.errors import UserError
 from stages.records import parse_record, read_json
 
 STUDIES = ("claims", "claims-weighting")
-# What says how the models were made and asked; the others are places.
-_BRANCHES = ("encoder", "teacher", "qformer", "alignment", "language", "extract", "train", "evaluate")
+# What says how the models were made and asked. Extraction is in the fingerprint; the others are places.
+_BRANCHES = ("encoder", "teacher", "qformer", "alignment", "language", "train", "evaluate")
 
 
 def collect(runs: Path, names: Sequence[str] = STUDIES) -> Trainings:
@@ -63,6 +64,7 @@ def _read(record: StudyRecord, runs: Path) -> Trainings:
     reference = next((run for name, _, run in done if name == REFERENCE), None)
     if reference is None:
         raise UserError(f"no training of {REFERENCE!r} is done", where=runs / record.name)
+    work = _work(record, RunFolder.open(reference))
     samples: tuple[Sample, ...] = ()
     trainings = []
     for name, seed, run in done:
@@ -71,14 +73,26 @@ def _read(record: StudyRecord, runs: Path) -> Trainings:
         samples = samples or own
         if own != samples:
             raise UserError("answered other samples than the first training", where=run)
-        right = "".join(str(int(row.correct)) for row in rows)
-        trainings.append(_training(name, seed, run, right))
-    return Trainings(
-        work=_work(record, RunFolder.open(reference)),
-        members={line.name: MemberSettings(label=line.label, settings=line.settings) for line in record.members},
-        samples=samples,
-        trainings=tuple(trainings),
-    )
+        _require_all_videos(RunFolder.open(run), work)
+        trainings.append(_training(name, seed, run, "".join(str(int(row.correct)) for row in rows)))
+    content = {
+        "work": work,
+        "members": {line.name: MemberSettings(label=line.label, settings=line.settings) for line in record.members},
+        "samples": samples,
+        "trainings": trainings,
+    }
+    return parse_record(Trainings, content, str(runs / record.name))
+
+
+def _require_all_videos(run: RunFolder, work: Work) -> None:
+    stamp = run.stamp()
+    if stamp["videos_missing"] or stamp["samples"]["train"] != work.train_samples:
+        raise UserError(
+            "learned from fewer videos than the study's",
+            where=run.path,
+            received=f"{stamp['samples']['train']} samples, {len(stamp['videos_missing'])} videos missing",
+            allowed=f"{work.train_samples} samples, none missing",
+        )
 
 
 def _folder(runs: Path, run: str) -> Path:
@@ -100,15 +114,14 @@ def _training(member: str, seed: int, run: Path, right: str) -> Training:
 
 
 def _work(record: StudyRecord, reference: RunFolder) -> Work:
-    settings = reference.config().model_dump(mode="json")
-    del settings["train"]["seed"]
-    return Work(
-        dataset=record.dataset,
-        preset=record.preset,
-        train_samples=reference.stamp()["samples"]["train"],
-        floors=record.floors,
-        settings={branch: settings[branch] for branch in _BRANCHES},
-    )
+    config = reference.config()
+    settings = config.model_dump(mode="json", include=set(_BRANCHES))
+    for key in ("train.seed", *FREE):
+        branch, name = key.split(".")
+        settings.get(branch, {}).pop(name, None)
+    settings["data"] = {"prompts": config.data.prompts, "jitter": config.data.jitter, "task": config.data.task}
+    samples = reference.stamp()["samples"]["train"]
+    return Work(dataset=record.dataset, preset=record.preset, train_samples=samples, settings=settings)
 
 
 def main() -> None:

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks.claims.effects import Draws, Effect, draw, effect_of, gains_of, holm, resampled
+from benchmarks.claims.effects import Draws, Effect, draw, effect_of, gains_of, holm, one_of_each_seed, resampled
 from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, TESTS, Test, best_interior
 from benchmarks.claims.trainings import Answered
 from stages.errors import UserError
+
+LEVEL = 0.05
+"""Of the corrected p."""
+Verdict = Literal["supported", "contradicted", "undecided", "not run"]
 
 
 class Study:
@@ -43,6 +47,11 @@ class Study:
             self._effects[key] = {name: effect_of(one) for name, one in resampled(gains, self._draws).items()}
         return self._effects[key]
 
+    def by_seed(self, base: str, member: str) -> dict[str, list[float]]:
+        """The differences of every task and group with each seed alone, in the seeds' order."""
+        gains = gains_of(*(self.members[name].answers for name in (base, member)))
+        return {name: one.values.tolist() for name, one in resampled(gains, one_of_each_seed(gains)).items()}
+
     def best_lambda(self) -> str | None:
         """Name of `plan.BEST`; None if an interior lambda was not trained."""
         interior = [name for name in LAMBDAS if name not in (NONE, HIGHEST)]
@@ -66,7 +75,20 @@ def comparisons_of(study: Study) -> list[dict[str, Any]]:
         adjusted = holm({row["name"]: row["p"] if row["run"] else 1.0 for row in own})
         for row in own:
             row["p_holm"] = adjusted[row["name"]] if row["run"] else None
+            row["verdict"] = verdict_of(row)
     return rows
+
+
+def verdict_of(row: Mapping[str, Any]) -> Verdict:
+    """What the plan says of a comparison: interval, corrected p and every seed must agree."""
+    if not row["run"]:
+        return "not run"
+    (low, high), seeds = row["ci95"], row["by_seed"]
+    if row["p_holm"] < LEVEL and low > 0 and min(seeds) > 0:
+        return "supported"
+    if row["p_holm"] < LEVEL and high < 0 and max(seeds) < 0:
+        return "contradicted"
+    return "undecided"
 
 
 def _tested(study: Study, test: Test, member: str | None) -> dict[str, Any]:
@@ -76,4 +98,5 @@ def _tested(study: Study, test: Test, member: str | None) -> dict[str, Any]:
         if test.statistic not in effects:
             raise UserError(f"{test.name} needs the tasks of {test.statistic}", received=sorted(effects))
         row |= asdict(effects[test.statistic])
+        row["by_seed"] = study.by_seed(test.base, str(member))[test.statistic]
     return row

@@ -53,11 +53,12 @@ def best_validation(run: Path) -> float:
 
 
 def method_gates(trainings: Trainings) -> list[float]:
-    """Mean gate of each of the method's own trainings; UserError if there is none."""
-    gates = [one.mean_gate for one in trainings.trainings if one.member == REFERENCE and one.mean_gate is not None]
-    if not gates:
-        raise UserError(f"no training of {REFERENCE!r} is there")
-    return gates
+    """Mean gate of each of the method's own trainings; UserError if not all its seeds are there."""
+    gates = {one.seed: one.mean_gate for one in trainings.trainings if one.member == REFERENCE}
+    missing = {one.seed for one in trainings.trainings} - set(gates)
+    if missing or not gates:
+        raise UserError(f"trainings of {REFERENCE!r} are missing: seeds {', '.join(map(str, sorted(missing)))}")
+    return [gate for gate in gates.values() if gate is not None]
 
 
 def main() -> None:

@@ -142,6 +142,11 @@ def _counts(random: np.random.Generator, number: int, resamples: int) -> np.ndar
     return random.multinomial(number, np.full(number, 1 / number), size=resamples).astype(np.float64)
 
 
+def one_of_each_seed(gains: Gains) -> Draws:
+    """No resamples: each seed alone [S, S], with all videos."""
+    return Draws(np.eye(len(gains.seeds)), np.ones((len(gains.seeds), len(gains.videos))))
+
+
 def resampled(gains: Gains, draws: Draws) -> dict[str, Resampled]:
     """The differences of every task, group, all tasks, and of fine less coarse, with their resamples.
 

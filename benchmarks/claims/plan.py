@@ -10,6 +10,8 @@ NONE = "none"
 """The model without distillation."""
 REFERENCE = "lambda-0.1"
 """The method as the preset has it; every claim but that of lambda is put to the test with its lambda."""
+CONSTANT = "constant"
+"""The method with constant weights, at equal effective weight of the distillation."""
 LAMBDAS = {NONE: 0.0, "lambda-0.03": 0.03, "lambda-0.1": 0.1, "lambda-0.3": 0.3, "lambda-1": 1.0, "lambda-3": 3.0}
 """Members that differ in lambda alone, ascending."""
 HIGHEST = "lambda-3"
@@ -19,7 +21,7 @@ BEST = "best lambda"
 SECTIONS = {
     "lambda": ("lambda-0.03", "lambda-0.1", "lambda-0.3", "lambda-1", "lambda-3"),
     "levels": ("levels-all", "levels-last", "levels-lower", REFERENCE),
-    "weights": (REFERENCE, "constant"),
+    "weights": (REFERENCE, CONSTANT),
     "teacher": ("block-2", "block-4", "block-6", REFERENCE, "untrained", "tower"),
     "targets": (REFERENCE, "shuffled", "centred"),
 }
@@ -53,7 +55,7 @@ TESTS = (
     Test("H4a", "higher levels are better than the lower ones", "levels-lower", REFERENCE, ALL, "secondary"),
     Test("H4b", "higher levels are better than the last one", "levels-last", REFERENCE, ALL, "secondary"),
     Test("H4c", "higher levels are better than all of them", "levels-all", REFERENCE, ALL, "secondary"),
-    Test("H5", "adaptive weights are better than constant ones", "constant", REFERENCE, ALL, "secondary"),
+    Test("H5", "adaptive weights are better than constant ones", CONSTANT, REFERENCE, ALL, "secondary"),
     Test("H6d", "shuffled targets help (they must not)", NONE, "shuffled", ALL, "secondary"),
 )
 

@@ -16,7 +16,10 @@ def markdown(content: Mapping[str, Any], statistics: Sequence[str]) -> str:
     columns = [name for name in statistics if all(name in effects for effects in compared.values())]
     answered = next(iter(members.values()))["accuracy"]
     parts = [
-        _table(["", "claim", "difference", "95 % interval", "p", "p (Holm)"], map(_test, content["tests"])),
+        _table(
+            ["", "claim", "difference", "95 % interval", "seeds above 0", "p", "p (Holm)", "verdict"],
+            map(_test, content["tests"]),
+        ),
         _table(
             ["less no distillation", *columns],
             ([label, *(_difference(effects[name]) for name in columns)] for label, effects in compared.items()),
@@ -37,8 +40,10 @@ def _table(head: Sequence[str], rows: Any) -> str:
 def _test(row: Mapping[str, Any]) -> list[str]:
     what = [row["name"], f"{row['claim']} ({row['member']} less {row['base']}, {row['statistic']})"]
     if not row["run"]:
-        return [row["name"], f"{row['claim']} (not run)", "", "", "", ""]
-    return [*what, f"{100 * row['difference']:+.1f}", _interval(row), f"{row['p']:.4f}", f"{row['p_holm']:.4f}"]
+        return [row["name"], row["claim"], "", "", "", "", "", row["verdict"]]
+    above = f"{sum(one > 0 for one in row['by_seed'])} of {len(row['by_seed'])}"
+    numbers = [f"{100 * row['difference']:+.1f}", _interval(row), above, f"{row['p']:.4f}", f"{row['p_holm']:.4f}"]
+    return [*what, *numbers, row["verdict"]]
 
 
 def _difference(effect: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -41,6 +41,10 @@ class Answered:
         return fmean(self.validation_by_seed.values())
 
 
+# In these the members' teachers differ.
+_TEACHER = ("source", "block", "random_seed")
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,8 +73,8 @@ class Training(_Record):
     member: str
     seed: int
     fingerprint: str
-    validation: float
-    mean_gate: float | None
+    validation: float = Field(ge=0, le=1)
+    mean_gate: float | None = Field(ge=0, le=1)
     right: str = Field(pattern="^[01]+$")
 
 
@@ -82,12 +86,11 @@ class MemberSettings(_Record):
 
 
 class Work(_Record):
-    """What all trainings share; `settings` are those of the reference but for the seed, and `floors` by task."""
+    """What all trainings share; `settings` are those of the reference that can change what comes out, less the seed."""
 
     dataset: str
     preset: str
     train_samples: int
-    floors: dict[str, float]
     settings: dict[str, Any]
 
 
@@ -99,6 +102,31 @@ class Trainings(_Record):
     members: dict[str, MemberSettings]
     samples: tuple[Sample, ...]
     trainings: tuple[Training, ...]
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if len({sample.id for sample in self.samples}) != len(self.samples):
+            raise ValueError("two samples have one id")
+        seen: set[tuple[str, int]] = set()
+        caches: dict[tuple[Any, ...], Training] = {}
+        for one in self.trainings:
+            name = f"{one.member}, seed {one.seed}"
+            if one.member not in self.members:
+                raise ValueError(f"{name}: there is no such member")
+            if (one.member, one.seed) in seen:
+                raise ValueError(f"{name}: is there twice")
+            seen.add((one.member, one.seed))
+            if len(one.right) != len(self.samples):
+                raise ValueError(f"{name}: {len(one.right)} answers to {len(self.samples)} samples")
+            alike = caches.setdefault(self._teacher(one.member), one)
+            if alike.fingerprint != one.fingerprint:
+                raise ValueError(f"{name}: learned from another cache than {alike.member}, seed {alike.seed}")
+        return self
+
+    def _teacher(self, name: str) -> tuple[Any, ...]:
+        """What decides which cache a member reads; without distillation it reads the reference's."""
+        own, common = self.members[name].settings, self.work.settings["teacher"]
+        return tuple(own.get(f"teacher.{key}", common[key]) for key in _TEACHER)
 
     def answered(self) -> dict[str, Answered]:
         """Every member that has a training."""
@@ -125,17 +153,8 @@ class Trainings(_Record):
 
 
 def read_trainings(path: Path) -> Trainings:
-    """Read the file; UserError if it is missing or broken, or a training answered another number of samples."""
-    found = parse_record(Trainings, read_json(path), str(path))
-    for one in found.trainings:
-        if len(one.right) != len(found.samples):
-            raise UserError(
-                f"{one.member}, seed {one.seed}, has answers to another number of samples",
-                where=path,
-                received=len(one.right),
-                allowed=str(len(found.samples)),
-            )
-    return found
+    """Read the file; UserError if it is missing, broken or contradicts itself."""
+    return parse_record(Trainings, read_json(path), str(path))
 
 
 def write_trainings(path: Path, trainings: Trainings) -> None:
@@ -154,23 +173,35 @@ def joined(first: Trainings, second: Trainings) -> Trainings:
     """What either has, ordered by member, those of the first one before others, and seed; its labels go before, too.
 
     Raises:
-        UserError: they are not of one study, a training has come out in two ways, or a member's caches differ.
+        UserError: they are not of one study, or a training has come out in two ways.
     """
-    for what in ("work", "samples"):
-        if getattr(first, what) != getattr(second, what):
-            raise UserError(f"these trainings are not of one study: their {what} differ")
+    if first.samples != second.samples:
+        raise UserError("these trainings are not of one study: other samples were answered")
+    works = [_flat(part.work.model_dump(mode="json")) for part in (first, second)]
+    for key in works[0].keys() | works[1].keys():
+        values = [work.get(key) for work in works]
+        if values[0] != values[1]:
+            raise UserError(f"these trainings are not of one study: {key}", received=values[1], allowed=str(values[0]))
     members = {**second.members, **first.members}
     for name, member in second.members.items():
         if members[name].settings != member.settings:
             raise UserError(f"{name} has other settings", received=member.settings, allowed=str(members[name].settings))
     found: dict[tuple[str, int], Training] = {}
-    caches: dict[str, str] = {}
     for one in (*first.trainings, *second.trainings):
         if found.setdefault((one.member, one.seed), one) != one:
             raise UserError(f"{one.member}, seed {one.seed}, has come out in two ways")
-        if caches.setdefault(one.member, one.fingerprint) != one.fingerprint:
-            raise UserError(f"trainings of {one.member} learned from different caches", received=one.fingerprint)
     names = list(dict.fromkeys([*first.members, *second.members]))
-    ordered = sorted(found.values(), key=lambda one: (names.index(one.member), one.seed))
-    update = {"members": {name: members[name] for name in names}, "trainings": tuple(ordered)}
-    return first.model_copy(update=update)
+    content = {
+        "work": first.work,
+        "members": {name: members[name] for name in names},
+        "samples": first.samples,
+        "trainings": sorted(found.values(), key=lambda one: (names.index(one.member), one.seed)),
+    }
+    return parse_record(Trainings, content, "both together")
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat

@@ -165,6 +165,22 @@ def test_intervals_cover_as_often_as_they_say_or_more():
     assert covered >= 54  # 57 expected at 95 %
 
 
+def test_intervals_of_five_seeds_cover_too_seldom_where_only_trainings_differ():
+    """What PLAN.md warns of: five seeds show too little of how much others would differ."""
+    random, covered = np.random.default_rng(0), 0
+    windows = {"alpha": 20, "beta": 20}
+    for number in range(100):
+        hits = {seed: int(np.clip(random.normal(10, 3), 0, 20)) for seed in range(5)}
+        base = {seed: answers(dict.fromkeys(windows, [0] * 20), windows=windows) for seed in hits}
+        other = {
+            seed: answers(dict.fromkeys(windows, [1] * right + [0] * (20 - right)), windows=windows)
+            for seed, right in hits.items()
+        }
+        low, high = effects_of(base, other, resamples=400, seed=number)["scene"].ci95
+        covered += low <= 0.475 <= high  # the mean of 10 with its fraction cut off
+    assert 70 <= covered < 92
+
+
 def test_seeds_that_disagree_widen_the_interval():
     base, _ = made(4, 60, ["scene"], {"scene": 0.0})
     wrong = [replace(row, answers=("no",)) for row in base[0]]

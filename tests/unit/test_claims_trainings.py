@@ -1,13 +1,15 @@
 """The file of the claims study's trainings: written, read, joined, and the result computed from it alone."""
 
 import json
+import re
 
 import pytest
 
 from benchmarks.claims.__main__ import draw_plots, result_of
 from benchmarks.claims.collect import collect
+from benchmarks.claims.comparisons import verdict_of
 from benchmarks.claims.curves import method_gates
-from benchmarks.claims.plan import NONE, REFERENCE
+from benchmarks.claims.plan import CONSTANT, NONE, REFERENCE
 from benchmarks.claims.tables import markdown
 from benchmarks.claims.trainings import (
     MemberSettings,
@@ -28,10 +30,13 @@ SAMPLES = tuple(
     for task, labels in LABELS.items()
     for video in range(VIDEOS)
 )
-WORK = Work(dataset="synthetic", preset="tiny", train_samples=7, floors=dict.fromkeys(LABELS, 0.25), settings={})
+TEACHER = {"source": "dit", "block": 8, "random_seed": None}
+WORK = Work(dataset="synthetic", preset="tiny", train_samples=7, settings={"teacher": TEACHER, "train": {"lr": 1}})
 MEMBERS = {
     NONE: MemberSettings(label="none", settings={"alignment.kd_weight": 0.0}),
-    REFERENCE: MemberSettings(label="method", settings={"alignment.kd_weight": 0.1}),
+    REFERENCE: MemberSettings(label="method", settings={"alignment.kd_weight": 0.1, "teacher.block": 8}),
+    "block-2": MemberSettings(label="block 2", settings={"alignment.kd_weight": 0.1, "teacher.block": 2}),
+    CONSTANT: MemberSettings(label="constant", settings={"alignment.kd_weight": 0.05}),
 }
 
 
@@ -77,18 +82,29 @@ def test_parts_of_a_study_are_joined_in_the_order_of_members_and_seeds():
     assert joined(first, second) == whole()
 
 
+def changed(**content):
+    return Trainings.model_validate({**whole().model_dump(), **content})
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [
         (trainings(training(NONE, 0, right="01")), "none, seed 0, has come out in two ways"),
-        (trainings(training(NONE, 2, fingerprint="g")), "trainings of none learned from different caches; got 'g'"),
-        (whole().model_copy(update={"samples": SAMPLES[:-1]}), "not of one study: their samples differ"),
         (
-            whole().model_copy(update={"work": WORK.model_copy(update={"train_samples": 8})}),
-            "not of one study: their work differ",
+            trainings(training(NONE, 2, fingerprint="g")),
+            "both together: none, seed 2: learned from another cache than none, seed 0",
         ),
         (
-            whole().model_copy(update={"members": {NONE: MemberSettings(label="none", settings={"train.lr": 1})}}),
+            changed(samples=[*SAMPLES[:-1], SAMPLES[-1].model_copy(update={"gold": "x"})]),
+            "not of one study: other samples were answered",
+        ),
+        (changed(work={**WORK.model_dump(), "train_samples": 8}), "not of one study: train_samples; got 8; allowed: 7"),
+        (
+            changed(work={**WORK.model_dump(), "settings": {"teacher": TEACHER, "train": {"lr": 2}}}),
+            r"not of one study: settings\.train\.lr; got 2; allowed: 1",
+        ),
+        (
+            changed(members={**MEMBERS, NONE: MemberSettings(label="none", settings={"train.lr": 1})}),
             "none has other settings",
         ),
     ],
@@ -98,17 +114,36 @@ def test_what_does_not_belong_together_is_refused(other, said):
         joined(whole(), other)
 
 
-def test_a_training_with_too_few_answers_is_refused(tmp_path):
-    short = whole().trainings[0].model_copy(update={"right": "101"})
-    write_trainings(tmp_path / "file.json", trainings(short))
-    with pytest.raises(UserError, match=r"none, seed 0, has answers to another number of samples; got 3; allowed: 42"):
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([training(NONE, 0).model_copy(update={"right": "101"})], "none, seed 0: 3 answers to 42 samples"),
+        ([training(NONE, 0), training(NONE, 0, right="01")], "none, seed 0: is there twice"),
+        ([training(NONE, 0).model_copy(update={"member": "other"})], "other, seed 0: there is no such member"),
+        (
+            [training(NONE, 0), training(REFERENCE, 0, fingerprint="g")],
+            "lambda-0.1, seed 0: learned from another cache than none, seed 0",
+        ),
+        ([training(NONE, 0).model_copy(update={"validation": float("nan")})], "trainings.0.validation"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(tmp_path, rows, said):
+    write_trainings(tmp_path / "file.json", whole().model_copy(update={"trainings": tuple(rows)}))
+    with pytest.raises(UserError, match=re.escape(said)):
         read_trainings(tmp_path / "file.json")
 
 
-def test_the_methods_gates_are_those_of_its_own_trainings():
+def test_another_teacher_has_another_cache():
+    rows = [training(NONE, 0), training("block-2", 0, fingerprint="g"), training("block-2", 1, fingerprint="g")]
+    assert len(trainings(*rows).trainings) == 3
+    with pytest.raises(ValueError, match="block-2, seed 1: learned from another cache than block-2, seed 0"):
+        trainings(*rows[:2], training("block-2", 1, fingerprint="f"))
+
+
+def test_the_methods_gates_are_those_of_all_its_trainings():
     assert method_gates(whole()) == [0.75, 0.25]
-    with pytest.raises(UserError, match=r"no training of 'lambda-0\.1'"):
-        method_gates(trainings(training(NONE, 0)))
+    with pytest.raises(UserError, match=r"trainings of 'lambda-0\.1' are missing: seeds 0"):
+        method_gates(trainings(training(NONE, 0), training(REFERENCE, 1)))
 
 
 def test_the_result_comes_from_the_file_alone(tmp_path):
@@ -117,6 +152,8 @@ def test_the_result_comes_from_the_file_alone(tmp_path):
     assert content["members"][REFERENCE]["accuracy"]["all"]["by_seed"] == {0: pytest.approx(2 / 3), 1: 0.5}
     assert content["members"][REFERENCE]["less_none"]["all"]["difference"] == pytest.approx(1 / 12)
     assert [row["name"] for row in content["tests"] if row["run"]] == ["H1", "H2"]
+    assert content["tests"][0]["by_seed"] == [pytest.approx(1 / 6), 0.0]
+    assert {row["verdict"] for row in content["tests"]} == {"undecided", "not run"}
     json.dumps(content)
     assert "| H1 | distillation helps (lambda-0.1 less none, all) | +8.3 |" in markdown(content, ["fine", "all"])
     assert all(path.stat().st_size for path in draw_plots(study, tmp_path))
@@ -125,3 +162,37 @@ def test_the_result_comes_from_the_file_alone(tmp_path):
 def test_a_folder_without_the_studies_is_refused(tmp_path):
     with pytest.raises(UserError, match="none of the studies is there"):
         collect(tmp_path)
+
+
+def test_a_study_that_is_not_complete_has_no_result():
+    with pytest.raises(UserError, match=r"seeds of block-2 are missing; got \[0\]; allowed: \[0, 1\]"):
+        result_of(joined(whole(), trainings(training("block-2", 0, fingerprint="g"))), resamples=50, seed=0)
+    few = [sample for sample in SAMPLES if sample.task != "scene"]
+    rows = [one.model_copy(update={"right": one.right[: len(few)]}) for one in whole().trainings]
+    with pytest.raises(UserError, match="these tasks were not asked: scene"):
+        result_of(changed(samples=few, trainings=rows), resamples=50, seed=0)
+
+
+def test_constant_weights_at_another_effective_weight_are_refused():
+    rows = [*whole().trainings, training(CONSTANT, 0), training(CONSTANT, 1)]
+    assert result_of(trainings(*rows), resamples=50, seed=0)[1]["members"][CONSTANT]  # 0.1 * (0.75 + 0.25) / 2
+    other = {**MEMBERS, CONSTANT: MemberSettings(label="constant", settings={"alignment.kd_weight": 0.1})}
+    with pytest.raises(
+        UserError, match=r"lambda of constant is not the method's times its mean gate; got 0\.1; allowed: 0\.05"
+    ):
+        result_of(changed(members=other, trainings=rows), resamples=50, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("ci95", "p_holm", "by_seed", "verdict"),
+    [
+        ((0.1, 0.3), 0.04, [0.1, 0.2], "supported"),
+        ((0.1, 0.3), 0.04, [0.0, 0.3], "undecided"),
+        ((0.1, 0.3), 0.05, [0.1, 0.2], "undecided"),
+        ((0.0, 0.3), 0.04, [0.1, 0.2], "undecided"),
+        ((-0.3, -0.1), 0.04, [-0.1, -0.2], "contradicted"),
+        ((-0.3, -0.1), 0.04, [0.1, -0.4], "undecided"),
+    ],
+)
+def test_the_plans_verdicts(ci95, p_holm, by_seed, verdict):
+    assert verdict_of({"run": True, "ci95": ci95, "p_holm": p_holm, "by_seed": by_seed}) == verdict

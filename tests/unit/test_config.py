@@ -204,6 +204,7 @@ def test_a_preset_set_by_override_or_file_is_taken_and_not_just_named(tmp_path):
         ("zzz=1", "got 'zzz'. `pipeline config show --all` lists every key"),
         ("train.lr", "--set: not of the form key=value; got 'train.lr'. Write for example train.lr=3e-4"),
         ("=3", "--set: not of the form key=value; got '=3'"),
+        ("run.name=2024-02-30", "--set: the value of run.name is not valid YAML; got '2024-02-30'"),
         ("train.lr=[", "--set: the value of train.lr is not valid YAML; got '['"),
         ("train.lr=-1", "--set train.lr=-1: train.lr: Input should be greater than 0; got -1"),
         ("train.lr=fast", "train.lr: Input should be a valid number, unable to parse string as a number; got 'fast'"),
@@ -241,6 +242,8 @@ def test_an_unknown_preset_names_the_nearest():
         ("- train\n", "the configuration must be a mapping; got 'list'"),
         ("train: {\n", ":2:1: broken YAML: expected"),
         ("train: {lr: 1}\nextract: {}\ntrain: {epochs: 2}\n", ":3:1: broken YAML: the key 'train' stands here again"),
+        ("train.lr: 1.0\ntrain: {lr: 2.0}\n", "train.lr is there twice, once written with dots; got 2.0"),
+        ("run: {name: 2024-02-30}\n", "broken YAML: day is out of range for month"),
         ("train:\n  lr: 1\n  epochs: 2\n  lr: 2\n", ":4:3: broken YAML: the key 'lr' stands here again"),
     ],
 )
