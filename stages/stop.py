@@ -57,21 +57,32 @@ class Terminated(SystemExit):
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def terminable(*, as_interrupt: bool = False) -> Iterator[None]:
     """Have SIGTERM raise `Terminated` within the block, as Ctrl-C raises KeyboardInterrupt; a second one is ignored.
 
     In another thread than the main one, where no signals arrive, nothing changes.
+
+    Args:
+        as_interrupt: raise KeyboardInterrupt inside and `Terminated` from the block: where Ray waits for its workers on
+            this program's behalf, it turns a SystemExit into one of its own, and lets the other through.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked = False
 
     def end(_number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        raise KeyboardInterrupt if as_interrupt else Terminated
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt:
+        if asked:
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -17,6 +17,7 @@ from pipeline.studies.record import StudyRecord, TrainingState, read_failures, r
 from pipeline.studies.trial import order_of, work
 from stages.errors import UserError
 from stages.run_lock import training
+from stages.stop import Terminated, terminable
 
 _REPORT = "report.html"
 _LOGS = "logs"
@@ -207,16 +208,24 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     from stages.trials import Order, run_trials, share_of
 
     orders = [Order(one.digest, order_of(one, log_of(one))) for one in progress.left]
+    total = len(progress.trainings)
     scratch = progress.studies[0].folder
-    with (
-        progress_bar("ablate", len(progress.trainings), "trainings", done=len(progress.trainings) - len(orders)) as bar,
-        cluster(address),
-    ):
-        share = share_of(
-            resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
-        )
-        say(f"{share.parallel} trainings at once, each with {share.cpus:g} cores and {share.gpus:g} GPUs")
-        run_trials(orders, work, share, scratch=scratch, on_start=progress.start, on_end=_on_end(progress, bar))
+    try:
+        with (
+            progress_bar("ablate", total, "trainings", done=total - len(orders)) as bar,
+            cluster(address),
+            # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
+            terminable(as_interrupt=True),
+        ):
+            share = share_of(
+                resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
+            )
+            say(f"{share.parallel} trainings at once, each with {share.cpus:g} cores and {share.gpus:g} GPUs")
+            run_trials(orders, work, share, scratch=scratch, on_start=progress.start, on_end=_on_end(progress, bar))
+    except Terminated:
+        done = progress.count("done")
+        say(f"stopped by SIGTERM; {done} of {total} trainings are done, run the same command again to go on")
+        raise
 
 
 def _on_end(progress: _Progress, bar: Bar) -> Callable[[str, str | None, float], None]:

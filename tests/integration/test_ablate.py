@@ -145,6 +145,25 @@ def test_the_table_has_means_spreads_and_paired_tests_of_what_the_runs_answered(
     assert (on["paper"], off["paper"], broken["paper"]) == (69.2, 58.2, None)
 
 
+def test_sigterm_ends_it_with_one_line_and_the_state_is_kept(world, tmp_path):
+    study = Small(world, tmp_path)
+    process = study.start()
+    study.wait_for(lambda: study.steps("on-seed42") >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=SOON_S)
+    assert process.returncode == 75, said
+    assert out == ""
+    assert "stopped by SIGTERM; 0 of 6 trainings are done, run the same command again to go on" in said
+    assert "Traceback" not in said
+    assert "SIGTERM received" not in said, "Ray's answer, before it aborts"
+    states = {
+        one["state"]
+        for member in json.loads((study.folder / "study.json").read_text(encoding="utf-8"))["members"]
+        for one in member["trainings"]
+    }
+    assert states == {"left"}
+
+
 def test_pages_and_pictures_are_written(small):
     page = (small.folder / "study.html").read_text(encoding="utf-8")
     assert "<svg" in page

@@ -236,7 +236,7 @@ def test_a_run_of_the_name_is_refused_without_resume_and_with_other_settings(res
     trained(config)
     with pytest.raises(UserError, match=r"a run of this name is there already\. Add --resume"):
         trained(config)
-    with pytest.raises(UserError, match=rf"differs in train.lr \({config.train.lr}, now 0.1\)"):
+    with pytest.raises(UserError, match=rf"differs in train.lr \({config.config.train.lr}, now 0.1\)"):
         trained(resolved("train.epochs=1", "train.lr=0.1"), resume=True)
     trained(resolved("train.epochs=1", "train.workers=1", "train.prefetch=3"), resume=True)
 
