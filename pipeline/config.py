@@ -189,7 +189,7 @@ def _read_preset(name: str) -> dict[str, Any]:
 
 def _layer_of(path: Path) -> Layer:
     values: dict[str, Any] = {}
-    for key, value in _leaves(_tree(read_yaml(path), str(path))):
+    for key, value in leaves(_tree(read_yaml(path), str(path))):
         if key in values:
             raise UserError(f"{key} is there twice, once written with dots", where=path, received=value)
         values[key] = value
@@ -209,13 +209,14 @@ def _last(key: str, layers: Sequence[Layer]) -> Any:
 
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_leaves(tree))
+    return dict(leaves(tree))
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a tree with its dotted key; one that is written with dots and without comes twice."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

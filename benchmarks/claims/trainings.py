@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.config import leaves
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
 from stages.records import parse_record, read_json
@@ -177,7 +178,7 @@ def joined(first: Trainings, second: Trainings) -> Trainings:
     """
     if first.samples != second.samples:
         raise UserError("these trainings are not of one study: other samples were answered")
-    works = [_flat(part.work.model_dump(mode="json")) for part in (first, second)]
+    works = [dict(leaves(part.work.model_dump(mode="json"))) for part in (first, second)]
     for key in works[0].keys() | works[1].keys():
         values = [work.get(key) for work in works]
         if values[0] != values[1]:
@@ -198,10 +199,3 @@ def joined(first: Trainings, second: Trainings) -> Trainings:
         "trainings": sorted(found.values(), key=lambda one: (names.index(one.member), one.seed)),
     }
     return parse_record(Trainings, content, "both together")
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return flat

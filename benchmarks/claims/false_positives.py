@@ -1,0 +1,44 @@
+"""How often the study's bootstrap finds an effect where there is none, by how much trainings differ (PLAN.md).
+
+python -m benchmarks.claims.false_positives
+"""
+
+import argparse
+
+import numpy as np
+
+from benchmarks.claims.effects import Gains, draw, effect_of, resampled
+
+TASK = "scene"
+# Standard deviations in points: of a training's gain, of a training's gain on one video, of a video's gain.
+SPREADS = ((3.0, 0.0, 0.0), (3.0, 15.0, 0.0), (1.5, 15.0, 0.0), (0.5, 15.0, 5.0))
+
+
+def shares_below(spread: tuple[float, float, float], *, seeds: int, videos: int, repeats: int) -> dict[str, float]:
+    """Shares of repeats with p below 0.05, and with that and every seed on one side of 0."""
+    random = np.random.default_rng(0)
+    of_seed, of_both, of_video = (points / 100 for points in spread)
+    names = tuple(f"{index:03d}" for index in range(videos))
+    found = {"p < 0.05": 0, "and all seeds agree": 0}
+    for number in range(repeats):
+        sums = random.normal(0, of_seed, (seeds, 1)) + random.normal(0, of_both, (seeds, videos))
+        sums += random.normal(0, of_video, videos)
+        gains = Gains(tuple(range(seeds)), names, {TASK: sums}, {TASK: np.ones(videos)})
+        effect = effect_of(resampled(gains, draw(seeds, videos, resamples=1000, seed=number))[TASK])
+        means = sums.mean(axis=1)
+        found["p < 0.05"] += effect.p < 0.05
+        found["and all seeds agree"] += effect.p < 0.05 and abs(np.sign(means).sum()) == seeds
+    return {what: count / repeats for what, count in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=600)
+    options = parser.parse_args()
+    for spread in SPREADS:
+        shares = shares_below(spread, seeds=5, videos=144, repeats=options.repeats)
+        print(spread, ", ".join(f"{what}: {share:.1%}" for what, share in shares.items()))
+
+
+if __name__ == "__main__":
+    main()
