@@ -20,7 +20,7 @@ from benchmarks.claims import plots
 from benchmarks.claims.comparisons import Study, comparisons_of
 from benchmarks.claims.curves import method_gates
 from benchmarks.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
-from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, REFERENCE, SECTIONS
+from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Plan
 from benchmarks.claims.tables import markdown
 from benchmarks.claims.trainings import Answered, Trainings, read_trainings
 from pipeline.run_folder import versions
@@ -54,7 +54,7 @@ def _shares(member: Answered, seed: int) -> dict[str, float]:
     return shares | {group: statistics.fmean(shares[task] for task in tasks) for group, tasks in groups.items()}
 
 
-def result_of(trainings: Trainings, *, resamples: int, seed: int) -> tuple[Study, dict[str, Any]]:
+def result_of(trainings: Trainings, plan: Plan, *, resamples: int, seed: int) -> tuple[Study, dict[str, Any]]:
     """Everything that the result's JSON file holds; UserError if a task or a member's seed is missing."""
     members = trainings.answered()
     _require_complete(members, trainings)
@@ -62,13 +62,14 @@ def result_of(trainings: Trainings, *, resamples: int, seed: int) -> tuple[Study
     content: dict[str, Any] = {
         "made": versions(),
         "work": {
+            "plan": plan.name,
             **trainings.work.model_dump(mode="json"),
             "seeds": sorted(members[REFERENCE].answers),
             "test_videos": len({sample.video for sample in trainings.samples}),
             "test_samples": len(trainings.samples),
             "bootstrap": {"resamples": resamples, "seed": seed},
         },
-        "tests": comparisons_of(study),
+        "tests": comparisons_of(study, plan),
         "members": {},
     }
     for name, member in members.items():
@@ -105,18 +106,19 @@ def _require_complete(members: Mapping[str, Answered], trainings: Trainings) -> 
             )
 
 
-def draw_plots(study: Study, folder: Path) -> list[Path]:
-    """Draw the forest plot and the lambda curve of the members that there are; returns their files."""
-    names = {section: [name for name in rows if name in study.members] for section, rows in SECTIONS.items()}
+def draw_plots(study: Study, plan: Plan, folder: Path) -> list[Path]:
+    """Draw the forest plot of the members that there are, and the curve if all lambdas are; returns their files."""
+    names = {section: [name for name in rows if name in study.members] for section, rows in plan.sections.items()}
     sections = {
         section: [(study.members[name].label, study.effects(NONE, name)) for name in rows]
         for section, rows in names.items()
     }
-    paths = [folder / "claims-forest.svg"]
+    paths = [folder / f"{plan.name}-forest.svg"]
     plots.write_forest(paths[0], sections, SHOWN, title="Each model less the one without distillation")
-    curve = [(value, study.effects(NONE, name)) for name, value in LAMBDAS.items() if name in study.members and value]
-    paths.append(folder / "claims-lambda.svg")
-    plots.write_lambda(paths[1], curve)
+    if set(LAMBDAS) <= set(study.members):
+        paths.append(folder / f"{plan.name}-lambda.svg")
+        curve = [(value, study.effects(NONE, name)) for name, value in LAMBDAS.items() if name != NONE]
+        plots.write_lambda(paths[1], curve)
     return paths
 
 
@@ -125,11 +127,14 @@ def main() -> None:
     parser.add_argument("trainings", type=Path, help="the file that benchmarks.claims.collect wrote")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the tables stand beside it as .md")
     parser.add_argument("--plots", type=Path, required=True, help="folder")
+    parser.add_argument("--plan", choices=PLANS, default="claims", help="of which run these are (PLAN.md)")
     parser.add_argument("--resamples", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     options = parser.parse_args()
+    plan = PLANS[options.plan]
     try:
-        study, content = result_of(read_trainings(options.trainings), resamples=options.resamples, seed=options.seed)
+        trainings = read_trainings(options.trainings)
+        study, content = result_of(trainings, plan, resamples=options.resamples, seed=options.seed)
     except UserError as error:
         sys.exit(f"error: {error}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +142,7 @@ def main() -> None:
     table = options.out.with_suffix(".md")
     table.write_text(markdown(content, (*SHOWN, FINE_LESS_COARSE)), encoding="utf-8")
     print(table.read_text(encoding="utf-8"))
-    for path in (options.out, table, *draw_plots(study, options.plots)):
+    for path in (options.out, table, *draw_plots(study, plan, options.plots)):
         print(path)
 
 

@@ -1,6 +1,7 @@
 """Adds the trainings that are done in a folder of runs to the study's file, which may grow over days and machines.
 
 python -m benchmarks.claims.collect RUNS_FOLDER --into benchmarks/results/claims-trainings.json
+python -m benchmarks.claims.collect RUNS_FOLDER --plan claims-again --into FILE
 """
 
 import argparse
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.claims.curves import best_validation, mean_gate
-from benchmarks.claims.plan import REFERENCE
+from benchmarks.claims.plan import PLANS, REFERENCE
 from benchmarks.claims.trainings import (
     MemberSettings,
     Sample,
@@ -28,12 +29,11 @@ from pipeline.studies.record import StudyRecord
 from stages.errors import UserError
 from stages.records import parse_record, read_json
 
-STUDIES = ("claims", "claims-weighting")
 # What says how the models were made and asked. Extraction is in the fingerprint; the others are places.
 _BRANCHES = ("encoder", "teacher", "qformer", "alignment", "language", "train", "evaluate")
 
 
-def collect(runs: Path, names: Sequence[str] = STUDIES) -> Trainings:
+def collect(runs: Path, names: Sequence[str]) -> Trainings:
     """What is done of some studies.
 
     Args:
@@ -128,9 +128,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, help="the folder of runs that pipeline ablate wrote into")
     parser.add_argument("--into", type=Path, required=True, help="JSON file, made if it is not there")
+    parser.add_argument("--plan", choices=PLANS, default="claims", help="of which run these are (PLAN.md)")
     options = parser.parse_args()
     try:
-        found = collect(options.runs)
+        found = collect(options.runs, PLANS[options.plan].studies)
         if options.into.exists():
             found = joined(read_trainings(options.into), found)
     except UserError as error:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from benchmarks.claims.effects import Draws, Effect, draw, effect_of, gains_of, holm, one_of_each_seed, resampled
-from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, TESTS, Test, best_interior
+from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, Plan, Test, best_interior
 from benchmarks.claims.trainings import Answered
 from stages.errors import UserError
 
@@ -60,7 +60,7 @@ class Study:
         return best_interior({name: self.members[name].validation for name in interior})
 
 
-def comparisons_of(study: Study) -> list[dict[str, Any]]:
+def comparisons_of(study: Study, plan: Plan) -> list[dict[str, Any]]:
     """The plan's comparisons with what they came to, Holm-corrected within their families.
 
     One whose members were not trained has `run` false and no result, and counts in its family with p = 1.
@@ -69,24 +69,24 @@ def comparisons_of(study: Study) -> list[dict[str, Any]]:
         UserError: two members cannot be paired, or were not asked all the tasks that a comparison needs.
     """
     best = study.best_lambda()
-    rows = [_tested(study, test, best if test.member == BEST else test.member) for test in TESTS]
-    for family in {test.family for test in TESTS}:
+    rows = [_tested(study, test, best if test.member == BEST else test.member) for test in plan.tests]
+    for family in {test.family for test in plan.tests}:
         own = [row for row in rows if row["family"] == family]
         adjusted = holm({row["name"]: row["p"] if row["run"] else 1.0 for row in own})
         for row in own:
             row["p_holm"] = adjusted[row["name"]] if row["run"] else None
-            row["verdict"] = verdict_of(row)
+            row["verdict"] = verdict_of(row, plan.dissent)
     return rows
 
 
-def verdict_of(row: Mapping[str, Any]) -> Verdict:
-    """What the plan says of a comparison: interval, corrected p and every seed must agree."""
+def verdict_of(row: Mapping[str, Any], dissent: int) -> Verdict:
+    """What the plan says of a comparison: interval and corrected p must agree, and all seeds but `dissent` of them."""
     if not row["run"]:
         return "not run"
     (low, high), seeds = row["ci95"], row["by_seed"]
-    if row["p_holm"] < LEVEL and low > 0 and min(seeds) > 0:
+    if row["p_holm"] < LEVEL and low > 0 and sum(one <= 0 for one in seeds) <= dissent:
         return "supported"
-    if row["p_holm"] < LEVEL and high < 0 and max(seeds) < 0:
+    if row["p_holm"] < LEVEL and high < 0 and sum(one >= 0 for one in seeds) <= dissent:
         return "contradicted"
     return "undecided"
 

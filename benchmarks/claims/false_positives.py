@@ -1,6 +1,7 @@
 """How often the study's bootstrap finds an effect where there is none, by how much trainings differ (PLAN.md).
 
 python -m benchmarks.claims.false_positives
+python -m benchmarks.claims.false_positives --seeds 12 --videos 432 --dissent 3      # the second run
 """
 
 import argparse
@@ -14,12 +15,14 @@ TASK = "scene"
 SPREADS = ((3.0, 0.0, 0.0), (3.0, 15.0, 0.0), (1.5, 15.0, 0.0), (0.5, 15.0, 5.0))
 
 
-def shares_below(spread: tuple[float, float, float], *, seeds: int, videos: int, repeats: int) -> dict[str, float]:
-    """Shares of repeats with p below 0.05, and with that and every seed on one side of 0."""
+def shares_below(
+    spread: tuple[float, float, float], *, seeds: int, videos: int, dissent: int, repeats: int
+) -> dict[str, float]:
+    """Shares of repeats with p below 0.05, and with that and all seeds but `dissent` of them on one side of 0."""
     random = np.random.default_rng(0)
     of_seed, of_both, of_video = (points / 100 for points in spread)
     names = tuple(f"{index:03d}" for index in range(videos))
-    found = {"p < 0.05": 0, "and all seeds agree": 0}
+    found = {"p < 0.05": 0, "and the seeds agree": 0}
     for number in range(repeats):
         sums = random.normal(0, of_seed, (seeds, 1)) + random.normal(0, of_both, (seeds, videos))
         sums += random.normal(0, of_video, videos)
@@ -27,16 +30,19 @@ def shares_below(spread: tuple[float, float, float], *, seeds: int, videos: int,
         effect = effect_of(resampled(gains, draw(seeds, videos, resamples=1000, seed=number))[TASK])
         means = sums.mean(axis=1)
         found["p < 0.05"] += effect.p < 0.05
-        found["and all seeds agree"] += effect.p < 0.05 and abs(np.sign(means).sum()) == seeds
+        found["and the seeds agree"] += effect.p < 0.05 and max((means > 0).sum(), (means < 0).sum()) >= seeds - dissent
     return {what: count / repeats for what, count in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--videos", type=int, default=144)
+    parser.add_argument("--dissent", type=int, default=0, help="seeds that may point the other way")
     parser.add_argument("--repeats", type=int, default=600)
     options = parser.parse_args()
     for spread in SPREADS:
-        shares = shares_below(spread, seeds=5, videos=144, repeats=options.repeats)
+        shares = shares_below(spread, **vars(options))
         print(spread, ", ".join(f"{what}: {share:.1%}" for what, share in shares.items()))
 
 

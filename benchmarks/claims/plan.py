@@ -1,4 +1,4 @@
-"""The comparisons that PLAN.md names, so that nothing is chosen after the results are seen."""
+"""The comparisons that PLAN.md names for either run, so that nothing is chosen after their results are seen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +18,6 @@ HIGHEST = "lambda-3"
 """Their last; those between it and NONE are interior."""
 BEST = "best lambda"
 """The interior member with the best mean validation accuracy."""
-SECTIONS = {
-    "lambda": ("lambda-0.03", "lambda-0.1", "lambda-0.3", "lambda-1", "lambda-3"),
-    "levels": ("levels-all", "levels-last", "levels-lower", REFERENCE),
-    "weights": (REFERENCE, CONSTANT),
-    "teacher": ("block-2", "block-4", "block-6", REFERENCE, "untrained", "tower"),
-    "targets": (REFERENCE, "shuffled", "centred"),
-}
-"""Members by what they differ in, as the forest plot shows them; the method itself beside each of its rivals."""
 
 Family = Literal["primary", "secondary"]
 
@@ -44,7 +36,26 @@ class Test:
     family: Family
 
 
-TESTS = (
+@dataclass(frozen=True)
+class Plan:
+    """One run of the study.
+
+    Attributes:
+        name: of its files and pictures.
+        studies: names of the study files that train its members.
+        sections: members by what they differ in, as the forest plot shows them; the method beside each of its rivals.
+        tests: the planned comparisons, corrected within their families.
+        dissent: as many seeds may point the other way before a claim is undecided.
+    """
+
+    name: str
+    studies: tuple[str, ...]
+    sections: Mapping[str, tuple[str, ...]]
+    tests: tuple[Test, ...]
+    dissent: int
+
+
+_FIRST = (
     Test("H1", "distillation helps", NONE, REFERENCE, ALL, "primary"),
     Test("H2", "it helps fine tasks more than coarse ones", NONE, REFERENCE, FINE_LESS_COARSE, "primary"),
     Test("H6a", "its own targets help more than shuffled ones", "shuffled", REFERENCE, ALL, "primary"),
@@ -58,6 +69,40 @@ TESTS = (
     Test("H5", "adaptive weights are better than constant ones", CONSTANT, REFERENCE, ALL, "secondary"),
     Test("H6d", "shuffled targets help (they must not)", NONE, "shuffled", ALL, "secondary"),
 )
+_AGAIN = (
+    Test("R1", "distillation helps", NONE, REFERENCE, ALL, "primary"),
+    Test("R2", "it helps with lambda 1", NONE, "lambda-1", ALL, "primary"),
+    Test(
+        "R3", "with lambda 1 it helps fine tasks more than coarse ones", NONE, "lambda-1", FINE_LESS_COARSE, "primary"
+    ),
+    Test("R4", "with lambda 1 its own targets help more than shuffled ones", "shuffled-1", "lambda-1", ALL, "primary"),
+)
+PLANS = {
+    plan.name: plan
+    for plan in (
+        Plan(
+            "claims",
+            ("claims", "claims-weighting"),
+            {
+                "lambda": ("lambda-0.03", "lambda-0.1", "lambda-0.3", "lambda-1", "lambda-3"),
+                "levels": ("levels-all", "levels-last", "levels-lower", REFERENCE),
+                "weights": (REFERENCE, CONSTANT),
+                "teacher": ("block-2", "block-4", "block-6", REFERENCE, "untrained", "tower"),
+                "targets": (REFERENCE, "shuffled", "centred"),
+            },
+            _FIRST,
+            dissent=0,
+        ),
+        Plan(
+            "claims-again",
+            ("claims-again",),
+            {"lambda": (REFERENCE, "lambda-1"), "targets": ("lambda-1", "shuffled-1")},
+            _AGAIN,
+            dissent=3,
+        ),
+    )
+}
+"""The first run, and the second one on other videos and seeds."""
 
 
 def best_interior(validation: Mapping[str, float]) -> str:

@@ -21,13 +21,14 @@ from benchmarks.claims.effects import (
     holm,
     resampled,
 )
-from benchmarks.claims.plan import LAMBDAS, NONE, REFERENCE, SECTIONS, TESTS, best_interior
+from benchmarks.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interior
 from benchmarks.claims.trainings import Answered
 from stages.errors import UserError
 from stages.records import read_yaml
 from stages.scoring import Prediction
 from stages.synthetic.plan import LABELS
 
+FIRST = PLANS["claims"]
 PLACES = {"alpha": 2, "beta": 1}  # windows of each video
 
 
@@ -251,17 +252,34 @@ def test_the_groups_are_the_synthetic_sets_tasks():
     assert sorted(task for group in GROUPS.values() for task in group) == sorted(LABELS)
 
 
+def study_file(name):
+    return read_yaml(Path(__file__).parents[2] / "benchmarks" / "claims" / f"{name}.yaml")
+
+
+def named_in(plan):
+    return {name for test in plan.tests for name in (test.base, test.member)}.union(*plan.sections.values())
+
+
 def test_the_plans_members_are_those_of_the_study_files():
-    folder = Path(__file__).parents[2] / "benchmarks" / "claims"
-    main, weighting = (read_yaml(folder / f"{name}.yaml") for name in ("claims", "weighting"))
+    main, weighting = study_file("claims"), study_file("weighting")
+    assert (main["name"], weighting["name"]) == FIRST.studies
     members = {one["name"]: one["settings"] for study in (main, weighting) for one in study["members"]}
     assert {one["name"]: one["settings"] for one in main["members"]}[REFERENCE] == weighting["members"][0]["settings"]
-    named = {name for test in TESTS for name in (test.base, test.member)} - {"best lambda"}
-    named |= set(LAMBDAS) | {name for section in SECTIONS.values() for name in section}
-    assert named == set(members)
+    assert named_in(FIRST) - {"best lambda"} | set(LAMBDAS) == set(members)
     assert {name: members[name]["alignment.kd_weight"] for name in LAMBDAS} == LAMBDAS
     for name in set(members) - {NONE, REFERENCE, "constant"}:  # one change each
         assert len([key for key, value in members[name].items() if members[REFERENCE].get(key) != value]) == 1, name
+
+
+def test_the_second_runs_members_are_those_of_its_study_file_and_as_in_the_first():
+    again, plan = study_file("again"), PLANS["claims-again"]
+    assert (again["name"],) == plan.studies
+    first = {one["name"]: one["settings"] for one in study_file("claims")["members"]}
+    members = {one["name"]: one["settings"] for one in again["members"]}
+    assert named_in(plan) == set(members)
+    shuffled = members.pop("shuffled-1")
+    assert shuffled == {**members["lambda-1"], "train.targets": "shuffled"}
+    assert members == {name: first[name] for name in members}
 
 
 def test_the_best_lambda_is_an_interior_one_and_of_equals_the_smallest():
@@ -279,7 +297,7 @@ def a_study(gain, *, tasks=tuple(LABELS)):
 
 
 def test_comparisons_that_were_not_run_count_in_their_family():
-    rows = {row["name"]: row for row in comparisons_of(a_study({NONE: 0.0, REFERENCE: 0.5, "shuffled": 0.0}))}
+    rows = {row["name"]: row for row in comparisons_of(a_study({NONE: 0.0, REFERENCE: 0.5, "shuffled": 0.0}), FIRST)}
     # The least p is 2 / 1000. Five tests are primary: with H1 and H6a both there, Holm takes 5 times the least of all.
     assert rows["H1"]["p"] == rows["H6a"]["p"] == 2 / 1000
     assert rows["H1"]["p_holm"] == rows["H6a"]["p_holm"] == 5 * 2 / 1000
@@ -292,7 +310,7 @@ def test_comparisons_that_were_not_run_count_in_their_family():
 
 def test_runs_that_were_not_asked_all_tasks_are_refused():
     with pytest.raises(UserError, match="H2 needs the tasks of fine - coarse"):
-        comparisons_of(a_study({NONE: 0.0, REFERENCE: 0.5}, tasks=("scene", "genre")))
+        comparisons_of(a_study({NONE: 0.0, REFERENCE: 0.5}, tasks=("scene", "genre")), FIRST)
 
 
 def test_a_study_without_the_baseline_is_refused():

@@ -9,7 +9,7 @@ from benchmarks.claims.__main__ import draw_plots, result_of
 from benchmarks.claims.collect import collect
 from benchmarks.claims.comparisons import verdict_of
 from benchmarks.claims.curves import method_gates
-from benchmarks.claims.plan import CONSTANT, NONE, REFERENCE
+from benchmarks.claims.plan import CONSTANT, NONE, PLANS, REFERENCE
 from benchmarks.claims.tables import markdown
 from benchmarks.claims.trainings import (
     MemberSettings,
@@ -24,6 +24,7 @@ from benchmarks.claims.trainings import (
 from stages.errors import UserError
 from stages.synthetic.plan import LABELS
 
+FIRST = PLANS["claims"]
 VIDEOS = 6
 SAMPLES = tuple(
     Sample(id=f"{task}:{video}", video=f"video-{video}", task=task, gold=labels[0])
@@ -147,7 +148,7 @@ def test_the_methods_gates_are_those_of_all_its_trainings():
 
 
 def test_the_result_comes_from_the_file_alone(tmp_path):
-    study, content = result_of(whole(), resamples=200, seed=0)
+    study, content = result_of(whole(), FIRST, resamples=200, seed=0)
     assert content["work"]["seeds"] == [0, 1]
     assert content["members"][REFERENCE]["accuracy"]["all"]["by_seed"] == {0: pytest.approx(2 / 3), 1: 0.5}
     assert content["members"][REFERENCE]["less_none"]["all"]["difference"] == pytest.approx(1 / 12)
@@ -156,43 +157,47 @@ def test_the_result_comes_from_the_file_alone(tmp_path):
     assert {row["verdict"] for row in content["tests"]} == {"undecided", "not run"}
     json.dumps(content)
     assert "| H1 | distillation helps (lambda-0.1 less none, all) | +8.3 |" in markdown(content, ["fine", "all"])
-    assert all(path.stat().st_size for path in draw_plots(study, tmp_path))
+    assert all(path.stat().st_size for path in draw_plots(study, FIRST, tmp_path))
 
 
 def test_a_folder_without_the_studies_is_refused(tmp_path):
     with pytest.raises(UserError, match="none of the studies is there"):
-        collect(tmp_path)
+        collect(tmp_path, FIRST.studies)
 
 
 def test_a_study_that_is_not_complete_has_no_result():
     with pytest.raises(UserError, match=r"seeds of block-2 are missing; got \[0\]; allowed: \[0, 1\]"):
-        result_of(joined(whole(), trainings(training("block-2", 0, fingerprint="g"))), resamples=50, seed=0)
+        result_of(joined(whole(), trainings(training("block-2", 0, fingerprint="g"))), FIRST, resamples=50, seed=0)
     few = [sample for sample in SAMPLES if sample.task != "scene"]
     rows = [one.model_copy(update={"right": one.right[: len(few)]}) for one in whole().trainings]
     with pytest.raises(UserError, match="these tasks were not asked: scene"):
-        result_of(changed(samples=few, trainings=rows), resamples=50, seed=0)
+        result_of(changed(samples=few, trainings=rows), FIRST, resamples=50, seed=0)
 
 
 def test_constant_weights_at_another_effective_weight_are_refused():
     rows = [*whole().trainings, training(CONSTANT, 0), training(CONSTANT, 1)]
-    assert result_of(trainings(*rows), resamples=50, seed=0)[1]["members"][CONSTANT]  # 0.1 * (0.75 + 0.25) / 2
+    assert result_of(trainings(*rows), FIRST, resamples=50, seed=0)[1]["members"][CONSTANT]  # 0.1 * (0.75 + 0.25) / 2
     other = {**MEMBERS, CONSTANT: MemberSettings(label="constant", settings={"alignment.kd_weight": 0.1})}
     with pytest.raises(
         UserError, match=r"lambda of constant is not the method's times its mean gate; got 0\.1; allowed: 0\.05"
     ):
-        result_of(changed(members=other, trainings=rows), resamples=50, seed=0)
+        result_of(changed(members=other, trainings=rows), FIRST, resamples=50, seed=0)
 
 
 @pytest.mark.parametrize(
-    ("ci95", "p_holm", "by_seed", "verdict"),
+    ("ci95", "p_holm", "by_seed", "dissent", "verdict"),
     [
-        ((0.1, 0.3), 0.04, [0.1, 0.2], "supported"),
-        ((0.1, 0.3), 0.04, [0.0, 0.3], "undecided"),
-        ((0.1, 0.3), 0.05, [0.1, 0.2], "undecided"),
-        ((0.0, 0.3), 0.04, [0.1, 0.2], "undecided"),
-        ((-0.3, -0.1), 0.04, [-0.1, -0.2], "contradicted"),
-        ((-0.3, -0.1), 0.04, [0.1, -0.4], "undecided"),
+        ((0.1, 0.3), 0.04, [0.1, 0.2], 0, "supported"),
+        ((0.1, 0.3), 0.04, [0.0, 0.3], 0, "undecided"),
+        ((0.1, 0.3), 0.04, [0.0, 0.3], 1, "supported"),
+        ((0.1, 0.3), 0.04, [0.0, 0.3, -0.1], 1, "undecided"),
+        ((0.1, 0.3), 0.05, [0.1, 0.2], 1, "undecided"),
+        ((0.0, 0.3), 0.04, [0.1, 0.2], 1, "undecided"),
+        ((-0.3, -0.1), 0.04, [-0.1, -0.2], 0, "contradicted"),
+        ((-0.3, -0.1), 0.04, [0.1, -0.4], 0, "undecided"),
+        ((-0.3, -0.1), 0.04, [0.1, -0.4], 1, "contradicted"),
     ],
 )
-def test_the_plans_verdicts(ci95, p_holm, by_seed, verdict):
-    assert verdict_of({"run": True, "ci95": ci95, "p_holm": p_holm, "by_seed": by_seed}) == verdict
+def test_the_plans_verdicts(ci95, p_holm, by_seed, dissent, verdict):
+    row = {"run": True, "ci95": ci95, "p_holm": p_holm, "by_seed": by_seed}
+    assert verdict_of(row, dissent) == verdict
