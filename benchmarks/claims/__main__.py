@@ -22,7 +22,7 @@ from benchmarks.claims.curves import method_gates
 from benchmarks.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
 from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Plan
 from benchmarks.claims.tables import markdown
-from benchmarks.claims.trainings import Answered, Trainings, read_trainings
+from benchmarks.claims.trainings import Answered, Distillation, Trainings, read_trainings
 from pipeline.run_folder import versions
 from stages.errors import UserError
 
@@ -78,12 +78,16 @@ def result_of(trainings: Trainings, plan: Plan, *, resamples: int, seed: int) ->
             "settings": member.settings,
             "accuracy": accuracies(member),
             "validation_by_seed": member.validation_by_seed,
-            "mean_gate_by_seed": member.mean_gate_by_seed,
+            "distillation_by_seed": {seed: _dumped(one) for seed, one in member.distillation_by_seed.items()},
         }
         if name != NONE:
             entry["less_none"] = {what: asdict(one) for what, one in study.effects(NONE, name).items()}
         content["members"][name] = entry
     return study, content
+
+
+def _dumped(one: Distillation | None) -> dict[str, float] | None:
+    return one and one.model_dump()
 
 
 def _require_complete(members: Mapping[str, Answered], trainings: Trainings) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.claims.curves import best_validation, mean_gate
+from benchmarks.claims.curves import best_validation, distillation_of
 from benchmarks.claims.plan import PLANS, REFERENCE
 from benchmarks.claims.trainings import (
     MemberSettings,
@@ -108,7 +108,7 @@ def _training(member: str, seed: int, run: Path, right: str) -> Training:
         seed=seed,
         fingerprint=folder.stamp()["fingerprint"],
         validation=best_validation(run),
-        mean_gate=mean_gate(run) if distils else None,
+        distillation=distillation_of(run) if distils else None,
         right=right,
     )
 

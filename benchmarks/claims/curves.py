@@ -1,4 +1,4 @@
-"""What is read off a training's `metrics.jsonl`: the mean weight of its gate, and its best validation accuracy.
+"""What is read off a training's `metrics.jsonl`: how its distillation went, and its best validation accuracy.
 
     python -m benchmarks.claims.curves benchmarks/results/claims-trainings.json
 
@@ -9,15 +9,16 @@ much.
 import argparse
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.claims.plan import LAMBDAS, REFERENCE
-from benchmarks.claims.trainings import Trainings, read_trainings
+from benchmarks.claims.trainings import Distillation, Trainings, read_trainings
 from stages.errors import UserError
 from stages.metric_log import FILE
 from stages.records import read_json_lines
 
-_WEIGHT = "weight/"
+_WEIGHT, _COSINE, _TARGET_TO_MEAN = "weight/", "cosine/", "target_to_mean"
 
 
 def rows_of(run: Path, split: str) -> list[dict[str, float]]:
@@ -32,19 +33,27 @@ def rows_of(run: Path, split: str) -> list[dict[str, float]]:
     return rows
 
 
-def mean_gate(run: Path) -> float:
-    """Mean of w_i of Eq. 6 over all steps of a training and its aligned levels; each row is a batch's mean already.
+def distillation_of(run: Path) -> Distillation:
+    """How the distillation of a training went; each row of its metrics is a batch's mean already.
 
     Raises:
         UserError: the run has no metrics, or was trained without distillation.
     """
-    means = []
-    for row in rows_of(run, "train"):
-        weights = [value for name, value in row.items() if name.startswith(_WEIGHT)]
-        if not weights:
-            raise UserError("trained without distillation, so that it has no gate", where=run)
-        means.append(statistics.fmean(weights))
-    return statistics.fmean(means)
+    rows = rows_of(run, "train")
+    last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+    return Distillation(
+        mean_gate=_over_levels(rows, _WEIGHT, run),
+        cosine=_over_levels(last, _COSINE, run),
+        target_to_mean=_over_levels(last, _TARGET_TO_MEAN, run),
+    )
+
+
+def _over_levels(rows: Sequence[Mapping[str, float]], prefix: str, run: Path) -> float:
+    """Mean over rows, and over the values in each whose names begin so."""
+    values = [[value for name, value in row.items() if name.startswith(prefix)] for row in rows]
+    if not all(values):
+        raise UserError("trained without distillation", where=run)
+    return statistics.fmean(map(statistics.fmean, values))
 
 
 def best_validation(run: Path) -> float:
@@ -54,11 +63,11 @@ def best_validation(run: Path) -> float:
 
 def method_gates(trainings: Trainings) -> list[float]:
     """Mean gate of each of the method's own trainings; UserError if not all its seeds are there."""
-    gates = {one.seed: one.mean_gate for one in trainings.trainings if one.member == REFERENCE}
-    missing = {one.seed for one in trainings.trainings} - set(gates)
-    if missing or not gates:
+    own = {one.seed: one.distillation for one in trainings.trainings if one.member == REFERENCE}
+    missing = {one.seed for one in trainings.trainings} - set(own)
+    if missing or not own:
         raise UserError(f"trainings of {REFERENCE!r} are missing: seeds {', '.join(map(str, sorted(missing)))}")
-    return [gate for gate in gates.values() if gate is not None]
+    return [one.mean_gate for one in own.values() if one is not None]
 
 
 def main() -> None:

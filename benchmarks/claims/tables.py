@@ -1,11 +1,18 @@
-"""The result's tables in Markdown: the plan's comparisons, differences from the baseline, and accuracies."""
+"""The result's tables in Markdown: comparisons, differences from the baseline, accuracies, and the distillation."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
+
+_DISTILLATION = {
+    "cosine": "cosine to the target, last epoch",
+    "target_to_mean": "of the mean target to y*",
+    "mean_gate": "mean gate",
+}
 
 
 def markdown(content: Mapping[str, Any], statistics: Sequence[str]) -> str:
-    """Three tables of the content of the JSON file.
+    """Four tables of the content of the JSON file.
 
     Args:
         content: of the file.
@@ -28,8 +35,18 @@ def markdown(content: Mapping[str, Any], statistics: Sequence[str]) -> str:
             ["accuracy, %", *answered],
             ([one["label"], *(_accuracy(one["accuracy"][name]) for name in answered)] for one in members.values()),
         ),
+        _table(
+            ["distillation, mean over seeds", *_DISTILLATION.values()], filter(None, map(_distilled, members.values()))
+        ),
     ]
     return "\n".join(parts)
+
+
+def _distilled(entry: Mapping[str, Any]) -> list[str] | None:
+    found = list(entry["distillation_by_seed"].values())
+    if None in found:
+        return None
+    return [entry["label"], *(f"{fmean(one[name] for one in found):.3f}" for name in _DISTILLATION)]
 
 
 def _table(head: Sequence[str], rows: Any) -> str:

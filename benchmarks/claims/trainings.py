@@ -28,13 +28,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answered:
-    """One member: what tables call it, and of each seed the answers, the best validation accuracy and the mean gate."""
+    """One member: what tables call it, and of each seed answers, best validation accuracy and how distillation went."""
 
     label: str
     settings: Mapping[str, Any]
     answers: Mapping[int, Sequence[Answer]]
     validation_by_seed: Mapping[int, float]
-    mean_gate_by_seed: Mapping[int, float | None]
+    distillation_by_seed: Mapping[int, "Distillation | None"]
 
     @property
     def validation(self) -> float:
@@ -59,6 +59,20 @@ class Sample(_Record):
     gold: str
 
 
+class Distillation(_Record):
+    """How a training's distillation went.
+
+    Attributes:
+        mean_gate: mean of w_i of Eq. 6 over all steps and aligned levels.
+        cosine: mean of the last epoch's cosines between prediction and target (Eq. 4) over aligned levels.
+        target_to_mean: the last epoch's cosine of y* to the running mean of all y*: what a constant would get.
+    """
+
+    mean_gate: float = Field(ge=0, le=1)
+    cosine: float = Field(ge=-1, le=1)
+    target_to_mean: float = Field(ge=-1, le=1)
+
+
 class Training(_Record):
     """One training, evaluated.
 
@@ -67,7 +81,7 @@ class Training(_Record):
         seed: of the training.
         fingerprint: of the cache it learned from.
         validation: its best accuracy on the validation split, which is that of the checkpoint that answered.
-        mean_gate: `benchmarks.claims.curves.mean_gate`; None without distillation.
+        distillation: None without one.
         right: 1 or 0 for each sample, in the file's order.
     """
 
@@ -75,7 +89,7 @@ class Training(_Record):
     seed: int
     fingerprint: str
     validation: float = Field(ge=0, le=1)
-    mean_gate: float | None = Field(ge=0, le=1)
+    distillation: Distillation | None
     right: str = Field(pattern="^[01]+$")
 
 
@@ -98,7 +112,7 @@ class Work(_Record):
 class Trainings(_Record):
     """The content of the file."""
 
-    format: Literal["diff-lmm-claims-1"] = "diff-lmm-claims-1"
+    format: Literal["diff-lmm-claims-2"] = "diff-lmm-claims-2"
     work: Work
     members: dict[str, MemberSettings]
     samples: tuple[Sample, ...]
@@ -140,7 +154,7 @@ class Trainings(_Record):
             member.settings,
             {one.seed: self._answers(one) for one in self._of(name)},
             {one.seed: one.validation for one in self._of(name)},
-            {one.seed: one.mean_gate for one in self._of(name)},
+            {one.seed: one.distillation for one in self._of(name)},
         )
 
     def _of(self, name: str) -> Iterator[Training]:

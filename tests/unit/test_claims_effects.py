@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.claims.comparisons import Study, comparisons_of
-from benchmarks.claims.curves import best_validation, mean_gate
+from benchmarks.claims.curves import best_validation, distillation_of
 from benchmarks.claims.effects import (
     ALL,
     FINE_LESS_COARSE,
@@ -22,7 +22,7 @@ from benchmarks.claims.effects import (
     resampled,
 )
 from benchmarks.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interior
-from benchmarks.claims.trainings import Answered
+from benchmarks.claims.trainings import Answered, Distillation
 from stages.errors import UserError
 from stages.records import read_yaml
 from stages.scoring import Prediction
@@ -318,29 +318,44 @@ def test_a_study_without_the_baseline_is_refused():
         a_study({REFERENCE: 0.5})
 
 
+MEAN = {"target_to_mean": 0.75}
+
+
+def levels(name, fourth, fifth):
+    return {f"{name}/4": fourth, f"{name}/5": fifth}
+
+
 def write_metrics(folder, rows):
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
-def test_the_mean_gate_is_over_steps_and_levels_and_validation_rows_do_not_count(tmp_path):
+def test_the_gate_is_over_all_steps_and_the_cosines_over_the_last_epoch_and_validation_does_not_count(tmp_path):
     run = write_metrics(
         tmp_path / "run",
         [
-            {"split": "train", "step": 0, "weight/4": 0.5, "weight/5": 0.25, "cosine/4": 9.0},
-            {"split": "val", "step": 1, "top1": 0.5},
-            {"split": "train", "step": 1, "weight/4": 1.0, "weight/5": 0.75},
-            {"split": "val", "step": 2, "top1": 0.25},
+            {"split": "train", "step": 0, "epoch": 0, **levels("weight", 0.5, 0.25), **levels("cosine", 0, 0), **MEAN},
+            {"split": "val", "step": 1, "top1": 0.5, "cosine/4": 0.0},
+            {
+                "split": "train",
+                "step": 1,
+                "epoch": 1,
+                **levels("weight", 1.0, 0.75),
+                **levels("cosine", 0, 0.5),
+                **MEAN,
+            },
+            {"split": "train", "step": 2, "epoch": 1, **levels("weight", 0.0, 0.5), **levels("cosine", 1, 0.5), **MEAN},
+            {"split": "val", "step": 3, "top1": 0.25},
         ],
     )
-    assert mean_gate(run) == 0.625
+    assert distillation_of(run) == Distillation(mean_gate=0.5, cosine=0.5, target_to_mean=0.75)
     assert best_validation(run) == 0.5
 
 
-def test_a_run_without_distillation_has_no_gate(tmp_path):
-    run = write_metrics(tmp_path / "run", [{"split": "train", "step": 0, "loss": 1.0}])
+def test_a_run_without_distillation_has_none(tmp_path):
+    run = write_metrics(tmp_path / "run", [{"split": "train", "step": 0, "epoch": 0, "loss": 1.0}])
     with pytest.raises(UserError, match="without distillation"):
-        mean_gate(run)
+        distillation_of(run)
     with pytest.raises(UserError, match="no row of split 'val'"):
         best_validation(run)

@@ -12,6 +12,7 @@ from benchmarks.claims.curves import method_gates
 from benchmarks.claims.plan import CONSTANT, NONE, PLANS, REFERENCE
 from benchmarks.claims.tables import markdown
 from benchmarks.claims.trainings import (
+    Distillation,
     MemberSettings,
     Sample,
     Training,
@@ -47,7 +48,7 @@ def training(member, seed, *, right="10", fingerprint="f", gate=0.75):
         seed=seed,
         fingerprint=fingerprint,
         validation=0.5 + seed / 100,
-        mean_gate=None if member == NONE else gate,
+        distillation=None if member == NONE else Distillation(mean_gate=gate, cosine=0.9, target_to_mean=0.8),
         right=(right * len(SAMPLES))[: len(SAMPLES)],
     )
 
@@ -157,6 +158,7 @@ def test_the_result_comes_from_the_file_alone(tmp_path):
     assert {row["verdict"] for row in content["tests"]} == {"undecided", "not run"}
     json.dumps(content)
     assert "| H1 | distillation helps (lambda-0.1 less none, all) | +8.3 |" in markdown(content, ["fine", "all"])
+    assert "| method | 0.900 | 0.800 | 0.500 |" in markdown(content, ["all"])
     assert all(path.stat().st_size for path in draw_plots(study, FIRST, tmp_path))
 
 
