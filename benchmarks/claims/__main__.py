@@ -24,6 +24,7 @@ from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Pl
 from benchmarks.claims.tables import markdown
 from benchmarks.claims.trainings import Answered, Distillation, Trainings, read_trainings
 from pipeline.run_folder import versions
+from stages.atomic import atomic_write_text
 from stages.errors import UserError
 
 SHOWN = (*GROUPS, ALL)
@@ -54,10 +55,10 @@ def _shares(member: Answered, seed: int) -> dict[str, float]:
     return shares | {group: statistics.fmean(shares[task] for task in tasks) for group, tasks in groups.items()}
 
 
-def result_of(trainings: Trainings, plan: Plan, *, resamples: int, seed: int) -> tuple[Study, dict[str, Any]]:
+def result_of(trainings: Trainings, *, resamples: int, seed: int) -> tuple[Study, dict[str, Any]]:
     """Everything that the result's JSON file holds; UserError if a task or a member's seed is missing."""
-    members = trainings.answered()
-    _require_complete(members, trainings)
+    members, plan = trainings.answered(), PLANS[trainings.plan]
+    _require_complete(members, trainings, plan)
     study = Study(members, resamples=resamples, seed=seed)
     content: dict[str, Any] = {
         "made": versions(),
@@ -90,19 +91,20 @@ def _dumped(one: Distillation | None) -> dict[str, float] | None:
     return one and one.model_dump()
 
 
-def _require_complete(members: Mapping[str, Answered], trainings: Trainings) -> None:
+def _require_complete(members: Mapping[str, Answered], trainings: Trainings, plan: Plan) -> None:
     missing = {task for tasks in GROUPS.values() for task in tasks} - {sample.task for sample in trainings.samples}
     if missing:
         raise UserError(f"these tasks were not asked: {', '.join(sorted(missing))}")
-    seeds = sorted(set().union(*(member.answers for member in members.values())))
     for name, member in members.items():
-        if sorted(member.answers) != seeds:
-            hint = "let the study come to its end, or take the member out of the file"
+        if sorted(member.answers) != sorted(plan.seeds):
             raise UserError(
-                f"seeds of {name} are missing", received=sorted(member.answers), allowed=str(seeds), hint=hint
+                f"{name} was not trained with the plan's seeds",
+                received=sorted(member.answers),
+                allowed=str(sorted(plan.seeds)),
+                hint="let the study come to its end, or take the member out of the file",
             )
     if CONSTANT in members:
-        own = members[CONSTANT].settings["alignment.kd_weight"]
+        own = trainings.members[CONSTANT].kd_weight
         equal = LAMBDAS[REFERENCE] * statistics.fmean(method_gates(trainings))
         if not math.isclose(own, equal, rel_tol=_EQUAL_WEIGHT):
             raise UserError(
@@ -131,23 +133,23 @@ def main() -> None:
     parser.add_argument("trainings", type=Path, help="the file that benchmarks.claims.collect wrote")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the tables stand beside it as .md")
     parser.add_argument("--plots", type=Path, required=True, help="folder")
-    parser.add_argument("--plan", choices=PLANS, default="claims", help="of which run these are (PLAN.md)")
     parser.add_argument("--resamples", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     options = parser.parse_args()
-    plan = PLANS[options.plan]
+    if options.out.suffix != ".json":
+        parser.error(f"--out is a .json file, not {options.out}")
     try:
         trainings = read_trainings(options.trainings)
-        study, content = result_of(trainings, plan, resamples=options.resamples, seed=options.seed)
-    except UserError as error:
+        study, content = result_of(trainings, resamples=options.resamples, seed=options.seed)
+        tables = markdown(content, (*SHOWN, FINE_LESS_COARSE))
+        written = [options.out, options.out.with_suffix(".md")]
+        for path, text in zip(written, (json.dumps(content, indent=1) + "\n", tables), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(path, text)
+        written += draw_plots(study, PLANS[trainings.plan], options.plots)
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    table = options.out.with_suffix(".md")
-    table.write_text(markdown(content, (*SHOWN, FINE_LESS_COARSE)), encoding="utf-8")
-    print(table.read_text(encoding="utf-8"))
-    for path in (options.out, table, *draw_plots(study, plan, options.plots)):
-        print(path)
+    print(tables, *written, sep="\n")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ python -m benchmarks.claims.collect RUNS_FOLDER --plan claims-again --into FILE
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.claims.curves import best_validation, distillation_of
-from benchmarks.claims.plan import PLANS, REFERENCE
+from benchmarks.claims.plan import PLANS, REFERENCE, Plan
 from benchmarks.claims.trainings import (
     MemberSettings,
     Sample,
@@ -33,28 +32,28 @@ from stages.records import parse_record, read_json
 _BRANCHES = ("encoder", "teacher", "qformer", "alignment", "language", "train", "evaluate")
 
 
-def collect(runs: Path, names: Sequence[str]) -> Trainings:
-    """What is done of some studies.
+def collect(runs: Path, plan: Plan) -> Trainings:
+    """What is done of one run of the study.
 
     Args:
         runs: the folder that `pipeline ablate` was given, `run.folder`.
-        names: of the studies, of which those that were not begun are left out.
+        plan: names the study files, of which those that were not begun are left out.
 
     Raises:
         UserError: none was begun, nothing of the reference is done, or two trainings answered other samples.
     """
-    paths = [path for name in names if (path := runs / name / STUDY).is_file()]
+    paths = [path for name in plan.studies if (path := runs / name / STUDY).is_file()]
     if not paths:
-        raise UserError("none of the studies is there", where=runs, allowed=", ".join(names))
+        raise UserError("none of the studies is there", where=runs, allowed=", ".join(plan.studies))
     records = [parse_record(StudyRecord, read_json(path), str(path)) for path in paths]
-    parts = [_read(record, runs) for record in records]
+    parts = [_read(record, runs, plan) for record in records]
     whole = parts[0]
     for part in parts[1:]:
         whole = joined(whole, part)
     return whole
 
 
-def _read(record: StudyRecord, runs: Path) -> Trainings:
+def _read(record: StudyRecord, runs: Path, plan: Plan) -> Trainings:
     done = [
         (line.name, one.seed, _folder(runs, one.run))
         for line in record.members
@@ -76,6 +75,7 @@ def _read(record: StudyRecord, runs: Path) -> Trainings:
         _require_all_videos(RunFolder.open(run), work)
         trainings.append(_training(name, seed, run, "".join(str(int(row.correct)) for row in rows)))
     content = {
+        "plan": plan.name,
         "work": work,
         "members": {line.name: MemberSettings(label=line.label, settings=line.settings) for line in record.members},
         "samples": samples,
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--plan", choices=PLANS, default="claims", help="of which run these are (PLAN.md)")
     options = parser.parse_args()
     try:
-        found = collect(options.runs, PLANS[options.plan].studies)
+        found = collect(options.runs, PLANS[options.plan])
         if options.into.exists():
             found = joined(read_trainings(options.into), found)
     except UserError as error:

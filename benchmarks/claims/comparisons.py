@@ -1,10 +1,21 @@
 """The planned comparisons, made: any two members' differences, and the plan's with their corrected p."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from benchmarks.claims.effects import Draws, Effect, draw, effect_of, gains_of, holm, one_of_each_seed, resampled
+from benchmarks.claims.effects import (
+    FINE_LESS_COARSE,
+    Draws,
+    Effect,
+    draw,
+    effect_of,
+    gains_of,
+    holm,
+    one_of_each_seed,
+    resampled,
+    without_rounding,
+)
 from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, Plan, Test, best_interior
 from benchmarks.claims.trainings import Answered
 from stages.errors import UserError
@@ -50,7 +61,8 @@ class Study:
     def by_seed(self, base: str, member: str) -> dict[str, list[float]]:
         """The differences of every task and group with each seed alone, in the seeds' order."""
         gains = gains_of(*(self.members[name].answers for name in (base, member)))
-        return {name: one.values.tolist() for name, one in resampled(gains, one_of_each_seed(gains)).items()}
+        alone = resampled(gains, one_of_each_seed(gains))
+        return {name: without_rounding(one.values).tolist() for name, one in alone.items()}
 
     def best_lambda(self) -> str | None:
         """Name of `plan.BEST`; None if an interior lambda was not trained."""
@@ -76,6 +88,9 @@ def comparisons_of(study: Study, plan: Plan) -> list[dict[str, Any]]:
         for row in own:
             row["p_holm"] = adjusted[row["name"]] if row["run"] else None
             row["verdict"] = verdict_of(row, plan.dissent)
+    supported = {row["name"] for row in rows if row["verdict"] == "supported"}
+    for row in rows:
+        row["reading"] = _reading(study, row, supported) if row["name"] in supported else None
     return rows
 
 
@@ -89,6 +104,15 @@ def verdict_of(row: Mapping[str, Any], dissent: int) -> Verdict:
     if row["p_holm"] < LEVEL and high < 0 and sum(one >= 0 for one in seeds) <= dissent:
         return "contradicted"
     return "undecided"
+
+
+def _reading(study: Study, row: Mapping[str, Any], supported: Collection[str]) -> str | None:
+    """How the plan words a supported claim that lacks what it takes to be put as it stands; None if it does not."""
+    if row["after"] and row["after"] not in supported:
+        return f"is better, not helps more: {row['after']} is not supported"
+    if row["statistic"] == FINE_LESS_COARSE and study.effects(row["base"], row["member"])["fine"].ci95[0] <= 0:
+        return "harms fine tasks less: they are not shown to gain"
+    return None
 
 
 def _tested(study: Study, test: Test, member: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.claims.plan import LAMBDAS, REFERENCE
+from benchmarks.claims.plan import LAMBDAS, PLANS, REFERENCE
 from benchmarks.claims.trainings import Distillation, Trainings, read_trainings
 from stages.errors import UserError
 from stages.metric_log import FILE
@@ -64,8 +64,8 @@ def best_validation(run: Path) -> float:
 def method_gates(trainings: Trainings) -> list[float]:
     """Mean gate of each of the method's own trainings; UserError if not all its seeds are there."""
     own = {one.seed: one.distillation for one in trainings.trainings if one.member == REFERENCE}
-    missing = {one.seed for one in trainings.trainings} - set(own)
-    if missing or not own:
+    missing = set(PLANS[trainings.plan].seeds) - set(own)
+    if missing:
         raise UserError(f"trainings of {REFERENCE!r} are missing: seeds {', '.join(map(str, sorted(missing)))}")
     return [one.mean_gate for one in own.values() if one is not None]
 

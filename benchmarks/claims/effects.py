@@ -129,11 +129,13 @@ def draw(num_seeds: int, num_videos: int, *, resamples: int, seed: int) -> Draws
 
     Raises:
         UserError: there are fewer than two seeds or videos, which say nothing of how others would differ, or no
-            resamples are asked for.
+            resamples are asked for; or the seed is negative.
     """
     for what, number, least in (("seeds", num_seeds, 2), ("videos", num_videos, 2), ("resamples", resamples, 1)):
         if number < least:
             raise UserError(f"too few {what} for an interval", received=number, allowed=f"{least} or more")
+    if seed < 0:
+        raise UserError("the seed of the bootstrap is negative", received=seed, allowed="0 or more")
     random = np.random.default_rng(seed)
     return Draws(_counts(random, num_seeds, resamples), _counts(random, num_videos, resamples))
 
@@ -180,6 +182,11 @@ def less(first: Resampled, second: Resampled) -> Resampled:
     return Resampled(first.value - second.value, first.values - second.values)
 
 
+def without_rounding(values: np.ndarray) -> np.ndarray:
+    """Shares [...] with 0 for what is 0 by right: groups are means of shares, and may be off by a rounding."""
+    return np.where(np.abs(values) < np.finfo(np.float64).eps * 8, 0.0, values)
+
+
 def effect_of(one: Resampled) -> Effect:
     """Interval and p of a statistic.
 
@@ -187,8 +194,7 @@ def effect_of(one: Resampled) -> Effect:
     taken as one more resample; so it is never 0, and 1 at most.
     """
     low, high = np.quantile(one.values, _QUANTILES95).tolist()
-    # Groups are means of shares: what is 0 by right may be off by a rounding.
-    values = np.where(np.abs(one.values) < np.finfo(np.float64).eps * 8, 0.0, one.values)
+    values = without_rounding(one.values)
     fewer = min(int((values <= 0).sum()), int((values >= 0).sum()))
     return Effect(one.value, (low, high), min(1.0, 2 * (fewer + 1) / (len(values) + 1)))
 

@@ -1,7 +1,7 @@
 """How often the study's bootstrap finds an effect where there is none, by how much trainings differ (PLAN.md).
 
 python -m benchmarks.claims.false_positives
-python -m benchmarks.claims.false_positives --seeds 12 --videos 432 --dissent 3      # the second run
+python -m benchmarks.claims.false_positives --seeds 8 --videos 432 --dissent 1      # the second run
 """
 
 import argparse

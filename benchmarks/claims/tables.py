@@ -60,7 +60,8 @@ def _test(row: Mapping[str, Any]) -> list[str]:
         return [row["name"], row["claim"], "", "", "", "", "", row["verdict"]]
     above = f"{sum(one > 0 for one in row['by_seed'])} of {len(row['by_seed'])}"
     numbers = [f"{100 * row['difference']:+.1f}", _interval(row), above, f"{row['p']:.4f}", f"{row['p_holm']:.4f}"]
-    return [*what, *numbers, row["verdict"]]
+    verdict = f"{row['verdict']} ({row['reading']})" if row["reading"] else row["verdict"]
+    return [*what, *numbers, verdict]
 
 
 def _difference(effect: Mapping[str, Any]) -> str:

@@ -42,6 +42,8 @@ class Answered:
         return fmean(self.validation_by_seed.values())
 
 
+KD_WEIGHT = "alignment.kd_weight"
+"""The setting that every member names."""
 # In these the members' teachers differ.
 _TEACHER = ("source", "block", "random_seed")
 
@@ -99,6 +101,17 @@ class MemberSettings(_Record):
     label: str
     settings: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _has_a_lambda(self) -> Self:
+        if type(self.settings.get(KD_WEIGHT)) not in (int, float):
+            raise ValueError(f"settings lack {KD_WEIGHT}")
+        return self
+
+    @property
+    def kd_weight(self) -> float:
+        """Lambda of Eq. 9."""
+        return float(self.settings[KD_WEIGHT])
+
 
 class Work(_Record):
     """What all trainings share; `settings` are those of the reference that can change what comes out, less the seed."""
@@ -108,11 +121,18 @@ class Work(_Record):
     train_samples: int
     settings: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> Self:
+        if not set(_TEACHER) <= set(self.settings.get("teacher") or {}):
+            raise ValueError(f"settings.teacher lacks one of {', '.join(_TEACHER)}")
+        return self
+
 
 class Trainings(_Record):
-    """The content of the file."""
+    """The content of the file; `plan` names the run of the study (`benchmarks.claims.plan.PLANS`)."""
 
-    format: Literal["diff-lmm-claims-2"] = "diff-lmm-claims-2"
+    format: Literal["diff-lmm-claims-3"] = "diff-lmm-claims-3"
+    plan: Literal["claims", "claims-again"]
     work: Work
     members: dict[str, MemberSettings]
     samples: tuple[Sample, ...]
@@ -128,6 +148,8 @@ class Trainings(_Record):
             name = f"{one.member}, seed {one.seed}"
             if one.member not in self.members:
                 raise ValueError(f"{name}: there is no such member")
+            if (one.distillation is None) != (self.members[one.member].kd_weight == 0):
+                raise ValueError(f"{name}: has a distillation or lacks one, against its {KD_WEIGHT}")
             if (one.member, one.seed) in seen:
                 raise ValueError(f"{name}: is there twice")
             seen.add((one.member, one.seed))
@@ -190,6 +212,8 @@ def joined(first: Trainings, second: Trainings) -> Trainings:
     Raises:
         UserError: they are not of one study, or a training has come out in two ways.
     """
+    if first.plan != second.plan:
+        raise UserError("these trainings are of two runs of the study", received=second.plan, allowed=first.plan)
     if first.samples != second.samples:
         raise UserError("these trainings are not of one study: other samples were answered")
     works = [dict(leaves(part.work.model_dump(mode="json"))) for part in (first, second)]
@@ -207,6 +231,7 @@ def joined(first: Trainings, second: Trainings) -> Trainings:
             raise UserError(f"{one.member}, seed {one.seed}, has come out in two ways")
     names = list(dict.fromkeys([*first.members, *second.members]))
     content = {
+        "plan": first.plan,
         "work": first.work,
         "members": {name: members[name] for name in names},
         "samples": first.samples,

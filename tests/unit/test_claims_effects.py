@@ -20,6 +20,7 @@ from benchmarks.claims.effects import (
     gains_of,
     holm,
     resampled,
+    without_rounding,
 )
 from benchmarks.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interior
 from benchmarks.claims.trainings import Answered, Distillation
@@ -296,6 +297,14 @@ def a_study(gain, *, tasks=tuple(LABELS)):
     return Study(members, resamples=999, seed=0)
 
 
+def harmed(by_seed, *, tasks):
+    """The same answers, all of them wrong in some tasks."""
+    return {
+        seed: [replace(row, answers=("no",)) if row.task in tasks else row for row in rows]
+        for seed, rows in by_seed.items()
+    }
+
+
 def test_comparisons_that_were_not_run_count_in_their_family():
     rows = {row["name"]: row for row in comparisons_of(a_study({NONE: 0.0, REFERENCE: 0.5, "shuffled": 0.0}), FIRST)}
     # The least p is 2 / 1000. Five tests are primary: with H1 and H6a both there, Holm takes 5 times the least of all.
@@ -306,6 +315,34 @@ def test_comparisons_that_were_not_run_count_in_their_family():
     assert not rows["H6b"]["run"]
     assert rows["H6b"]["p_holm"] is None
     assert not rows["H3a"]["run"]
+
+
+def test_what_a_supported_claim_lacks_is_said_beside_it():
+    again = PLANS["claims-again"]
+    study = a_study({NONE: 0.0, REFERENCE: 0.5, "lambda-1": 0.5, "shuffled-1": 0.0})
+    assert {row["name"]: row["reading"] for row in comparisons_of(study, again)} == dict.fromkeys(
+        ("R1", "R2", "R3", "R4")
+    )
+    worse = Answered("shuffled-1", {}, harmed(study.members[NONE].answers, tasks=LABELS), {}, {})
+    members = {**study.members, "lambda-1": study.members[NONE], "shuffled-1": worse}
+    rows = {row["name"]: row for row in comparisons_of(Study(members, resamples=999, seed=0), again)}
+    assert (rows["R2"]["verdict"], rows["R4"]["verdict"]) == ("undecided", "supported")
+    assert rows["R4"]["reading"] == "is better, not helps more: R2 is not supported"
+
+
+def test_fine_tasks_that_are_harmed_less_are_not_helped():
+    study = a_study({NONE: 0.0, REFERENCE: 0.0})
+    harm = Answered(REFERENCE, {}, harmed(study.members[NONE].answers, tasks=GROUPS["coarse"]), {}, {})
+    study = Study({NONE: study.members[NONE], REFERENCE: harm}, resamples=999, seed=0)
+    row = next(row for row in comparisons_of(study, FIRST) if row["name"] == "H2")
+    assert (row["verdict"], row["reading"]) == ("supported", "harms fine tasks less: they are not shown to gain")
+
+
+def test_a_seed_without_a_difference_has_exactly_none():
+    study = a_study({NONE: 0.0, REFERENCE: 0.3})
+    for values in study.by_seed(REFERENCE, REFERENCE).values():
+        assert values == [0.0, 0.0, 0.0]
+    assert without_rounding(np.array([-5e-19, 1e-3])).tolist() == [0.0, 1e-3]
 
 
 def test_runs_that_were_not_asked_all_tasks_are_refused():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,11 @@ MEMBERS = {
 }
 
 
+@pytest.fixture
+def two_seeds(monkeypatch):
+    monkeypatch.setitem(PLANS, "claims", replace(FIRST, seeds=(0, 1)))
+
+
 def training(member, seed, *, right="10", fingerprint="f", gate=0.75):
     return Training(
         member=member,
@@ -54,7 +60,7 @@ def training(member, seed, *, right="10", fingerprint="f", gate=0.75):
 
 
 def trainings(*rows):
-    return Trainings(work=WORK, members=MEMBERS, samples=SAMPLES, trainings=rows)
+    return Trainings(plan="claims", work=WORK, members=MEMBERS, samples=SAMPLES, trainings=rows)
 
 
 def whole():
@@ -100,13 +106,19 @@ def changed(**content):
             changed(samples=[*SAMPLES[:-1], SAMPLES[-1].model_copy(update={"gold": "x"})]),
             "not of one study: other samples were answered",
         ),
+        (changed(plan="claims-again"), "of two runs of the study; got 'claims-again'; allowed: claims"),
         (changed(work={**WORK.model_dump(), "train_samples": 8}), "not of one study: train_samples; got 8; allowed: 7"),
         (
             changed(work={**WORK.model_dump(), "settings": {"teacher": TEACHER, "train": {"lr": 2}}}),
             r"not of one study: settings\.train\.lr; got 2; allowed: 1",
         ),
         (
-            changed(members={**MEMBERS, NONE: MemberSettings(label="none", settings={"train.lr": 1})}),
+            changed(
+                members={
+                    **MEMBERS,
+                    NONE: MemberSettings(label="none", settings={"alignment.kd_weight": 0.0, "train.lr": 1}),
+                }
+            ),
             "none has other settings",
         ),
     ],
@@ -126,11 +138,36 @@ def test_what_does_not_belong_together_is_refused(other, said):
             [training(NONE, 0), training(REFERENCE, 0, fingerprint="g")],
             "lambda-0.1, seed 0: learned from another cache than none, seed 0",
         ),
+        (
+            [
+                training(NONE, 0).model_copy(
+                    update={"distillation": Distillation(mean_gate=1, cosine=1, target_to_mean=1)}
+                )
+            ],
+            "none, seed 0: has a distillation or lacks one, against its alignment.kd_weight",
+        ),
+        (
+            [training(REFERENCE, 0).model_copy(update={"distillation": None})],
+            "lambda-0.1, seed 0: has a distillation or",
+        ),
         ([training(NONE, 0).model_copy(update={"validation": float("nan")})], "trainings.0.validation"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path, rows, said):
     write_trainings(tmp_path / "file.json", whole().model_copy(update={"trainings": tuple(rows)}))
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_trainings(tmp_path / "file.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"members": {NONE: {"label": "none", "settings": {}}}}, "members.none: settings lack"),
+        ({"work": {**WORK.model_dump(), "settings": {}}}, "settings.teacher lacks one of source, block, random_seed"),
+    ],
+)
+def test_a_file_that_lacks_what_the_statistics_need_is_refused(tmp_path, content, said):
+    (tmp_path / "file.json").write_text(json.dumps({**whole().model_dump(mode="json"), **content}), encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(said)):
         read_trainings(tmp_path / "file.json")
 
@@ -142,14 +179,16 @@ def test_another_teacher_has_another_cache():
         trainings(*rows[:2], training("block-2", 1, fingerprint="f"))
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_the_methods_gates_are_those_of_all_its_trainings():
     assert method_gates(whole()) == [0.75, 0.25]
     with pytest.raises(UserError, match=r"trainings of 'lambda-0\.1' are missing: seeds 0"):
         method_gates(trainings(training(NONE, 0), training(REFERENCE, 1)))
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_the_result_comes_from_the_file_alone(tmp_path):
-    study, content = result_of(whole(), FIRST, resamples=200, seed=0)
+    study, content = result_of(whole(), resamples=200, seed=0)
     assert content["work"]["seeds"] == [0, 1]
     assert content["members"][REFERENCE]["accuracy"]["all"]["by_seed"] == {0: pytest.approx(2 / 3), 1: 0.5}
     assert content["members"][REFERENCE]["less_none"]["all"]["difference"] == pytest.approx(1 / 12)
@@ -164,26 +203,28 @@ def test_the_result_comes_from_the_file_alone(tmp_path):
 
 def test_a_folder_without_the_studies_is_refused(tmp_path):
     with pytest.raises(UserError, match="none of the studies is there"):
-        collect(tmp_path, FIRST.studies)
+        collect(tmp_path, FIRST)
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_a_study_that_is_not_complete_has_no_result():
-    with pytest.raises(UserError, match=r"seeds of block-2 are missing; got \[0\]; allowed: \[0, 1\]"):
-        result_of(joined(whole(), trainings(training("block-2", 0, fingerprint="g"))), FIRST, resamples=50, seed=0)
+    with pytest.raises(UserError, match=r"block-2 was not trained with the plan's seeds; got \[0\]; allowed: \[0, 1\]"):
+        result_of(joined(whole(), trainings(training("block-2", 0, fingerprint="g"))), resamples=50, seed=0)
     few = [sample for sample in SAMPLES if sample.task != "scene"]
     rows = [one.model_copy(update={"right": one.right[: len(few)]}) for one in whole().trainings]
     with pytest.raises(UserError, match="these tasks were not asked: scene"):
-        result_of(changed(samples=few, trainings=rows), FIRST, resamples=50, seed=0)
+        result_of(changed(samples=few, trainings=rows), resamples=50, seed=0)
 
 
+@pytest.mark.usefixtures("two_seeds")
 def test_constant_weights_at_another_effective_weight_are_refused():
     rows = [*whole().trainings, training(CONSTANT, 0), training(CONSTANT, 1)]
-    assert result_of(trainings(*rows), FIRST, resamples=50, seed=0)[1]["members"][CONSTANT]  # 0.1 * (0.75 + 0.25) / 2
+    assert result_of(trainings(*rows), resamples=50, seed=0)[1]["members"][CONSTANT]  # 0.1 * (0.75 + 0.25) / 2
     other = {**MEMBERS, CONSTANT: MemberSettings(label="constant", settings={"alignment.kd_weight": 0.1})}
     with pytest.raises(
         UserError, match=r"lambda of constant is not the method's times its mean gate; got 0\.1; allowed: 0\.05"
     ):
-        result_of(changed(members=other, trainings=rows), FIRST, resamples=50, seed=0)
+        result_of(changed(members=other, trainings=rows), resamples=50, seed=0)
 
 
 @pytest.mark.parametrize(
