@@ -31,5 +31,5 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup       ## every benchmark; results as dated JSON in benchmarks/results
+bench: setup       ## every benchmark but the claims study (hours); results as dated JSON in benchmarks/results
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

@@ -22,7 +22,7 @@ from benchmarks.claims.curves import method_gates
 from benchmarks.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
 from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Plan
 from benchmarks.claims.tables import markdown
-from benchmarks.claims.trainings import Answered, Distillation, Trainings, read_trainings
+from benchmarks.claims.trainings import Distillation, MemberAnswers, Trainings, read_trainings
 from pipeline.run_folder import versions
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -32,7 +32,7 @@ SHOWN = (*GROUPS, ALL)
 _EQUAL_WEIGHT = 1e-4
 
 
-def accuracies(member: Answered) -> dict[str, dict[str, Any]]:
+def accuracies(member: MemberAnswers) -> dict[str, dict[str, Any]]:
     """Right answers of one member by task and group: of each seed, their mean and sample standard deviation."""
     by_seed = {seed: _shares(member, seed) for seed in sorted(member.answers)}
     names = next(iter(by_seed.values()))
@@ -46,7 +46,7 @@ def accuracies(member: Answered) -> dict[str, dict[str, Any]]:
     }
 
 
-def _shares(member: Answered, seed: int) -> dict[str, float]:
+def _shares(member: MemberAnswers, seed: int) -> dict[str, float]:
     right: dict[str, list[bool]] = {}
     for row in member.answers[seed]:
         right.setdefault(row.task, []).append(row.correct)
@@ -91,7 +91,7 @@ def _dumped(one: Distillation | None) -> dict[str, float] | None:
     return one and one.model_dump()
 
 
-def _require_complete(members: Mapping[str, Answered], trainings: Trainings, plan: Plan) -> None:
+def _require_complete(members: Mapping[str, MemberAnswers], trainings: Trainings, plan: Plan) -> None:
     missing = {task for tasks in GROUPS.values() for task in tasks} - {sample.task for sample in trainings.samples}
     if missing:
         raise UserError(f"these tasks were not asked: {', '.join(sorted(missing))}")

@@ -17,7 +17,7 @@ from benchmarks.claims.effects import (
     without_rounding,
 )
 from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, Plan, Test, best_interior
-from benchmarks.claims.trainings import Answered
+from benchmarks.claims.trainings import MemberAnswers
 from stages.errors import UserError
 
 LEVEL = 0.05
@@ -37,7 +37,7 @@ class Study:
         UserError: one of those two members is missing.
     """
 
-    def __init__(self, members: Mapping[str, Answered], *, resamples: int, seed: int) -> None:
+    def __init__(self, members: Mapping[str, MemberAnswers], *, resamples: int, seed: int) -> None:
         missing = {NONE, REFERENCE} - set(members)
         if missing:
             raise UserError(

@@ -88,7 +88,15 @@ _AGAIN = (
     Test(
         "R3", "with lambda 1 it helps fine tasks more than coarse ones", NONE, "lambda-1", FINE_LESS_COARSE, "primary"
     ),
-    Test("R4", "so do its own targets more than shuffled ones", "shuffled-1", "lambda-1", ALL, "primary", after="R2"),
+    Test(
+        "R4",
+        "lambda 1: its own targets help more than shuffled ones",
+        "shuffled-1",
+        "lambda-1",
+        ALL,
+        "primary",
+        after="R2",
+    ),
 )
 PLANS = {
     plan.name: plan

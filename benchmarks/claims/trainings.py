@@ -27,7 +27,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Answered:
+class MemberAnswers:
     """One member: what tables call it, and of each seed answers, best validation accuracy and how distillation went."""
 
     label: str
@@ -165,13 +165,13 @@ class Trainings(_Record):
         own, common = self.members[name].settings, self.work.settings["teacher"]
         return tuple(own.get(f"teacher.{key}", common[key]) for key in _TEACHER)
 
-    def answered(self) -> dict[str, Answered]:
+    def answered(self) -> dict[str, MemberAnswers]:
         """Every member that has a training."""
         return {name: self._answered(name) for name in self.members if any(self._of(name))}
 
-    def _answered(self, name: str) -> Answered:
+    def _answered(self, name: str) -> MemberAnswers:
         member = self.members[name]
-        return Answered(
+        return MemberAnswers(
             member.label,
             member.settings,
             {one.seed: self._answers(one) for one in self._of(name)},

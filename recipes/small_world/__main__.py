@@ -53,11 +53,17 @@ def make(out: Path, settings: WorldSettings, device: str) -> Record:
         save_record(record, temporary / RECORD)
         write_cards(temporary, record)
         write_sheet(temporary, temporary / SHEET, settings)
-        temporary.chmod(0o755)
+        _let_all_read(temporary)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
+
+
+def _let_all_read(folder: Path) -> None:
+    """Temporary files and folders are their maker's alone; what is shipped is not."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _train(folder: Path, settings: WorldSettings, device: str) -> list[Made]:
@@ -125,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="torch device of the trainings (default here: %(default)s)",
+        help="torch device of the trainings, but for the language model's, which is short (default here: %(default)s)",
     )
     return parser
 

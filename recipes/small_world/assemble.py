@@ -34,7 +34,7 @@ def write_instructblip(
     """Write an InstructBLIP: the trained tower, a Q-Former to start from, and a language model trained here.
 
     Returns:
-        The language model's training, and its share of right answers on captions it has not seen.
+        The language model's training, and its share of right answers on captions drawn with another seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = write_tokenizer(folder, bert_style=False)

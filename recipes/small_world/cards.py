@@ -41,6 +41,7 @@ def _facts(record: Record) -> dict[str, object]:
         **record.versions,
         **{f"{name}_steps": steps for name, steps in record.steps.items()},
         **{f"{name}_loss": loss for name, loss in record.losses.items()},
+        "seed": settings["seed"],
         "probe_videos": settings["probe_videos"],
         "probe_held_out": settings["probe_held_out"],
         "tower_layers": tower["layers"],

@@ -1,12 +1,12 @@
 """The pictures that the networks learn from: drawn as the data set's videos are, never compressed, of other seeds."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.small_world.optimise import Say
 from recipes.small_world.settings import FrameSettings
 from stages.decode.resize import resize_rgb
 from stages.synthetic.drawing import SIZE_PX, draw_frames
@@ -34,7 +34,7 @@ class Frames:
         return self.labels[:, list(LABELS).index(task)]
 
 
-def draw(settings: FrameSettings, *, size_px: int, say: Callable[[str], None]) -> Frames:
+def draw(settings: FrameSettings, *, size_px: int, say: Say) -> Frames:
     """Draw `each` frames at random times of every video of the plan, resized as extraction resizes."""
     specs = plan_videos(settings.world_seed, {"train": settings.videos})
     rng = np.random.default_rng(settings.world_seed)

@@ -19,7 +19,7 @@ _CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class Trained:
-    """What is told of a training: the mean loss of its last lines' steps, its steps, its seconds."""
+    """What is told of a training: the mean loss of its last `_SAY_EVERY` steps, its steps, its seconds."""
 
     loss: float
     steps: int

@@ -21,7 +21,7 @@ _MAX_POSITIONS = 256
 
 
 def llama_config(settings: ReadingSettings, vocabulary: int) -> LlamaConfig:
-    """The language model's configuration; its special tokens are those of `vocabulary.write_tokenizer`."""
+    """The language model's configuration; first and last token are those of `vocabulary.write_tokenizer`."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=settings.width,
@@ -52,7 +52,7 @@ def teach_to_read(
 
 @torch.no_grad()
 def reading_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, *, seed: int, count: int) -> float:
-    """Share of fresh captions whose question is answered right, every token of it the likeliest."""
+    """Share of captions drawn with `seed` whose question is answered right, every token of it the likeliest."""
     rng, card = random.Random(seed), load_card("synthetic")  # noqa: S311  # makes test text, not secrets
     ids, mask, labels = _batch([example(card, rng) for _ in range(count)], tokenizer)
     guessed = model(input_ids=ids, attention_mask=mask).logits[:, :-1].argmax(-1)

@@ -23,7 +23,7 @@ from benchmarks.claims.effects import (
     without_rounding,
 )
 from benchmarks.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interior
-from benchmarks.claims.trainings import Answered, Distillation
+from benchmarks.claims.trainings import Distillation, MemberAnswers
 from stages.errors import UserError
 from stages.records import read_yaml
 from stages.scoring import Prediction
@@ -293,7 +293,7 @@ def a_study(gain, *, tasks=tuple(LABELS)):
     members = {}
     for name, own in gain.items():
         base, other = made(3, 40, tasks, dict.fromkeys(tasks, own))
-        members[name] = Answered(name, {}, base if name == NONE else other, {}, {})
+        members[name] = MemberAnswers(name, {}, base if name == NONE else other, {}, {})
     return Study(members, resamples=999, seed=0)
 
 
@@ -323,7 +323,7 @@ def test_what_a_supported_claim_lacks_is_said_beside_it():
     assert {row["name"]: row["reading"] for row in comparisons_of(study, again)} == dict.fromkeys(
         ("R1", "R2", "R3", "R4")
     )
-    worse = Answered("shuffled-1", {}, harmed(study.members[NONE].answers, tasks=LABELS), {}, {})
+    worse = MemberAnswers("shuffled-1", {}, harmed(study.members[NONE].answers, tasks=LABELS), {}, {})
     members = {**study.members, "lambda-1": study.members[NONE], "shuffled-1": worse}
     rows = {row["name"]: row for row in comparisons_of(Study(members, resamples=999, seed=0), again)}
     assert (rows["R2"]["verdict"], rows["R4"]["verdict"]) == ("undecided", "supported")
@@ -332,7 +332,7 @@ def test_what_a_supported_claim_lacks_is_said_beside_it():
 
 def test_fine_tasks_that_are_harmed_less_are_not_helped():
     study = a_study({NONE: 0.0, REFERENCE: 0.0})
-    harm = Answered(REFERENCE, {}, harmed(study.members[NONE].answers, tasks=GROUPS["coarse"]), {}, {})
+    harm = MemberAnswers(REFERENCE, {}, harmed(study.members[NONE].answers, tasks=GROUPS["coarse"]), {}, {})
     study = Study({NONE: study.members[NONE], REFERENCE: harm}, resamples=999, seed=0)
     row = next(row for row in comparisons_of(study, FIRST) if row["name"] == "H2")
     assert (row["verdict"], row["reading"]) == ("supported", "harms fine tasks less: they are not shown to gain")
