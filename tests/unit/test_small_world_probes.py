@@ -376,7 +376,7 @@ def cards(tmp_path_factory):
                 f"probability {SETTINGS.contrast.names_detail}",
                 f"1003 steps of {SETTINGS.contrast.groups * SETTINGS.contrast.group_size} frames, final loss 1.345.",
                 f"{SETTINGS.reading.layers} layers of width {SETTINGS.reading.width}",
-                f"1004 steps of {SETTINGS.reading.batch} captions, final loss 0.0457; it answers 98.7% of new captions",
+                f"1004 steps of {SETTINGS.reading.batch} captions, final loss 0.0457; of captions drawn with another seed it answers 98.7% right",
             ],
         ),
         (
@@ -386,7 +386,7 @@ def cards(tmp_path_factory):
                 f"1001 steps of {SETTINGS.vae.batch} frames, final loss 0.123.",
                 f"{SETTINGS.diffusion.layers} blocks of width {DIT_WIDTH}",
                 f"given to {SETTINGS.diffusion.no_class * 100:.0f}% of the samples",
-                f"1002 steps of {SETTINGS.diffusion.batch} frames, final loss 0.2346.",
+                f"1002 steps of {SETTINGS.diffusion.batch} frames, final loss 0.2346 of the raw weights",
             ],
         ),
     ],
