@@ -376,7 +376,8 @@ def cards(tmp_path_factory):
                 f"probability {SETTINGS.contrast.names_detail}",
                 f"1003 steps of {SETTINGS.contrast.groups * SETTINGS.contrast.group_size} frames, final loss 1.345.",
                 f"{SETTINGS.reading.layers} layers of width {SETTINGS.reading.width}",
-                f"1004 steps of {SETTINGS.reading.batch} captions, final loss 0.0457; of captions drawn with another seed it answers 98.7% right",
+                f"1004 steps of {SETTINGS.reading.batch} captions, final loss 0.0457; "
+                "of captions drawn with another seed it answers 98.7% right",
             ],
         ),
         (
