@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = read_settings(options.settings)
         shipped = None if options.against is None else load_record(options.against)
+        _require_device(options.device)
         _require_free(options.out)
         record = make(options.out, settings, options.device)
     except UserError as error:
@@ -43,7 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
 def make(out: Path, settings: WorldSettings, device: str) -> Record:
     """Train all networks into `out`, which appears when all is done; UserError as the parts raise it."""
     started = time.perf_counter()
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         parts = _train(temporary, settings, device)
@@ -115,7 +115,20 @@ def _compare(shipped: Record, record: Record) -> int:
 
 def _require_free(out: Path) -> None:
     if out.exists():
-        raise UserError("already there", where="--out", received=out, hint="choose a new folder, or remove it")
+        raise UserError("already there", where="--out", received=str(out), hint="choose a new folder, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("cannot be made", where="--out", received=str(out), hint=str(error)) from error
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter is what a build without CUDA raises
+        raise UserError(
+            "no such device here", where="--device", received=device, allowed="cpu, cuda or cuda:N"
+        ) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -84,6 +84,8 @@ def test_a_second_run_is_held_against_the_first(made, few, tmp_path, capsys):
         (["--out", "{made}"], "already there"),
         (["--out", "{new}", "--against", "nowhere.json"], "nowhere.json"),
         (["--out", "{new}", "--settings", "nowhere.yaml"], "nowhere.yaml"),
+        (["--out", "{new}", "--device", "abacus"], "--device: no such device here; got 'abacus'"),
+        (["--out", "{made}/record.json/new"], "--out: cannot be made"),
     ],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing(arguments, said, made, tmp_path, capsys):
