@@ -22,7 +22,7 @@ from benchmarks.claims.curves import method_gates
 from benchmarks.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
 from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Plan
 from benchmarks.claims.tables import markdown
-from benchmarks.claims.trainings import Distillation, MemberAnswers, Trainings, read_trainings
+from benchmarks.claims.trainings import MemberAnswers, Trainings, read_trainings
 from pipeline.run_folder import versions
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -79,16 +79,14 @@ def result_of(trainings: Trainings, *, resamples: int, seed: int) -> tuple[Study
             "settings": member.settings,
             "accuracy": accuracies(member),
             "validation_by_seed": member.validation_by_seed,
-            "distillation_by_seed": {seed: _dumped(one) for seed, one in member.distillation_by_seed.items()},
+            "distillation_by_seed": {
+                seed: one and one.model_dump() for seed, one in member.distillation_by_seed.items()
+            },
         }
         if name != NONE:
             entry["less_none"] = {what: asdict(one) for what, one in study.effects(NONE, name).items()}
         content["members"][name] = entry
     return study, content
-
-
-def _dumped(one: Distillation | None) -> dict[str, float] | None:
-    return one and one.model_dump()
 
 
 def _require_complete(members: Mapping[str, MemberAnswers], trainings: Trainings, plan: Plan) -> None:

@@ -134,9 +134,9 @@ def main() -> None:
         found = collect(options.runs, PLANS[options.plan])
         if options.into.exists():
             found = joined(read_trainings(options.into), found)
-    except UserError as error:
+        write_trainings(options.into, found)
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    write_trainings(options.into, found)
     for name, member in found.answered().items():
         print(f"{name:14} seeds {', '.join(map(str, sorted(member.answers)))}")
     print(f"{len(found.trainings)} trainings in {options.into}")

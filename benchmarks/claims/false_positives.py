@@ -5,10 +5,12 @@ python -m benchmarks.claims.false_positives --seeds 8 --videos 432 --dissent 1  
 """
 
 import argparse
+import sys
 
 import numpy as np
 
 from benchmarks.claims.effects import Gains, draw, effect_of, resampled
+from stages.errors import UserError
 
 TASK = "scene"
 # Standard deviations in points: of a training's gain, of a training's gain on one video, of a video's gain.
@@ -42,7 +44,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=600)
     options = parser.parse_args()
     for spread in SPREADS:
-        shares = shares_below(spread, **vars(options))
+        try:
+            shares = shares_below(spread, **vars(options))
+        except UserError as error:
+            sys.exit(f"error: {error}")
         print(spread, ", ".join(f"{what}: {share:.1%}" for what, share in shares.items()))
 
 

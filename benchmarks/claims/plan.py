@@ -20,6 +20,7 @@ BEST = "best lambda"
 """The interior member with the best mean validation accuracy."""
 
 Family = Literal["primary", "secondary"]
+PlanName = Literal["claims", "claims-again"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Plan:
         dissent: as many seeds may point the other way before a claim is undecided.
     """
 
-    name: str
+    name: PlanName
     studies: tuple[str, ...]
     seeds: tuple[int, ...]
     sections: Mapping[str, tuple[str, ...]]

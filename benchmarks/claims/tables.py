@@ -6,8 +6,8 @@ from typing import Any
 
 _DISTILLATION = {
     "cosine": "cosine to the target, last epoch",
-    "target_to_mean": "of the mean target to y*",
-    "mean_gate": "mean gate",
+    "target_to_mean": "cosine of y* to its mean, last epoch",
+    "mean_gate": "mean gate, all steps",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from benchmarks.claims.plan import PlanName
 from pipeline.config import leaves
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -132,7 +133,7 @@ class Trainings(_Record):
     """The content of the file; `plan` names the run of the study (`benchmarks.claims.plan.PLANS`)."""
 
     format: Literal["diff-lmm-claims-3"] = "diff-lmm-claims-3"
-    plan: Literal["claims", "claims-again"]
+    plan: PlanName
     work: Work
     members: dict[str, MemberSettings]
     samples: tuple[Sample, ...]

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = read_settings(options.settings)
         shipped = None if options.against is None else load_record(options.against)
         _require_device(options.device)
-        _require_free(options.out)
+        _make_room(options.out)
         record = make(options.out, settings, options.device)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -113,7 +113,8 @@ def _compare(shipped: Record, record: Record) -> int:
     return _DIFFERENT if found else 0
 
 
-def _require_free(out: Path) -> None:
+def _make_room(out: Path) -> None:
+    """Make the folder that `out` is to be in; UserError if that cannot be, or `out` is there."""
     if out.exists():
         raise UserError("already there", where="--out", received=str(out), hint="choose a new folder, or remove it")
     try:
