@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test lint format bench setup
+.PHONY: demo test claims-test lint format bench setup
 
 setup: $(VENV)/.installed
 
@@ -22,6 +22,9 @@ demo: setup        ## the whole path on the bundled synthetic videos, CPU only
 test: setup        ## the whole suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+claims-test: setup ## the tests of the study in experiments/claims
+	$(BIN)/python -m pytest experiments/claims/tests
+
 lint: setup        ## lint, format check, type check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,5 +34,5 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup       ## every benchmark but the claims study (hours); results as dated JSON in benchmarks/results
+bench: setup       ## every benchmark; results as dated JSON in benchmarks/results
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done

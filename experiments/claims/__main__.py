@@ -1,7 +1,7 @@
 """From the study's trainings to its result: a dated JSON file, the same as Markdown tables, and the plots.
 
-    python -m benchmarks.claims benchmarks/results/claims-trainings.json --out benchmarks/results/claims-DATE.json \\
-        --plots docs/pictures
+    cd experiments/claims/results
+    python -m experiments.claims claims-trainings.json --out claims-DATE.json --plots ../pictures
 
 A comparison of PLAN.md whose members were not trained is listed as not run, and counts in its family with p = 1.
 """
@@ -16,13 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import plots
-from benchmarks.claims.comparisons import Study, comparisons_of
-from benchmarks.claims.curves import method_gates
-from benchmarks.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
-from benchmarks.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Plan
-from benchmarks.claims.tables import markdown
-from benchmarks.claims.trainings import MemberAnswers, Trainings, read_trainings
+from experiments.claims import plots
+from experiments.claims.comparisons import Study, comparisons_of
+from experiments.claims.curves import method_gates
+from experiments.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
+from experiments.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Plan
+from experiments.claims.tables import markdown
+from experiments.claims.trainings import MemberAnswers, Trainings, read_trainings
 from pipeline.run_folder import versions
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -128,7 +128,7 @@ def draw_plots(study: Study, plan: Plan, folder: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trainings", type=Path, help="the file that benchmarks.claims.collect wrote")
+    parser.add_argument("trainings", type=Path, help="the file that experiments.claims.collect wrote")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the tables stand beside it as .md")
     parser.add_argument("--plots", type=Path, required=True, help="folder")
     parser.add_argument("--resamples", type=int, default=10_000)

@@ -1,6 +1,6 @@
 """What is read off a training's `metrics.jsonl`: how its distillation went, and its best validation accuracy.
 
-    python -m benchmarks.claims.curves benchmarks/results/claims-trainings.json
+    python -m experiments.claims.curves experiments/claims/results/claims-trainings.json
 
 prints the mean gate of the method's trainings and the lambda with which constant weights of 1 weigh the distillation as
 much.
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.claims.plan import LAMBDAS, PLANS, REFERENCE
-from benchmarks.claims.trainings import Distillation, Trainings, read_trainings
+from experiments.claims.plan import LAMBDAS, PLANS, REFERENCE
+from experiments.claims.trainings import Distillation, Trainings, read_trainings
 from stages.errors import UserError
 from stages.metric_log import FILE
 from stages.records import read_json_lines
@@ -72,7 +72,7 @@ def method_gates(trainings: Trainings) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("trainings", type=Path, help="the file that benchmarks.claims.collect wrote")
+    parser.add_argument("trainings", type=Path, help="the file that experiments.claims.collect wrote")
     try:
         gates = method_gates(read_trainings(parser.parse_args().trainings))
     except UserError as error:

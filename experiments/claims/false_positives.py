@@ -1,7 +1,7 @@
 """How often the study's bootstrap finds an effect where there is none, by how much trainings differ (PLAN.md).
 
-python -m benchmarks.claims.false_positives
-python -m benchmarks.claims.false_positives --seeds 8 --videos 432 --dissent 1      # the second run
+python -m experiments.claims.false_positives
+python -m experiments.claims.false_positives --seeds 8 --videos 432 --dissent 1      # the second run
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from benchmarks.claims.effects import Gains, draw, effect_of, resampled
+from experiments.claims.effects import Gains, draw, effect_of, resampled
 from stages.errors import UserError
 
 TASK = "scene"

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.claims.__main__ import draw_plots, result_of
-from benchmarks.claims.collect import collect
-from benchmarks.claims.comparisons import verdict_of
-from benchmarks.claims.curves import method_gates
-from benchmarks.claims.plan import CONSTANT, NONE, PLANS, REFERENCE
-from benchmarks.claims.tables import markdown
-from benchmarks.claims.trainings import (
+from experiments.claims.__main__ import draw_plots, result_of
+from experiments.claims.collect import collect
+from experiments.claims.comparisons import verdict_of
+from experiments.claims.curves import method_gates
+from experiments.claims.plan import CONSTANT, NONE, PLANS, REFERENCE
+from experiments.claims.tables import markdown
+from experiments.claims.trainings import (
     Distillation,
     MemberSettings,
     Sample,

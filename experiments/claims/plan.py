@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.claims.effects import ALL, FINE_LESS_COARSE
+from experiments.claims.effects import ALL, FINE_LESS_COARSE
 
 NONE = "none"
 """The model without distillation."""

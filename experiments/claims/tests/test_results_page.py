@@ -1,4 +1,4 @@
-"""docs/does-it-work.md: its tables are those of the published results, which follow from the published answers."""
+"""RESULTS.md: its tables are those of the published results, which follow from the published answers."""
 
 import json
 import re
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.claims.__main__ import result_of
-from benchmarks.claims.trainings import read_trainings
+from experiments.claims.__main__ import result_of
+from experiments.claims.trainings import read_trainings
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = (ROOT / "docs" / "does-it-work.md").read_text(encoding="utf-8")
+STUDY = Path(__file__).parents[1]
+RESULTS = STUDY / "results"
+PAGE = (STUDY / "RESULTS.md").read_text(encoding="utf-8")
 RUNS = ("claims", "claims-again")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from benchmarks.claims.effects import (
+from experiments.claims.effects import (
     FINE_LESS_COARSE,
     Draws,
     Effect,
@@ -16,8 +16,8 @@ from benchmarks.claims.effects import (
     resampled,
     without_rounding,
 )
-from benchmarks.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, Plan, Test, best_interior
-from benchmarks.claims.trainings import MemberAnswers
+from experiments.claims.plan import BEST, HIGHEST, LAMBDAS, NONE, REFERENCE, Plan, Test, best_interior
+from experiments.claims.trainings import MemberAnswers
 from stages.errors import UserError
 
 LEVEL = 0.05

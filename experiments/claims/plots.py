@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from benchmarks.claims.effects import Effect
+from experiments.claims.effects import Effect
 from pipeline.figure_style import ON_WHITE
 from stages.atomic import atomic_path
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from benchmarks.claims.plan import PlanName
+from experiments.claims.plan import PlanName
 from pipeline.config import leaves
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
@@ -130,7 +130,7 @@ class Work(_Record):
 
 
 class Trainings(_Record):
-    """The content of the file; `plan` names the run of the study (`benchmarks.claims.plan.PLANS`)."""
+    """The content of the file; `plan` names the run of the study (`experiments.claims.plan.PLANS`)."""
 
     format: Literal["diff-lmm-claims-3"] = "diff-lmm-claims-3"
     plan: PlanName

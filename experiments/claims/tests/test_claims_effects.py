@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.claims.comparisons import Study, comparisons_of
-from benchmarks.claims.curves import best_validation, distillation_of
-from benchmarks.claims.effects import (
+from experiments.claims.comparisons import Study, comparisons_of
+from experiments.claims.curves import best_validation, distillation_of
+from experiments.claims.effects import (
     ALL,
     FINE_LESS_COARSE,
     GROUPS,
@@ -22,8 +22,8 @@ from benchmarks.claims.effects import (
     resampled,
     without_rounding,
 )
-from benchmarks.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interior
-from benchmarks.claims.trainings import Distillation, MemberAnswers
+from experiments.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interior
+from experiments.claims.trainings import Distillation, MemberAnswers
 from stages.errors import UserError
 from stages.records import read_yaml
 from stages.scoring import Prediction
@@ -254,7 +254,7 @@ def test_the_groups_are_the_synthetic_sets_tasks():
 
 
 def study_file(name):
-    return read_yaml(Path(__file__).parents[2] / "benchmarks" / "claims" / f"{name}.yaml")
+    return read_yaml(Path(__file__).parents[1] / f"{name}.yaml")
 
 
 def named_in(plan):

@@ -1,16 +1,16 @@
 """Adds the trainings that are done in a folder of runs to the study's file, which may grow over days and machines.
 
-python -m benchmarks.claims.collect RUNS_FOLDER --into benchmarks/results/claims-trainings.json
-python -m benchmarks.claims.collect RUNS_FOLDER --plan claims-again --into FILE
+python -m experiments.claims.collect RUNS_FOLDER --into experiments/claims/results/claims-trainings.json
+python -m experiments.claims.collect RUNS_FOLDER --plan claims-again --into FILE
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.claims.curves import best_validation, distillation_of
-from benchmarks.claims.plan import PLANS, REFERENCE, Plan
-from benchmarks.claims.trainings import (
+from experiments.claims.curves import best_validation, distillation_of
+from experiments.claims.plan import PLANS, REFERENCE, Plan
+from experiments.claims.trainings import (
     MemberSettings,
     Sample,
     Training,
