@@ -1,7 +1,8 @@
 """From the study's trainings to its result: a dated JSON file, the same as Markdown tables, and the plots.
 
-    cd experiments/claims/results
-    python -m experiments.claims claims-trainings.json --out claims-DATE.json --plots ../pictures
+    RESULTS=experiments/claims/results
+    python -m experiments.claims $RESULTS/claims-trainings.json --out $RESULTS/claims-DATE.json \\
+        --plots experiments/claims/pictures
 
 A comparison of PLAN.md whose members were not trained is listed as not run, and counts in its family with p = 1.
 """
