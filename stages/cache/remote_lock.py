@@ -9,17 +9,15 @@ are whole without any lock. The clocks of the machines are taken to agree within
 
 import json
 import logging
-import os
 import secrets
-import socket
 import threading
 import time
-from datetime import UTC, datetime
 
-from stages.cache.lock import LOCK, locked_by, told_holder
+from stages.cache.lock import LOCK, cache_locked_by
 from stages.cache.remote_files import RemoteFiles
 from stages.cache.writers import Writer, current_writer
 from stages.errors import UserError
+from stages.lock import holder_in, holder_now
 
 BEAT_S = 30.0
 STALE_AFTER_S = 300.0
@@ -34,24 +32,24 @@ class RemoteLock:
     def __init__(self, files: RemoteFiles) -> None:
         self._files = files
         self._token = secrets.token_hex(8)
-        self._since = ""
+        self._holder: dict[str, object] = {}
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
         self._lost: str | None = None
 
     def acquire(self) -> None:
         """See `CacheLock.acquire`."""
-        self._since = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        self._holder = holder_now()
         if not self._files.create_file(LOCK, self._content()):
             held = self._files.content("", LOCK) or b""
             # Our own: the answer to a first try was lost, and the driver tried again.
             if not (self._is_mine(held) or _is_left_behind(held)):
-                raise locked_by(told_holder(held), self._files.root)
+                raise cache_locked_by(held, self._files.root)
             self._files.add_file("", LOCK, self._content())
             time.sleep(_SETTLE_S)
         held = self._files.content("", LOCK) or b""
         if not self._is_mine(held):
-            raise locked_by(told_holder(held), self._files.root)
+            raise cache_locked_by(held, self._files.root)
         self._stop.clear()
         self._beating = threading.Thread(target=self._beat, name="cache-lock", daemon=True)
         self._beating.start()
@@ -85,7 +83,7 @@ class RemoteLock:
             try:
                 held = self._files.content("", LOCK) or b""
                 if not self._is_mine(held):
-                    self._lost = told_holder(held)
+                    self._lost = holder_in(held)
                     return
                 self._files.add_file("", LOCK, self._content())
             except UserError as error:
@@ -93,9 +91,7 @@ class RemoteLock:
 
     def _content(self) -> bytes:
         told = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": self._since,
+            **self._holder,
             "token": self._token,
             "writer": f"{self._token}.{current_writer()}",
             "heard": time.time(),

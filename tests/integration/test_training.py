@@ -226,7 +226,7 @@ def test_of_equals_the_later_is_the_best_and_by_loss_another_may_be(resolved):
 def test_two_trainings_of_one_run_at_once_are_refused(resolved):
     config = resolved("train.epochs=1")
     run = trained(config)
-    with training(run), pytest.raises(UserError, match=r"process \d+ on .* is training this run\. Wait until it has"):
+    with training(run), pytest.raises(UserError, match=r"process \(\d+ on .* is training this run\. Wait until it has"):
         trained(config, resume=True)
     trained(config, resume=True)
 

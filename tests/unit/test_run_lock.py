@@ -16,7 +16,7 @@ def test_another_process_is_named_and_what_it_has_stays(tmp_path):
     command = [sys.executable, "-c", HOLD + "print('held', flush=True); sys.stdin.read()", str(run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"process {holder.pid} on .* is training this run"), training(run):
+        with pytest.raises(UserError, match=rf"process \({holder.pid} on .*\) is training this run"), training(run):
             raise AssertionError("two at once")
         assert (run / LOCK).exists()
         holder.communicate("")
