@@ -30,6 +30,13 @@ def pick_dtype(precision: Literal["auto", "float32", "bfloat16", "float16"], dev
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found too little memory; on a CPU it reports that by a plain RuntimeError."""
+    # The second is oneDNN's, whose kernels ask for scratch memory of their own.
+    on_cpu = ("can't allocate memory", "could not create a primitive")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Mixed precision for the block, or none when the arithmetic is float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

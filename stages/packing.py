@@ -13,10 +13,10 @@ import torch
 
 from model.config import EncoderConfig, TeacherConfig
 from stages.config import ExtractConfig
-from stages.device import pick_device, pick_dtype
+from stages.device import is_out_of_memory, pick_device, pick_dtype
 from stages.errors import UserError
 from stages.frozen_networks import load_encoder, load_teacher
-from stages.pass_size import cpu_pass, gpu_pass, set_pass
+from stages.pass_size import gpu_pass, set_pass
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,12 +67,12 @@ class FrozenPair:
             self._teacher = torch.compile(self.teacher, dynamic=False)
 
     def find_pass(self) -> int:
-        """Find out how many frames a pass is to have; see `stages.pass_size`.
+        """Find out on a GPU how many frames a pass is to have; see `stages.pass_size`.
 
         Raises:
             UserError: not even one frame fits into the memory.
         """
-        found = gpu_pass(self._try_on_gpu) if self.device.type == "cuda" else cpu_pass(lambda: self.try_empty(1))
+        found = gpu_pass(self._try_on_gpu)
         if not found:
             raise self._too_little_memory()
         return found
@@ -104,8 +104,7 @@ class FrozenPair:
             features = self._encoder(self._to_device(encoder_view))[:count].float().cpu().numpy()
             return features, self._teacher(self._to_device(teacher_view))[:count].cpu().numpy()
         except (MemoryError, RuntimeError) as error:
-            # torch has a class of its own for a GPU's memory only.
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if is_out_of_memory(error):
                 return None
             raise
 
