@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from model.alignment import Alignment, AlignmentReport, total_loss
 from model.config import LanguageConfig
 from model.language import Answers, AnswerTokens, FrozenLanguageModel, build_projection
 from model.qformer import MemoryQFormer, QFormerMemory, QFormerRun, TextTokens
-from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, QFORMER, span, spanned
+from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, QFORMER, spanned
 
 LANGUAGE_PREFIX = "language."
 
@@ -183,7 +184,7 @@ class DiffLMM(nn.Module):
             self._observe(clips)
         for part in self._parts(clips, kd_frames, frames_per_run, share or WHOLE):
             total = part.total(self.kd_weight)
-            with span(BACKWARD):
+            with record_function(BACKWARD):
                 total.backward()
             totals.append(total.detach())
             parts.append(_detached(part))
@@ -209,10 +210,10 @@ class DiffLMM(nn.Module):
         for run in spanned(QFORMER, runs):
             answer = None
             if last in run.frames:
-                with span(LANGUAGE):
+                with record_function(LANGUAGE):
                     told = self.language_projection(run.levels[-1][:, -1])
                     answer = share.answer * self.language.answer_loss(told, clips.answer)
-            with span(ALIGNMENT):
+            with record_function(ALIGNMENT):
                 part = self._part(run, answer, clips, distilled, share)
             yield part
 

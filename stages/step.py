@@ -7,10 +7,11 @@ from typing import NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from model.alignment import AlignmentReport
 from model.diff_lmm import Clips, DiffLMM, Losses, Share
-from model.spans import OPTIMIZER, span
+from model.spans import OPTIMIZER
 from stages.config import TrainConfig
 from stages.device import Compute, autocast, each_tensor, move
 from stages.errors import UserError
@@ -45,7 +46,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._of_all(self._forward_backward(step, parts))
         self._require_finite(losses.total, "loss", step, parts)
-        with span(OPTIMIZER):
+        with record_function(OPTIMIZER):
             self.group.sum_gradients(self.parameters.values())
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip or math.inf)
             self._require_finite(norm, "gradient norm", step, parts)

@@ -1,13 +1,13 @@
 """Where the time of a training step goes: a trace of some steps, and what reading, each network and the rest took."""
 
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
-from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, OPTIMIZER, QFORMER, Clock
+from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, OPTIMIZER, QFORMER
 from stages.train import READ, STEP
 
 # The first steps ask the system for memory and start the readers.
@@ -34,7 +34,9 @@ class Breakdown:
 
 
 class StepProfile:
-    """Watches some steps of a training; each part waits for the device, so these steps are a little slower.
+    """Watches some steps of a training with torch's profiler, which makes these steps a little slower.
+
+    On a GPU a network's seconds are those of its work there; elsewhere, and for reading, they are the CPU's.
 
     Args:
         folder: where the trace goes.
@@ -44,18 +46,16 @@ class StepProfile:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         self.breakdown: Breakdown | None = None
-        cuda = device.type == "cuda"
-        self._clock = Clock(synchronise=torch.cuda.synchronize if cuda else _nothing)
-        self._profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])
-        self._open = ExitStack()
+        self._on_gpu = device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
+        self._profiler = profile(activities=activities)
         self._steps = 0
 
     def after_step(self) -> None:
-        """Say that a step has been taken."""
+        """Count a step, and start or end the watching."""
         self._steps += 1
         if self._steps == WARM_UP_STEPS:
-            self._open.enter_context(self._clock.running())
-            self._open.enter_context(self._profiler)
+            self._profiler.start()
         elif self._steps == WARM_UP_STEPS + MEASURED_STEPS:
             self.finish()
 
@@ -64,14 +64,16 @@ class StepProfile:
         measured = self._steps - WARM_UP_STEPS
         if measured < 1 or self.breakdown is not None:
             return
-        self._open.close()
+        self._profiler.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._profiler.export_chrome_trace(str(self.folder / TRACE))
-        per_step = {name: seconds / measured for name, seconds in self._clock.seconds.items()}
-        parts = {READ: per_step[READ], **{name: per_step.get(name, 0.0) for name in _PARTS}}
-        other = per_step[STEP] - sum(parts[name] for name in _PARTS)
-        self.breakdown = Breakdown(measured, {**parts, "other": other})
+        spans = {event.key: event for event in self._profiler.key_averages()}
+        on_cpu = {name: spans[name].cpu_time_total for name in (READ, STEP)}
+        parts = {name: self._microseconds(spans.get(name)) for name in _PARTS}
+        parts = {READ: on_cpu[READ], **parts, "other": on_cpu[STEP] - sum(parts.values())}
+        self.breakdown = Breakdown(measured, {name: value / 1e6 / measured for name, value in parts.items()})
 
-
-def _nothing() -> None:
-    """A CPU has done what it was asked when it returns."""
+    def _microseconds(self, span: FunctionEventAvg | None) -> float:
+        if span is None:
+            return 0.0
+        return float(span.device_time_total if self._on_gpu else span.cpu_time_total)

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch.profiler import record_function
 
 from model.config import LanguageConfig
 from model.diff_lmm import DiffLMM, Losses
-from model.spans import span
 from stages.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
 from stages.config import TrainConfig
 from stages.device import Compute
@@ -205,7 +205,7 @@ class Trainer:
         num_parts = -(-own // size)
         for epoch, in_epoch in places:
             started = time.perf_counter()
-            with span(READ):
+            with record_function(READ):
                 parts = list(islice(batches, num_parts))
             yield _Step(epoch, in_epoch, parts, data_wait_s=time.perf_counter() - started)
 
@@ -235,7 +235,7 @@ class Trainer:
         lr = learning_rate(
             self.config, epoch=step.epoch, step_in_epoch=step.in_epoch, steps_per_epoch=self.order.num_batches
         )
-        with span(STEP):
+        with record_function(STEP):
             losses = self.stepper.take(number, lr, step.parts)
         row = {"step": number, "epoch": step.epoch, "lr": lr, **_scalars(losses), "data_wait_s": step.data_wait_s}
         row["samples_per_s"] = self.order.batch_size / (time.perf_counter() - started + step.data_wait_s)

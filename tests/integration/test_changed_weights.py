@@ -14,7 +14,7 @@ from stages.cache import FeatureCache
 from stages.errors import UserError
 from stages.extraction import fingerprint, settle_precision
 from stages.frozen_networks import describe_encoder
-from stages.user_cache import user_cache_folder
+from stages.frozen_source import user_cache_folder
 from stages.weights import Repository
 from tests.in_this_process import in_this_process
 from tests.training_world import CARD

@@ -9,7 +9,7 @@ import pytest
 
 from model.config import EncoderConfig
 from stages.frozen_networks import describe_encoder
-from stages.user_cache import user_cache_folder
+from stages.frozen_source import user_cache_folder
 from stages.weights import Repository
 
 LONG_AGO_S = time.time() - 3600
