@@ -27,7 +27,8 @@ import torch
 from transformers import InstructBlipQFormerConfig
 
 from model.config import QFormerConfig
-from model.qformer import MemoryQFormer, TextTokens
+from model.parts import TextTokens
+from model.qformer import MemoryQFormer
 from pipeline.config import resolve
 from stages import feed as feed_module
 from stages.cache import FeatureCache, Fingerprint

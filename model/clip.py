@@ -1,4 +1,4 @@
-"""The clip form of the memory-bank Q-Former: a run of c frames at once instead of a loop over frames (DESIGN.md 4.1).
+"""The clip form of the memory-bank Q-Former: a run of c frames at once instead of a loop over frames.
 
 Why this is possible: a layer's bank holds that layer's own inputs at earlier frames, so layer l at frame t needs layer
 l-1 at frames <= t and nothing else, as in a causal transformer. Only the merge decisions are sequential, and they are
@@ -8,16 +8,14 @@ up to M + 1 frames' worth at every frame. Between the runs of a clip the project
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.memory import MergePlan, plan_merges
 from model.paged_attention import PagedAttention, Remembered, project
-
-if TYPE_CHECKING:
-    from model.qformer import MemoryQFormer, QFormerMemory, TextTokens
+from model.parts import QFormerMemory, QFormerParts, TextTokens, feed_forward
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,19 @@ class Carried:
         slots: per layer, the same slots projected with the present weights; graphs end here.
     """
 
-    memory: "QFormerMemory"
+    memory: QFormerMemory
     slots: tuple[LayerSlots, ...]
 
 
 @torch.no_grad()
-def carry(model: "MemoryQFormer", memory: "QFormerMemory") -> Carried:
+def carry(model: QFormerParts, memory: QFormerMemory) -> Carried:
     """Project what was seen before a clip."""
     pairs = zip(model.layers, memory.layers, strict=True)
     return Carried(memory, tuple(_project_banks(layer, bank.slots, memory.visual.slots) for layer, bank in pairs))
 
 
 def forward_run(
-    model: "MemoryQFormer", carried: Carried, features: Tensor, text: "TextTokens", *, feed_only: bool = False
+    model: QFormerParts, carried: Carried, features: Tensor, text: TextTokens, *, feed_only: bool = False
 ) -> tuple[tuple[Tensor, ...], Carried]:
     """Compute all levels for the run's frames and what the next run needs.
 
@@ -84,43 +82,35 @@ def forward_run(
         attended, words = _attend(
             layer.attention, paged, hidden, hidden, Remembered(bank.slots, before.words), positions=None
         )
-        cross = visual.attention_of(layer, before.visual)
-        hidden = model.after_self_attention(layer, attended.flatten(0, 1), cross).unflatten(0, (-1, frames))
-        slots.append(LayerSlots(words, cross.after))
+        queries, text_tokens = model.split(attended)
+        queries, seen = visual.attend(layer, queries, before.visual)
+        hidden = feed_forward(layer, queries.flatten(0, 1), text_tokens.flatten(0, 1)).unflatten(0, (-1, frames))
+        slots.append(LayerSlots(words, seen))
         levels.append(hidden)
-    after = type(memory)(visual.plan.bank, tuple(banks), memory.frames_seen + frames)
+    after = QFormerMemory(visual.plan.bank, tuple(banks), memory.frames_seen + frames)
     return () if feed_only else tuple(levels), Carried(after, tuple(slots))
 
 
 class _Visual:
     """The run's frames and the bank of earlier ones, shared by every cross-attention layer."""
 
-    def __init__(self, model: "MemoryQFormer", memory: "QFormerMemory", features: Tensor) -> None:
+    def __init__(self, model: QFormerParts, memory: QFormerMemory, features: Tensor) -> None:
         self.bank = memory.visual.slots
         self.positions = model.frame_positions_of(memory.frames_seen, features.shape[1])  # [c, C]
         self.inputs = (features.to(self.positions.dtype) + self.positions[:, None]).detach()  # [B, c, P, C]
         self.plan = plan_merges(memory.visual, self.inputs, model.config.memory_slots)
 
-    def attention_of(self, layer: Any, slots: Tensor | None) -> "_CrossAttention":
-        return _CrossAttention(self, layer, slots)
+    def attend(self, layer: Any, queries: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One layer's cross-attention of queries [B, c, Q, H], and its projected bank after the run.
 
-
-class _CrossAttention:
-    """One layer's cross-attention; called once, it remembers the projected bank after the run."""
-
-    def __init__(self, visual: _Visual, layer: Any, slots: Tensor | None) -> None:
-        self.visual, self.layer, self.after = visual, layer, slots
-
-    def __call__(self, queries: Tensor) -> Tensor:
-        visual = self.visual
-        assert self.after is not None
-        by_frame = queries.unflatten(0, (-1, visual.plan.num_frames))
-        paged = _paged(self.layer.crossattention, visual.plan, valid=None)
-        remembered = Remembered(visual.bank, self.after)
-        attended, self.after = _attend(
-            self.layer.crossattention, paged, by_frame, visual.inputs, remembered, visual.positions
-        )
-        return attended.flatten(0, 1)
+        Queries and bank come back as they are where the layer has none.
+        """
+        if not layer.has_cross_attention:
+            return queries, slots
+        assert slots is not None
+        paged = _paged(layer.crossattention, self.plan, valid=None)
+        remembered = Remembered(self.bank, slots)
+        return _attend(layer.crossattention, paged, queries, self.inputs, remembered, self.positions)
 
 
 def _paged(attention: Any, plan: MergePlan, valid: Tensor | None) -> PagedAttention:

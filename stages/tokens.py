@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.language import AnswerTokens, Candidates, SpecialTokens
-from model.qformer import TextTokens
+from model.parts import TextTokens
 from stages.errors import UserError
 from stages.instructblip import instructblip_config, is_instructblip, language_config
 from stages.weights import Repository
