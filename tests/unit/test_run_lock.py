@@ -8,7 +8,14 @@ import pytest
 from stages.errors import UserError
 from stages.run_lock import LOCK, training
 
-HOLD = "import sys; from pathlib import Path; from stages.run_lock import training\nwith training(Path(sys.argv[1])): "
+HOLD = "\n".join(
+    [
+        "import sys",
+        "from pathlib import Path",
+        "from stages.run_lock import training",
+        "with training(Path(sys.argv[1])): ",
+    ]
+)
 
 
 def test_another_process_is_named_and_what_it_has_stays(tmp_path):
