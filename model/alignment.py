@@ -1,8 +1,7 @@
 """Distilling the diffusion teacher into the Q-Former: Eq. 4-7 and 9 of the paper, each a function, and their networks.
 
-What the paper leaves open is a switch of `AlignmentConfig`; docs/method.md lists them with the reasons (FACTS.md
-E.1-E.8, E.16, E.19). Letters as in `model/__init__.py`, and here N is however many tokens are to be pooled: the Q
-queries, or all of them.
+What the paper leaves open is a switch of `AlignmentConfig`; docs/method.md lists them with the reasons.
+Letters as in `model/__init__.py`, and here N is however many tokens are to be pooled: the Q queries, or all of them.
 
 With L_i = -cos as written, the gate's gradient -cos is negative as soon as a level agrees with the teacher, so a free
 gate drifts to 1: "adaptive" is then partly a larger lambda. `AlignmentReport` carries what is needed to see it.
@@ -290,7 +289,7 @@ def _num_gates(config: AlignmentConfig) -> int:
 
 
 def _head(kind: HeadKind, hidden_width: int, target_width: int) -> nn.Module:
-    """h_phi of FACTS.md E.4."""
+    """h_phi of Eq. 4 (docs/method.md)."""
     match kind:
         case "mlp":
             return _mlp(hidden_width, target_width, target_width)
@@ -307,5 +306,5 @@ def _head(kind: HeadKind, hidden_width: int, target_width: int) -> nn.Module:
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two linear layers with a GELU between, the default of FACTS.md E.4 and E.5."""
+    """Two linear layers with a GELU between: the default of h_phi (Eq. 4) and of g_psi (Eq. 6)."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))

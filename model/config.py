@@ -70,7 +70,7 @@ class TeacherConfig(Settings):
     """DiT: index of the diffusion step, an integer; 0 is the clean end."""
     timestep_embedding: Literal["original", "diffusers"] = "original"
     """DiT: frequencies of the step's embedding. The published weights were trained with `original`; `diffusers` spreads
-    them a little wider (FACTS.md D.4). The same at step 0."""
+    them a little wider (docs/teachers.md). The same at step 0."""
     class_label: Annotated[int, Field(ge=0)] | None = None
     """DiT: row of the class table. null: the last, which is the null class (1000 of the published DiT)."""
     vae_source: str | None = None
@@ -129,7 +129,7 @@ class TeacherConfig(Settings):
 
 
 class QFormerConfig(Settings):
-    """The trained Q-Former with its memory bank (MA-LMM; FACTS.md C.5)."""
+    """The trained Q-Former with its memory bank (MA-LMM:lavis/models/blip2_models/blip2_vicuna_instruct.py:159-210)."""
 
     source: str = "Salesforce/instructblip-vicuna-7b"
     """Hub id or folder of the InstructBLIP whose Q-Former, queries and language projection training starts from."""
@@ -153,9 +153,10 @@ TargetForm = Literal["raw", "centred", "layer_norm"]
 
 
 class AlignmentConfig(Settings):
-    """Distillation from the teacher, Eq. 4-7, with a switch for every point that the paper leaves open (FACTS.md E).
+    """Distillation from the teacher, Eq. 4-7, with a switch for every point that the paper leaves open.
 
-    All of them may be combined. With constant weights there is no gate, and what is said of it has no effect.
+    docs/method.md has the reasons. All of them may be combined. With constant weights there is no gate, and its
+    switches have no effect.
     """
 
     kd_weight: NonNegativeFloat = 1.0
@@ -187,7 +188,7 @@ class AlignmentConfig(Settings):
     w_i itself: then nothing trains the gate, which keeps its random start."""
     loss: LossForm = "negative_cosine"
     """L_i of Eq. 4: -cos, or 1 - cos. With the latter a free gate gains by falling to 0 and the distillation fades
-    away (FACTS.md E.6): take it with constant or softmax weights."""
+    away (docs/method.md): take it with constant or softmax weights."""
     level_reduction: Reduction = "sum"
     """Over the levels, Eq. 7 as written is the `sum`; `mean` divides by U."""
     frame_reduction: Reduction = "mean"
@@ -202,7 +203,7 @@ Quantization = Literal["none", "int8", "nf4"]
 
 
 class LanguageConfig(Settings):
-    """The frozen causal language model and how it answers (FACTS.md C.5, C.6)."""
+    """The frozen causal language model and how it answers (paper, section 3.3, Eq. 8)."""
 
     source: str = "Salesforce/instructblip-vicuna-7b"
     """Hub id or folder of an InstructBLIP checkpoint, or of any causal language model of transformers."""

@@ -1,4 +1,4 @@
-"""The original DiT checkpoint, `DiT-XL-2-256x256.pt`, seen through diffusers' names (FACTS.md D.3)."""
+"""The original DiT checkpoint, `DiT-XL-2-256x256.pt`, seen through diffusers' names (docs/teachers.md)."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -20,12 +20,12 @@ from model.config import TeacherConfig
 from model.frozen import TensorView, load_named
 from model.teacher import Teacher
 
-# Both LayerNorms of the original DiT use 1e-6; diffusers' default for the second is 1e-5 (FACTS.md D.4).
+# Both LayerNorms of the original DiT use 1e-6; diffusers' default for the second is 1e-5.
 DIT_NORM_EPS = 1e-6
 
 
 class LatentEncoder(nn.Module):
-    """The encoder half of an `AutoencoderKL`: pixels to the posterior's mode, scaled (FACTS.md D.2).
+    """The encoder half of an `AutoencoderKL`: pixels to the posterior's mode, scaled.
 
     Args:
         config: the VAE's `config.json`.
@@ -132,7 +132,7 @@ class DiTTeacher(Teacher):
         return hidden
 
     def lower_precision(self, dtype: torch.dtype) -> None:
-        """Run the DiT in `dtype`; the VAE stays in float32, its configuration asks for upcasting (FACTS.md D.4)."""
+        """Run the DiT in `dtype`; the VAE stays in float32, its configuration asks for upcasting."""
         self.pos_embed.to(dtype)
         self.blocks.to(dtype)
 

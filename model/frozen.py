@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class FrozenModule(nn.Module):
     """A network without gradients that stays in eval mode, also when a parent calls `train()`.
 
-    Dropout and the DiT's label dropout would otherwise wake up in the middle of training (FACTS.md D.4).
+    Dropout and the DiT's label dropout would otherwise wake up in the middle of training.
     """
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002

@@ -2,8 +2,8 @@
 
 Layout of a training sequence, per sample: [Q query embeddings][start, prompt][answer, end][padding]; the loss counts
 the answer and its end token only. In generation and ranking the prompt is padded on its left, between queries and
-prompt, and the padding is masked (FACTS.md C.5). Positions count real tokens only and are passed explicitly: left to
-themselves, most models count padding too.
+prompt, and the padding is masked (MA-LMM:lavis/models/blip2_models/blip2_vicuna_instruct.py:116-138, 255-293).
+Positions count real tokens only and are passed explicitly: left to themselves, most models count padding too.
 """
 
 import copy
@@ -26,8 +26,8 @@ from model.frozen import FrozenModule
 class SpecialTokens:
     """Ids that begin a prompt and end an answer.
 
-    InstructBLIP-Vicuna uses `</s>` (2) for both, whatever its published configuration says (FACTS.md C.3), so they are
-    passed explicitly wherever they matter.
+    InstructBLIP-Vicuna uses `</s>` (2) for both, whatever its published configuration says (docs/checkpoints.md), so
+    they are passed explicitly wherever they matter.
     """
 
     start_id: int

@@ -1,7 +1,8 @@
-"""The memory bank of MA-LMM (FACTS.md C.5): past inputs, at most M slots per token position, most similar merged.
+"""The memory bank of MA-LMM: past inputs, at most M slots per token position, most similar merged.
 
 Every slot holds the mean of a run of consecutive frames. When a bank outgrows its slots, each token position merges,
-on its own, the adjacent pair with the highest cosine similarity, weighted by how many frames each side stands for.
+on its own, the adjacent pair with the highest cosine similarity, weighted by how many frames each side stands for
+(MA-LMM:lavis/models/blip2_models/blip2.py:352-392).
 Banks are values: nothing here changes its arguments, and no module keeps one.
 
 `append` is the plain form, one frame at a time. `plan_merges` makes the same decisions for a run of frames at once

@@ -24,7 +24,7 @@ class PixelStatistics:
         return f"mean {self.mean}, std {self.std}"
 
 
-# Of InstructBLIP's and CLIP's preprocessor_config.json (FACTS.md C.3).
+# Of InstructBLIP's and CLIP's preprocessor_config.json, and MA-LMM:lavis/processors/blip_processors.py:23-26.
 CLIP_PIXELS = PixelStatistics((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 # Of DINOv2's (facebook/dinov2-base).
 IMAGENET_PIXELS = PixelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

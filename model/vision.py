@@ -20,7 +20,7 @@ class VisionEncoder(FrozenModule):
     """Patch features of single frames; the layers above the one that is read are never built.
 
     Without a `layer`, the features are those that the class of transformers calls `last_hidden_state`: InstructBLIP's
-    with its final LayerNorm (frozen here; DESIGN.md 4, E.12), CLIP's without one, because CLIP normalises nothing but
+    with its final LayerNorm (frozen here; docs/checkpoints.md), CLIP's without one, because CLIP normalises nothing but
     the pooled class token. With a `layer` they are that block's output as it is.
 
     Args:

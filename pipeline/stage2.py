@@ -147,7 +147,7 @@ def write_loading(run: Path, reports: Sequence[LoadingReport]) -> None:
 
 
 def warn_of_long_answers(tokenizers: Tokenizers, answers: Sequence[str], config: LanguageConfig) -> None:
-    """Tell the user which right answers beam search can never give whole (FACTS.md A.5)."""
+    """Tell the user which right answers beam search can never give whole (docs/checkpoints.md)."""
     long = tokenizers.longer_than(answers, config.max_new_tokens)
     if long:
         named = ", ".join(f"{answer!r} ({tokens})" for answer, tokens in list(long.items())[:_MOST_NAMED])

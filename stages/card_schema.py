@@ -148,7 +148,7 @@ class FrameRule(_Part):
 
         A window from s ends at s + history_s - 1 (whole seconds, both ends counted), at `end_s`, or at the last of
         the `indexed_frames`, whichever is first; a part shorter than `history_s` still gives one window
-        (MA-LMM, lavis/datasets/datasets/lvu_cls_datasets.py).
+        (MA-LMM:lavis/datasets/datasets/lvu_cls_datasets.py:37-72).
         """
         if self.history_s is None or self.stride_s is None:
             return [self._on_indices(start_s, end_s, indexed_frames)]

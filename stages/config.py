@@ -86,7 +86,7 @@ class ExtractConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """Stage 2's training; the defaults are the paper's section 4.2 and MA-LMM's recipe (FACTS.md C.7)."""
+    """Stage 2's training; the defaults are the paper's section 4.2 and MA-LMM's recipe (docs/training.md)."""
 
     epochs: PositiveInt = 20
     """Passes over the training samples."""

@@ -1,7 +1,7 @@
 """Answering every sample of a split; `stages.scoring` says how good the answers are.
 
 There are two ways of answering: beam search, which is the paper's, and ranking of a classification's candidates by
-their log-likelihood, which cannot give a text that is no candidate (FACTS.md C.6).
+their log-likelihood, which cannot give a text that is no candidate (docs/evaluation.md).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +53,7 @@ def methods_of(config: EvaluateConfig) -> tuple[Method, ...]:
 
 
 def first_words(text: str, words: int | None) -> str:
-    """The text up to its `words`-th space (MA-LMM, lavis/tasks/vqa.py, takes one word); None: all of it."""
+    """The text up to its `words`-th space (MA-LMM:lavis/tasks/vqa.py:139-160 takes one word); None: all of it."""
     return text if words is None else " ".join(text.split(" ")[:words])
 
 

@@ -43,7 +43,7 @@ _VAE_KEYS = (
 _VAE_PREFIXES = ("encoder.", "quant_conv.")
 
 ORIGINAL_SUFFIXES = (".pt", ".pth")
-# The VAE that DiT's own sampler takes by default (FACTS.md D.1); original files hold none.
+# The VAE that DiT's own sampler takes by default; original files hold none.
 ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
 
 

@@ -1,6 +1,6 @@
 """Videos of several splits: of tasks that share videos, one's training video may be another's test video.
 
-LVU has 204 of these (FACTS.md A.2). A data set of one task has them where its own splits overlap.
+LVU has 204 of these (docs/data.md). A data set of one task has them where its own splits overlap.
 """
 
 from collections import defaultdict

@@ -29,7 +29,7 @@ class EpochOrder:
     def __init__(self, length: int, batch_size: int, seed: int, *, near: Sequence[str] | None = None) -> None:
         assert near is None or len(near) == length, "each sample has a video"
         self.length = length
-        # An incomplete batch is dropped, as in MA-LMM (FACTS.md C.7), unless it is the only one.
+        # An incomplete batch is dropped, as in MA-LMM:lavis/runners/runner_base.py:548, unless it is the only one.
         self.batch_size = min(batch_size, length)
         self.seed = seed
         self._videos = None if near is None else np.unique(np.asarray(near), return_inverse=True)[1]

@@ -27,7 +27,7 @@ from stages.manifest import Manifest
 from stages.weights import Repository, load_without_code
 
 # What the default checkpoints' configurations say, so that they can be planned for before they are downloaded: P and C
-# of InstructBLIP's ViT-g, D of DiT-XL/2 (FACTS.md A.2).
+# of InstructBLIP's ViT-g, D of DiT-XL/2.
 _PUBLISHED_ENCODERS = {"Salesforce/instructblip-vicuna-7b": (257, 1408)}
 _PUBLISHED_TEACHERS = {
     "facebook/DiT-XL-2-256": 1152,

@@ -4,16 +4,16 @@ import math
 
 from stages.config import TrainConfig
 
-# The per-step cosine warms up over at most this share of all steps (FACTS.md E.15).
+# The per-step cosine warms up over at most this share of all steps.
 _LONGEST_WARMUP = 0.05
 
 
 def learning_rate(config: TrainConfig, *, epoch: int, step_in_epoch: int, steps_per_epoch: int) -> float:
     """Rate for one optimizer step.
 
-    `ma_lmm` (FACTS.md C.7): in epoch 0 linear from `warmup_start_lr` towards `lr` over `warmup_steps`, however few
-    steps the epoch has; from epoch 1 on a cosine over epochs, constant within each. `cosine`: linear warm-up, then a
-    cosine over steps.
+    `ma_lmm` (MA-LMM:lavis/common/optims.py:77-103): in epoch 0 linear from `warmup_start_lr` towards `lr` over
+    `warmup_steps`, however few steps the epoch has; from epoch 1 on a cosine over epochs, constant within each.
+    `cosine`: linear warm-up, then a cosine over steps.
     """
     if config.schedule == "ma_lmm":
         if epoch == 0:

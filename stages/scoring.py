@@ -1,4 +1,4 @@
-"""From predictions to scores, by exact match (FACTS.md A.6, B): pure functions, no file and no network is touched.
+"""From predictions to scores, by exact match: pure functions, no file and no network is touched.
 
 docs/evaluation.md says what each number means and where it comes from.
 """

@@ -137,7 +137,7 @@ class Stepper:
 
 
 def _build_optimizer(config: TrainConfig, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW whose decay spares vectors: biases and norms (FACTS.md C.7)."""
+    """AdamW whose decay spares vectors: biases and norms (MA-LMM:lavis/runners/runner_base.py:104-120)."""
     groups = [
         {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},

@@ -17,7 +17,8 @@ from stages.weights import Repository
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# InstructBLIP-Vicuna begins prompts and ends answers with this token (FACTS.md C.3).
+# InstructBLIP-Vicuna begins prompts and ends answers with this token:
+# MA-LMM:lavis/models/blip2_models/blip2_vicuna_instruct.py:81-83.
 _END_TOKEN = "</s>"  # noqa: S105
 # Its id in LLaMA's vocabulary of 32,000 pieces, to which the published checkpoints add some tokens of their own.
 _LLAMA_END_ID = 2

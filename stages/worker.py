@@ -1,4 +1,4 @@
-"""Stage 1's worker: one video in, its features and targets committed to the cache, a small row out (DESIGN.md 4.3).
+"""Stage 1's worker: one video in, its features and targets committed to the cache, a small row out.
 
 Knows nothing of Ray. Several threads may call `process` at once: each borrows a decode child, and one thread serves the
 frozen networks with passes that hold frames of several videos, so that decoding, networks and writing overlap.

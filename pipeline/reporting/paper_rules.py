@@ -33,7 +33,7 @@ _SOURCES = {
     "teacher.vae_source": "the teacher's VAE",
 }
 # Parts of the trained model whose sizes tell the published networks: Q queries of H, H by C of the visual encoder, the
-# language model's width by H; and D of the published teacher (FACTS.md C.1, D.1).
+# language model's width by H; and D of the published teacher.
 _PUBLISHED_SIZES = {
     "qformer.query_tokens": (1, 32, 768),
     "qformer.qformer.encoder.layer.0.crossattention.attention.key.weight": (768, 1408),

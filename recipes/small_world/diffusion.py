@@ -24,7 +24,7 @@ def classes_of(frames: Frames) -> Tensor:
 
 
 def noise_schedule() -> DDPMScheduler:
-    """Linear betas from 1e-4 to 0.02 in 1,000 steps, as DiT's (FACTS.md D.2)."""
+    """Linear betas from 1e-4 to 0.02 in 1,000 steps, as DiT's."""
     # Not clipped, diffusers' default: pixels end at -1 and 1, latents do not, and samples would lose their colours.
     return DDPMScheduler(
         num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False
@@ -74,7 +74,7 @@ def _untrained(settings: DiffusionSettings, latents: Tensor) -> DiTTransformer2D
         num_embeds_ada_norm=NUM_CLASSES,
         norm_eps=_NORM_EPS,
     )
-    # adaLN-zero: every block starts as the identity, and the whole predicts zero (FACTS.md D.4).
+    # adaLN-zero: every block starts as the identity, and the whole predicts zero.
     for block in dit.transformer_blocks:
         nn.init.zeros_(block.norm1.linear.weight)
         nn.init.zeros_(block.norm1.linear.bias)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _TRIES = 3
 _PAUSE_S = 0.5
 # Bytes between two wanted pieces of one object that are read along, because a request of their own costs more:
-# at 80 MB/s and 30 ms to the first byte about as much time (MEASURED.md 2c).
+# at 80 MB/s and 30 ms to the first byte about as much time.
 _GAP_BYTES = 1_000_000
 # Uploads in flight at once: ten frames at full size are 7 MB, and each is held in memory until it has gone.
 _UPLOADS = 16

@@ -12,7 +12,7 @@ from stages.scoring import Prediction, answer_type_of, labels_of, majority_answe
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
-# Task: test windows, floor and train floor in percent (FACTS A.1).
+# Task: test windows, floor and train floor in percent (docs/paper-numbers.md).
 LVU = {
     "relationship": (91, 46.2, 46.2),
     "way_speaking": (473, 28.1, 28.1),

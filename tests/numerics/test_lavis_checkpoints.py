@@ -52,7 +52,7 @@ def base(tmp_path_factory):
 
 
 def lavis_state(model, positions):
-    """The whole of LAVIS's state dict, name by name as its classes call the parts (FACTS.md C.4)."""
+    """The whole of LAVIS's state dict, name by name as its classes call the parts (docs/checkpoints.md)."""
     state = OrderedDict()
     vision = model.vision_model
     state["visual_encoder.cls_token"] = vision.embeddings.class_embedding
@@ -105,7 +105,7 @@ def lavis_state(model, positions):
 
 
 def trained_part(state):
-    """What MA-LMM's trainer saves: trained parameters and buffers (FACTS.md C.1, C.4)."""
+    """What MA-LMM:lavis/runners/runner_base.py:582-597 saves: trained parameters and buffers."""
     kept = ("query_tokens", "Qformer.bert.", "llm_proj.", "ln_vision.", "image_pe.")
     return OrderedDict((name, value) for name, value in state.items() if name.startswith(kept))
 

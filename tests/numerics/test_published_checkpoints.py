@@ -18,7 +18,7 @@ from stages.weights import Repository
 
 VISUAL_WIDTH, QUERIES = 16, 4
 INDEX = "model.safetensors.index.json"
-# Of InstructBLIP's preprocessor_config.json (FACTS.md C.3).
+# Of InstructBLIP's preprocessor_config.json.
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 

@@ -153,7 +153,7 @@ LARGEST_LEVELS = 2  # grey levels of 255, any value: torch and Pillow round each
 MEAN_LEVELS = 0.05  # mean over the picture: a filter of another kind, which may stay close on smooth ones, cannot pass
 SQUARE = {"height": 224, "width": 224}
 # Each by name: the name without Pil would take torchvision where it is installed. Centre crops are off, because the
-# whole picture is squashed here (FACTS.md E.17).
+# whole picture is squashed here (docs/teachers.md).
 PROCESSORS = {
     "instructblip": (BlipImageProcessorPil(size=SQUARE), CLIP_PIXELS),
     "clip": (CLIPImageProcessorPil(size=SQUARE, do_center_crop=False), CLIP_PIXELS),

@@ -13,7 +13,7 @@ NULL_CLASS = 1000
 
 @cache
 def the_transformer():
-    """Original DiT's LayerNorms (FACTS.md D.4), and embedders shared by all blocks, in eval mode."""
+    """Original DiT's LayerNorms, and embedders shared by all blocks, in eval mode."""
     torch.manual_seed(0)
     model = DiTTransformer2DModel(
         num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, num_layers=BLOCKS, sample_size=8, norm_eps=1e-6
@@ -54,7 +54,7 @@ def save_pipeline(folder):
 
 
 def original_tensors():
-    """The transformer under the names of DiT's own code: the inverse of the map of FACTS.md D.3, written by hand."""
+    """The transformer under the names of DiT's own code: the inverse of `dit_original`'s map, written by hand."""
     theirs = the_transformer().state_dict()
     first = "transformer_blocks.0.norm1.emb."
     made = {

@@ -25,7 +25,7 @@ def build_llama():
         num_attention_heads=2,
         max_position_embeddings=64,
         initializer_range=0.5,
-        # As in the published checkpoint, these are wrong: the tokenizer's ids are passed explicitly (FACTS.md C.3).
+        # As in the published checkpoint, these are wrong: the tokenizer's ids are passed explicitly.
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=None,

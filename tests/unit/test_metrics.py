@@ -39,7 +39,7 @@ def test_the_floor_of_no_answers_is_an_error():
 @pytest.mark.parametrize(
     ("correct", "total", "percent"),
     [
-        (63, 91, (59.1, 77.8)),  # Diff-LMM on relationship (FACTS A.6)
+        (63, 91, (59.1, 77.8)),  # Diff-LMM on relationship (docs/paper-numbers.md)
         (53, 91, (48.0, 67.8)),  # MA-LMM on relationship
         # By hand, with z2 = 3.841459 and d = 1 + z2 / n: (p + z2 / 2n) / d -+ z sqrt(pq / n + z2 / 4n2) / d
         (1, 2, (9.5, 90.5)),

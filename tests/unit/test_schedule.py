@@ -21,7 +21,7 @@ def rates(config, steps_per_epoch):
 
 
 def test_relationship_with_four_steps_an_epoch_hardly_warms_up_and_then_jumps():
-    """FACTS C.7: the warm-up epoch peaks at 3e-7, then comes 9.9e-5."""
+    """MA-LMM:lavis/common/optims.py:77-103: the warm-up epoch peaks at 3e-7, then comes 9.9e-5."""
     found = rates(TrainConfig(), 4)
     # 1e-8 + (1e-4 - 1e-8) * step / 1000
     assert found[0] == pytest.approx([1e-8, 1.0999e-7, 2.0998e-7, 3.0997e-7], rel=1e-9)

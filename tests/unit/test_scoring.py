@@ -223,7 +223,7 @@ def test_each_tasks_most_frequent_answer_is_its_majority():
     assert majority_answers([sample(answer, task=task) for task, answer in answers]) == {"one": "a", "two": "x"}
 
 
-# --- the paper's own fractions (FACTS A.6, F)
+# --- the paper's own fractions (docs/paper-numbers.md)
 
 
 def windows(right, total, gold="g"):

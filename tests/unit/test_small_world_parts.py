@@ -147,7 +147,7 @@ def test_latents_have_deviation_one_and_are_what_the_teacher_reads(frames):
 
 
 def test_the_schedule_is_the_published_one():
-    """FACTS.md D.2: linear betas from 1e-4 to 0.02 in 1,000 steps; Eq. 2 with their products."""
+    """As DiT's: linear betas from 1e-4 to 0.02 in 1,000 steps; Eq. 2 with their products."""
     schedule = noise_schedule()
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
     clean, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
