@@ -147,14 +147,14 @@ def write_loading(run: Path, reports: Sequence[LoadingReport]) -> None:
 
 
 def warn_of_long_answers(tokenizers: Tokenizers, answers: Sequence[str], config: LanguageConfig) -> None:
-    """Tell the user which right answers beam search can never give whole (FACTS.md A.5)."""
+    """Name the right answers that beam search can never give whole."""
     long = tokenizers.longer_than(answers, config.max_new_tokens)
     if long:
         named = ", ".join(f"{answer!r} ({tokens})" for answer, tokens in list(long.items())[:_MOST_NAMED])
         more = f" and {len(long) - _MOST_NAMED} more" if len(long) > _MOST_NAMED else ""
         say(
-            f"warning: with their end, these answers have more tokens than language.max_new_tokens="
-            f"{config.max_new_tokens} and cannot be generated whole: {named}{more}"
+            f"warning: these answers have more tokens than language.max_new_tokens={config.max_new_tokens} "
+            f"and cannot be generated whole: {named}{more}"
         )
 
 

@@ -91,9 +91,12 @@ class Tokenizers:
         )
 
     def longer_than(self, answers: Sequence[str], max_new_tokens: int) -> dict[str, int]:
-        """The answers that need more tokens than this, their end included, and how many they need."""
-        needed = zip(answers, map(len, self._plain_ids(answers)), strict=True)
-        return {answer: length + 1 for answer, length in needed if length + 1 > max_new_tokens}
+        """The answers that have more tokens than this, and how many.
+
+        Their end is not counted: beam search also returns what has no end when the room is used up.
+        """
+        lengths = zip(answers, map(len, self._plain_ids(answers)), strict=True)
+        return {answer: length for answer, length in lengths if length > max_new_tokens}
 
     def decode(self, ids: Tensor) -> list[list[str]]:
         """Generated ids [B, K, S] -> texts, special tokens and surrounding spaces removed."""

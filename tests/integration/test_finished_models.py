@@ -32,7 +32,7 @@ def test_labels_that_are_too_long_are_named(config, cache, capfd):
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(said) == 1
     assert "language.max_new_tokens=3" in said[0]
-    assert "'ex-boyfriend ex-girlfriend' (7)" in said[0]
+    assert "'ex-boyfriend ex-girlfriend' (6)" in said[0]
 
 
 # --- export

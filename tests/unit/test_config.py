@@ -161,10 +161,17 @@ def test_the_baseline_differs_from_the_full_preset_in_the_distillation_alone():
     }
 
 
+@pytest.mark.parametrize("preset", ["diff-lmm-7b", "ma-lmm-7b"])
+@pytest.mark.parametrize(("dataset", "longest"), [("lvu", 4), ("msvd_qa", 9)])
+def test_answers_have_the_room_that_they_have_in_ma_lmm(preset, dataset, longest):
+    language = resolve(preset=preset, options={"data.dataset": dataset}).config.language
+    assert (language.max_new_tokens, language.min_new_tokens) == (longest, 0)
+
+
 def test_msvd_qa_brings_its_own_memory_and_lambda():
     config = resolve(options={"data.dataset": "msvd_qa"}).config
     assert (config.qformer.memory_slots, config.alignment.kd_weight) == (10, 5e-4)
-    assert (config.language.max_new_tokens, config.language.length_penalty) == (10, 0.0)
+    assert (config.language.max_new_tokens, config.language.length_penalty) == (9, 0.0)
 
 
 @pytest.mark.parametrize(
