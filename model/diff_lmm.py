@@ -183,7 +183,8 @@ class DiffLMM(nn.Module):
             self._observe(clips)
         for part in self._parts(clips, kd_frames, frames_per_run, share or WHOLE):
             total = part.total(self.kd_weight)
-            with span(BACKWARD):
+            # Autocast would reach into the backward pass too, and round what the forward pass computed in float32.
+            with span(BACKWARD), torch.autocast(total.device.type, enabled=False):
                 total.backward()
             totals.append(total.detach())
             parts.append(_detached(part))
