@@ -224,7 +224,9 @@ def test_of_equals_the_later_is_the_best_and_by_loss_another_may_be(resolved):
 # --- long questions
 
 
-def test_a_training_says_once_how_many_questions_it_cuts_and_reads_them_as_evaluation_does(resolved, capfd):
+def test_a_training_says_once_how_many_questions_it_cuts_and_reads_them_as_evaluation_does(
+    world, resolved, tmp_path, capfd
+):
     config = resolved("language.max_prompt_tokens=14")
     trainer, loaded, _ = command.prepare(config.config, config_path(config), StopRequest())
     assert "too long" not in capfd.readouterr().err
@@ -242,12 +244,13 @@ def test_a_training_says_once_how_many_questions_it_cuts_and_reads_them_as_evalu
     assert len(answered.question) < len(long.prompt_text)
     assert (~answer & batch.stored.answer.mask[0]).sum() <= 10
 
-    room = len(loaded.tokenizers.prompts([window.sample.prompt_text])[0][0]) - 1
-    shorter = resolved(f"language.max_prompt_tokens={room}")
-    command.prepare(shorter.config, config_path(shorter), StopRequest())
+    lines = (world.folder / "samples.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "samples.jsonl").write_text(lines.replace('"scene", "a', '"scene and scene and scene", "a', 3))
+    longer = resolved("language.max_prompt_tokens=10", f"data.annotations={tmp_path}")
+    command.prepare(longer.config, config_path(longer), StopRequest())
     told = capfd.readouterr().err
     assert told.count("too long") == 1
-    assert "warning: 40 of 40 questions are too long for qformer.max_text_tokens=32 or language.max_prompt" in told
+    assert "warning: 3 of 40 questions are too long for qformer.max_text_tokens=32 or language.max_prompt_" in told
 
     tight = resolved("language.max_prompt_tokens=7")
     with pytest.raises(UserError, match="the text around a question is too long by itself"):

@@ -72,7 +72,7 @@ def test_the_heads_go_along_when_asked(loaded, about, tmp_path):
 def test_the_configuration_names_data_set_prompts_and_frozen_networks(exported, about):
     content = json.loads((exported / "config.json").read_text())
     assert content["format"] == "diff-lmm-1"
-    assert content["description"]["card"]["tasks"]["scene"]["prompt"] == ("what is the scene of the movie?", "{}")
+    assert content["description"]["card"]["tasks"]["scene"]["prompt"] == "what is the scene of the movie?"
     assert content["visual_width"] == WIDTH
     assert content["encoder"]["source"] == content["language"]["source"] == "bundled:tiny-instructblip"
     assert re.fullmatch("[0-9a-f]{64}", content["language"]["digest"])
@@ -117,7 +117,7 @@ def test_the_model_read_back_gives_the_same_answers(loaded, exported, features):
 
 
 def test_questions_are_put_as_training_put_them(loaded):
-    assert loaded.about.prompt("What is the SCENE of the movie?") == "what is the scene of the movie?"
+    assert loaded.about.prompt("What is the SCENE of the movie?") == ("what is the scene of the movie?", "{}")
     wrapped = loaded.about.model_copy(update={"card": load_card("msvd_qa")})
     assert wrapped.prompt("Who runs?") == ("who runs?", "Question: {} Short answer:")
 
