@@ -141,7 +141,7 @@ class QFormerConfig(Settings):
     max_frames: PositiveInt = 120
     """Rows of the learned temporal table of Eq. 1; no clip may be longer."""
     max_text_tokens: PositiveInt = 128
-    """Longest question in Q-Former tokens; longer ones lose their beginning."""
+    """Longest prompt in Q-Former tokens; a longer one loses the beginning of its question."""
 
 
 # What the equations of model/alignment.py are told of their switches.
@@ -211,15 +211,16 @@ class LanguageConfig(Settings):
     """How the matrices of its layers are held: in the arithmetic's type (`none`), or in 8 (`int8`) or 4 bits (`nf4`) by
     bitsandbytes, the extra `quant`. Training, answering and ranking work with each, with slightly other numbers."""
     max_prompt_tokens: PositiveInt = 128
-    """Longest prompt in tokens of the language model."""
+    """Longest prompt in tokens of the language model; a longer one loses the beginning of its question."""
     num_beams: PositiveInt = 5
     """Beams of the search; as many answers are returned."""
-    max_new_tokens: PositiveInt = 5
-    """Longest answer in tokens; 5 for LVU, 10 for MSVD-QA."""
+    max_new_tokens: PositiveInt = 4
+    """Longest answer in new tokens, its end included where there is room for one; 4 for LVU, 9 for MSVD-QA. MA-LMM's
+    max_length 5 and 10 count a start token in every version of transformers in which it runs."""
     answer_words: PositiveInt | None = None
     """Words of a generated answer that count, 1 for MSVD-QA; None counts all."""
-    min_new_tokens: Annotated[int, Field(ge=0)] = 1
-    """Shortest answer in tokens."""
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    """Shortest answer in new tokens; MA-LMM's min_length 1 is the start token alone."""
     length_penalty: float = 1.0
     """Exponent of the length in a beam's score; 1 for LVU, 0 for MSVD-QA."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.5

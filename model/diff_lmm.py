@@ -70,9 +70,14 @@ class Share:
     """What part of a training step's batch some of its clips are, so that gradients of the parts add up to the whole's.
 
     Eq. 8 is a mean over answer tokens, Eq. 7 one over clips, so the two have shares of their own.
+
+    Attributes:
+        answer: with which the mean over the clips' answer tokens is multiplied; or [B] float32, with which every answer
+            token of a clip is.
+        kd: with which the mean over clips is multiplied.
     """
 
-    answer: float
+    answer: float | Tensor
     kd: float
 
 
@@ -185,7 +190,8 @@ class DiffLMM(nn.Module):
             self._observe(clips)
         for part in self._parts(clips, kd_frames, frames_per_run, share or WHOLE):
             total = part.total(self.kd_weight)
-            with record_function(BACKWARD):
+            # Autocast would reach into the backward pass too, and round what the forward pass computed in float32.
+            with record_function(BACKWARD), torch.autocast(total.device.type, enabled=False):
                 total.backward()
             totals.append(total.detach())
             parts.append(_detached(part))
@@ -213,10 +219,15 @@ class DiffLMM(nn.Module):
             if last in run.frames:
                 with record_function(LANGUAGE):
                     told = self.language_projection(run.levels[-1][:, -1])
-                    answer = share.answer * self.language.answer_loss(told, clips.answer)
+                    answer = self._answer_loss(told, clips, share)
             with record_function(ALIGNMENT):
                 part = self._part(run, answer, clips, distilled, share)
             yield part
+
+    def _answer_loss(self, told: Tensor, clips: Clips, share: Share) -> Tensor:
+        if isinstance(share.answer, Tensor):
+            return self.language.answer_loss(told, clips.answer, share.answer)
+        return share.answer * self.language.answer_loss(told, clips.answer)
 
     def _part(
         self, run: QFormerRun, answer: Tensor | None, clips: Clips, distilled: Sequence[int], share: Share

@@ -251,8 +251,8 @@ def _unmerge(g_pages: Tensor, pages: _Pages, frame: int) -> None:
 def _attend(layer: PagedAttention, query: Tensor, pages: Tensor, seed: int) -> Tensor:
     """Queries [h B, n, d] to keys and values [2 h B, k N, d] -> [h B, n, d]."""
     keys, values = pages.chunk(2)
-    weights, kept = _weights(layer, query, keys, seed)
-    return torch.bmm(weights if kept is None else weights * kept, values)
+    _, dropped, _ = _weights(layer, query, keys, seed)
+    return torch.bmm(dropped, values)
 
 
 def _attend_backward(
@@ -264,11 +264,11 @@ def _attend_backward(
     """
     keys, values = pages.chunk(2)
     g_keys, g_values = g_pages.chunk(2)
-    weights, kept = _weights(layer, query, keys, seed)
+    weights, dropped, kept = _weights(layer, query, keys, seed)
     g_weights = torch.bmm(grad, values.mT)
     if kept is not None:
         g_weights.mul_(kept)
-    _add_product(g_values, (weights if kept is None else weights * kept).mT, grad)
+    _add_product(g_values, dropped.mT, grad)
     product = g_weights * weights
     g_scores = product - weights * product.sum(-1, keepdim=True, dtype=torch.float32).to(weights.dtype)
     g_scores.mul_(query.shape[-1] ** -0.5)
@@ -276,18 +276,22 @@ def _attend_backward(
     return torch.bmm(g_scores, keys)
 
 
-def _weights(layer: PagedAttention, query: Tensor, keys: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Attention weights [h B, n, k N] before dropout, and what dropout multiplies them with; None without it."""
+def _weights(layer: PagedAttention, query: Tensor, keys: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Attention weights [h B, n, k N] before dropout and after it, in the queries' dtype, and what it multiplies with.
+
+    The last is float32, None without dropout: 1 / 0.9 is 1.1094 in bfloat16, and every step would lose 0.15 %.
+    """
     scores = torch.bmm(query * query.shape[-1] ** -0.5, keys.mT)
     if layer.valid is not None:
         unseen = ~layer.valid.repeat(1, keys.shape[1] // layer.valid.shape[1])[:, None]  # [B, 1, k N]
         scores.unflatten(0, (layer.heads, -1)).masked_fill_(unseen, float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    exact = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    weights = exact.to(query.dtype)
     if not layer.dropout:
-        return weights, None
+        return weights, weights, None
     random = torch.Generator(query.device).manual_seed(seed)
-    kept = torch.empty_like(weights).bernoulli_(1 - layer.dropout, generator=random)
-    return weights, kept.div_(1 - layer.dropout)
+    kept = torch.empty_like(exact).bernoulli_(1 - layer.dropout, generator=random).div_(1 - layer.dropout)
+    return weights, (exact * kept).to(query.dtype), kept
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -147,14 +147,30 @@ def write_loading(run: Path, reports: Sequence[LoadingReport]) -> None:
 
 
 def warn_of_long_answers(tokenizers: Tokenizers, answers: Sequence[str], config: LanguageConfig) -> None:
-    """Tell the user which right answers beam search can never give whole (docs/checkpoints.md)."""
+    """Name the right answers that beam search can never give whole."""
     long = tokenizers.longer_than(answers, config.max_new_tokens)
     if long:
         named = ", ".join(f"{answer!r} ({tokens})" for answer, tokens in list(long.items())[:_MOST_NAMED])
         more = f" and {len(long) - _MOST_NAMED} more" if len(long) > _MOST_NAMED else ""
         say(
-            f"warning: with their end, these answers have more tokens than language.max_new_tokens="
-            f"{config.max_new_tokens} and cannot be generated whole: {named}{more}"
+            f"warning: these answers have more tokens than language.max_new_tokens={config.max_new_tokens} "
+            f"and cannot be generated whole: {named}{more}"
+        )
+
+
+def warn_of_long_questions(tokenizers: Tokenizers, asked: Sequence[tuple[str, str]]) -> None:
+    """Say how many of these questions, each with its template, lose their beginning.
+
+    Raises:
+        UserError: a template is too long by itself.
+    """
+    for template in {template for _, template in asked}:
+        tokenizers.fitted("", template)
+    cut = tokenizers.num_too_long([template.replace("{}", question) for question, template in asked])
+    if cut:
+        say(
+            f"warning: {cut} of {len(asked)} questions are too long for qformer.max_text_tokens="
+            f"{tokenizers.max_question} or language.max_prompt_tokens={tokenizers.max_prompt} and lose their beginning"
         )
 
 

@@ -172,6 +172,25 @@ def test_answers_end_at_the_end_token_whatever_the_checkpoint_says():
     assert torch.equal(same, answers)
 
 
+def test_an_answer_that_fills_the_room_is_returned_without_its_end():
+    """So a label of as many tokens as there is room for can be right, and one of more tokens cannot."""
+    answers = build_language().generate(torch.randn(8, Q, WIDTH), *left_padded([[START, 5]] * 8), LanguageConfig()).ids
+    assert answers.shape[-1] == LanguageConfig().max_new_tokens
+    assert (answers[:, 0] != END).all(-1).any()
+
+
+@torch.no_grad()
+def test_an_answer_may_be_empty():
+    """MA-LMM's min_length of 1 is the start token alone."""
+    language, prompts = build_language(), left_padded([[START, 5]] * 8)
+    often = language.generate(torch.zeros(8, Q, WIDTH), *prompts, LanguageConfig()).ids[0, 0, 0]
+    language.model.lm_head.weight[END] = 1.5 * language.model.lm_head.weight[often]
+    settings = LanguageConfig(), LanguageConfig(min_new_tokens=1)
+    empty, one = (language.generate(torch.zeros(8, Q, WIDTH), *prompts, config).ids[:, 0] for config in settings)
+    assert (empty == END).all()
+    assert (one[:, 0] != END).all()
+
+
 def clips():
     return Clips(
         features=random_features(3, 4),

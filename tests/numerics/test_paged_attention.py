@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from tolerances import FLOAT32_GRADIENT, FLOAT32_HIDDEN, SLOPE, largest_difference, relative_difference
+from tolerances import (
+    BFLOAT16_SCALE,
+    FLOAT32_GRADIENT,
+    FLOAT32_HIDDEN,
+    SLOPE,
+    largest_difference,
+    relative_difference,
+)
 
 from model.memory import MemoryBank, append, plan_merges
 from model.paged_attention import PagedAttention, Remembered, project
@@ -111,3 +118,29 @@ def test_the_backward_pass_drops_what_the_forward_pass_dropped(which):
     assert (measured - slope).abs() <= SLOPE * max(1.0, slope.abs())
     dropped_otherwise = by_pages(bank, tensors, valid=VALID)[0]
     assert largest_difference(by_pages(bank, tensors, valid=VALID, dropout=0.4)[0], dropped_otherwise) > SLOPE
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.4])
+def test_in_bfloat16_dropout_scales_what_it_keeps_by_the_exact_factor(rate):
+    """Values that are unit vectors show every weight by itself: with dropout over without it, where it was kept."""
+    tokens = HEADS * 32
+    width = tokens // HEADS
+    plan = plan_merges(MemoryBank.empty(64, width, width), draw(64, 1, width, width, seed=1), M)
+    query, keys = draw(64, 1, width, tokens, seed=2), draw(64, 1, width, width, seed=3)
+    seen = torch.cat([keys, torch.eye(width).expand(64, 1, -1, -1)], dim=-1)  # each token's key and its unit vector
+    select = torch.eye(2 * width)
+    weight = torch.cat([select[:width].repeat(HEADS, 1), select[width:].repeat(HEADS, 1)])
+
+    def weights(dropout):
+        layer = PagedAttention(plan, HEADS, None, dropout)
+        none = Remembered(seen.new_empty(64, 0, width, 2 * width), seen.new_empty(2 * HEADS, 64, 0, width, width))
+        torch.manual_seed(0)
+        return layer(query.bfloat16(), seen, weight, torch.zeros(2 * tokens), none)[0].double()
+
+    whole, dropped = weights(0.0), weights(rate)
+    kept = dropped != 0
+    assert kept.double().mean().item() == pytest.approx(1 - rate, abs=0.01)
+    factor = (dropped[kept] / whole[kept]).mean().item()
+    assert factor == pytest.approx(1 / (1 - rate), rel=BFLOAT16_SCALE)
+    rounded = (torch.ones(1, dtype=torch.bfloat16) / (1 - rate)).item()
+    assert abs(rounded - factor) > 3 * BFLOAT16_SCALE * factor

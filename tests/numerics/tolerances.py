@@ -30,6 +30,9 @@ BFLOAT16_GRADIENT = 0.1
 # Between two bfloat16 forms: how much further from float32 the clip form may be than the frame loop.
 BFLOAT16_EXCESS = 2.0
 
+# The mean of a factor over some 1e5 numbers that are each rounded to bfloat16: relative.
+BFLOAT16_SCALE = 2e-4
+
 # A wrong variant must miss the float32 tolerances by this factor.
 WRONG_BY = 100
 
