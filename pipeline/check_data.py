@@ -170,7 +170,7 @@ def _check_extra_files(
 def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]) -> Finding:
     """Compare what the files' headers say with the annotated durations."""
     wrong = []
-    with progress_bar("lengths", len(present), "files") as bar:
+    with progress_bar("lengths", len(present), "file") as bar:
         for name, length in read_lengths(present):
             annotated_s = manifest.videos[name].duration_s
             if isinstance(length, str):

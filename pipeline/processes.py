@@ -77,7 +77,7 @@ class _Told:
             say(said.text)
         elif isinstance(said, Start):
             if self._bar is None:
-                self._bar = self._stack.enter_context(progress_bar("train", said.total, "steps", done=said.step))
+                self._bar = self._stack.enter_context(progress_bar("train", said.total, "step", done=said.step))
                 self._done = said.step
             else:
                 say(f"a training process died; all go on after step {said.step} of {said.total}")

@@ -212,7 +212,7 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     scratch = progress.studies[0].folder
     try:
         with (
-            progress_bar("ablate", total, "trainings", done=total - len(orders)) as bar,
+            progress_bar("ablate", total, "training", done=total - len(orders)) as bar,
             cluster(address),
             # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
             terminable(as_interrupt=True),

@@ -19,7 +19,7 @@ _NAMED = 20
 def info(root: str, *, as_json: bool) -> None:
     """Print what the cache holds and which fingerprint it has."""
     cache = FeatureCache.open(root)
-    with progress_bar("read", len(cache.video_ids()), "videos") as bar:
+    with progress_bar("read", len(cache.video_ids()), "video") as bar:
         found = cache.info(bar.advance)
     if as_json:
         emit_json({**asdict(found), "fingerprint": cache.fingerprint.fields, "digest": cache.fingerprint.digest})
@@ -56,7 +56,7 @@ def verify(root: str, *, repair: bool, as_json: bool) -> bool:
 
 def _check(cache: FeatureCache) -> list[CheckResult]:
     bad, videos = [], set(cache.video_ids())
-    with progress_bar("verify", len(videos), "videos") as bar:
+    with progress_bar("verify", len(videos), "video") as bar:
         for result in cache.verify_all():
             # Not of videos that the ledger alone knows, nor of one committed meanwhile.
             if not result.orphan and result.video in videos:
@@ -92,7 +92,7 @@ def convert(source: str, target: str, kind: str, *, shard_gb: float, as_json: bo
     from stages.cache.convert import convert as work
 
     cache, place = FeatureCache.open(source), place_of(target)
-    with progress_bar("convert", len(cache.video_ids()), "videos") as bar:
+    with progress_bar("convert", len(cache.video_ids()), "video") as bar:
         done = work(cache, place, kind, shard_bytes=int(shard_gb * 1e9), on_video=bar.advance)
     if as_json:
         emit_json({**asdict(done), "target": str(place)})
@@ -148,7 +148,7 @@ def _remove_unnamed(cache: FeatureCache, keep: PipelineConfig, *, dry_run: bool,
             hint="look at them with --dry-run, and add --yes to remove them",
         )
     task = "" if keep.data.task == "all" else f" with task {keep.data.task}"
-    with progress_bar("prune", len(unnamed), "videos") as bar:
+    with progress_bar("prune", len(unnamed), "video") as bar:
 
         def videos() -> Iterator[str]:
             for video in unnamed:

@@ -146,7 +146,7 @@ def _predict(model: Evaluated, asked: _Asked) -> dict[Method, list[Prediction]]:
     )
     predictions: dict[Method, list[Prediction]] = {method: [] for method in methods}
     compute = loaded.compute
-    with progress_bar(f"evaluate {asked.split}", len(samples), "samples") as bar:
+    with progress_bar(f"evaluate {asked.split}", len(samples), "sample") as bar:
         for found in answer_batches(
             loaded.model, batches, loaded.tokenizers, config.language, config.evaluate, compute.device, compute.dtype
         ):

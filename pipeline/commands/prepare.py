@@ -29,12 +29,12 @@ def run_prepare(
     unreadable: list[str] = []
     if not dry_run:
         files = {**plan.annotations, **plan.videos}
-        with progress_bar("copy" if copy else "link", len(files), "files") as bar:
+        with progress_bar("copy" if copy else "link", len(files), "file") as bar:
             for _ in put_in_place(files, copy=copy):
                 bar.advance()
         if plan.to_measure:
             waiting = unmeasured(card, target)
-            with progress_bar("measure", len(waiting), "videos") as bar:
+            with progress_bar("measure", len(waiting), "video") as bar:
                 write_lengths(card, target, _measure(waiting, unreadable, bar.advance))
     if as_json:
         emit_json({"target": str(target), "dry_run": dry_run, **_as_lists(plan), "unreadable": unreadable})

@@ -10,7 +10,7 @@ from stages.synthetic import DEFAULT_VIDEOS_PER_SPLIT, generate
 
 def run(folder: Path, *, seed: int, sizes: Mapping[str, int] = DEFAULT_VIDEOS_PER_SPLIT) -> None:
     """Generate videos (`sizes` of each split) and annotations into `folder`; nothing if they are there already."""
-    with progress_bar("generate", sum(sizes.values()), "videos") as bar:
+    with progress_bar("generate", sum(sizes.values()), "video") as bar:
         summary = generate(folder, seed=seed, videos_per_split=sizes, on_video=lambda _done, _total: bar.advance())
     found = "found" if summary.reused else "wrote"
     say(f"{found} {summary.videos} videos, {summary.duration_s:.0f} s, {summary.size_bytes / 1e6:.0f} MB in {folder}")

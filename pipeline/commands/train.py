@@ -178,7 +178,7 @@ def prepare(
 
 
 def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) -> Ending:
-    with progress_bar("train", trainer.total_steps, "steps", done=trainer.position.step) as bar:
+    with progress_bar("train", trainer.total_steps, "step", done=trainer.position.step) as bar:
 
         def after_step(row: dict[str, float]) -> None:
             _show(bar, row, config.train.epochs)
