@@ -345,13 +345,18 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Do not open the videos to compare their lengths with the annotations.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 when something that is needed is missing or will not do.")
+    ] = False,
     settings: SettingOptions,
     json: Json = False,
 ) -> None:
     """What is installed, which devices, weights and data are found, and what to do about what is missing."""
     from pipeline.commands.doctor import run
 
-    run(settings.resolve(data.dotted()), as_json=json, quick=quick)
+    all_there = run(settings.resolve(data.dotted()), as_json=json, quick=quick)
+    if strict and not all_there:
+        raise typer.Exit(3)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ class Finding:
         detail: what was found.
         fix: what to do, as an imperative or a command; None if the status is ok.
         names: everything that `detail` counts and names the first of.
+        needed: whether nothing can be done without it; a cache that is not there yet is made by the next command.
     """
 
     section: str
@@ -23,6 +24,7 @@ class Finding:
     detail: str
     fix: str | None = None
     names: tuple[str, ...] = ()
+    needed: bool = True
 
     def __post_init__(self) -> None:
         assert (self.status == "ok") == (self.fix is None), self

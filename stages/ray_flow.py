@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stages.config import ExtractConfig
 from stages.errors import UserError
+from stages.wording import counted
 from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
 
 _LOG = logging.getLogger(__name__)
@@ -340,7 +341,10 @@ class _Flow:
             self.suspects.appendleft(_again(victims[0], victims[0].attempt + 1))
         else:
             (one,) = victims
-            yield VideoOutcome(one.task.video, reason=f"its worker died {one.attempt} times with it alone"), one.attempt
+            yield (
+                VideoOutcome(one.task.video, reason=f"its worker died {counted(one.attempt, 'time')} with it alone"),
+                one.attempt,
+            )
 
     def _count_death(self, error: RayError) -> None:
         _LOG.warning("an extraction worker %s; starting another", _way_of_dying(error))
@@ -372,7 +376,7 @@ class _Flow:
         if not self.seats:
             raise UserError(
                 f"the cluster has no node left that can run a worker, after {self.place_limit_s:g} s of waiting",
-                received=f"{have.get('GPU', 0):g} GPUs, {have.get('CPU', 0):g} CPU cores",
+                received=f"{counted(have.get('GPU', 0), 'GPU')}, {counted(have.get('CPU', 0), 'CPU core')}",
                 hint="what is committed stays; bring a node back and run the same command again to go on",
                 exit_code=1,
             )

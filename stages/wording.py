@@ -1,9 +1,10 @@
 """Counts and times as every message writes them."""
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 video`, `2 videos`, `1,234 videos`; `plural` where an s does not make it."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """`1 video`, `2 videos`, `1,234 videos`; `plural` where an s does not make it, as in `file is`, `files are`."""
+    shown = f"{number:,g}" if isinstance(number, float) else f"{number:,}"
+    return f"{shown} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def duration(seconds: float | None) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stages.scoring import Prediction
+from stages.wording import counted
 
 _SHOWN = 6
 
@@ -63,6 +64,6 @@ def _distance(row: Prediction) -> tuple[bool, float]:
 
 def _right_stood(row: Prediction) -> str:
     if row.gold not in row.answers:
-        return f"not among the {len(row.answers)} answers returned"
+        return f"not among the {counted(len(row.answers), 'answer')} returned"
     place = row.answers.index(row.gold)
     return f"number {place + 1}, {row.log_probability[0] - row.log_probability[place]:.2f} behind in log-probability"

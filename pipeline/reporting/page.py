@@ -15,6 +15,7 @@ from pipeline.reporting.paper import PaperSection, printed
 from pipeline.reporting.runs import Evaluation, RunData, cautions, shortfalls
 from pipeline.reporting.training import plot_groups
 from stages.config import DataConfig
+from stages.wording import counted
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "samples": samples or "unknown",
         "trained": "nothing yet"
         if last is None
-        else f"{last.step + 1} steps, epoch {run.log.epoch} of {config.train.epochs}",
+        else f"{counted(last.step + 1, 'step')}, epoch {run.log.epoch} of {config.train.epochs}",
         "best validation": _best_validation(run),
         "created": str(stamp.get("created", "unknown")),
         "source": str(stamp.get("git") or "unknown"),
