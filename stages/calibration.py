@@ -310,8 +310,8 @@ def _time_networks(
             break
         if pair.batch_frames < full and 2 * passes[-1] < left:
             pair.batch_frames, passes = min(2 * pair.batch_frames, full), []
-    counted = passes[1:] or passes
-    return Rate(statistics.mean(counted) / len(frames), len(frames) * len(counted)), features, targets
+    timed = passes[1:] or passes
+    return Rate(statistics.mean(timed) / len(frames), len(frames) * len(timed)), features, targets
 
 
 def _time_writing(cache: FeatureCache, features: np.ndarray, targets: np.ndarray, frames: int, clock: _Clock) -> Rate:

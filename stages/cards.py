@@ -73,7 +73,8 @@ def build_manifest(card: Card, *, annotations: Path, videos: Path | None) -> Man
     if not manifest.samples:
         what = f"the annotation files hold no samples of data set {card.name!r}"
         if manifest.left_out:
-            what = f"{what}: {counted(len(manifest.left_out), 'video is', 'videos are')} left out, {next(iter(manifest.left_out.values()))}"
+            left_out = counted(len(manifest.left_out), "video is", "videos are")
+            what = f"{what}: {left_out} left out, {next(iter(manifest.left_out.values()))}"
         raise UserError(what, where=annotations)
     in_card_order = sorted(manifest.samples, key=lambda sample: list(card.tasks).index(sample.task))
     return replace(manifest, samples=tuple(in_card_order))
