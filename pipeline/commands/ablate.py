@@ -80,7 +80,7 @@ def run(
         progress = _Progress(studies, trainings, retry_failed=retry_failed)
         _print_plan(progress, caches_of(trainings.values()), as_json=as_json)
         return False
-    with _alone(studies):
+    with _alone(studies), beside_json(as_json):
         progress = _Progress(studies, trainings, retry_failed=retry_failed)
         caches = extract_missing(trainings.values(), address=address, retry_failed=retry_failed)
         progress.caches = {cache.fingerprint or "": cache.root for cache in caches}
@@ -89,8 +89,7 @@ def run(
         progress.write()
         if progress.left:
             _train(progress, resources, address, readers=resolved.config.train.workers)
-        with beside_json(as_json):
-            records = [_finish(planned, progress) for planned in studies]
+        records = [_finish(planned, progress) for planned in studies]
     if as_json:
         emit_json([record.model_dump(mode="json") for record in records])
     return any(one.state == "failed" for record in records for one in record.trainings)

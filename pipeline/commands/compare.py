@@ -43,9 +43,10 @@ def run(
         emit_json(_as_json(first, second, way, paired, tasks))
     with beside_json(as_json):
         if paired.only_first or paired.only_second:
+            shared = counted(len(paired.pairs), "sample")
             print_answer(
-                f"compared on {counted(len(paired.pairs), 'sample')} that both answered; left out {paired.only_first} "
-                f"of {first} and {paired.only_second} of {second}"
+                f"compared on the {shared} that both answered; left out {paired.only_first} of {first} "
+                f"and {paired.only_second} of {second}"
             )
         _show(tasks, first, second, way)
     return tasks

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import locations
+from pipeline.check_machine import check_weights
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
 from stages.cache.storage import STORAGE_FIELD
@@ -15,8 +16,10 @@ from stages.calibration import Calibration, calibrate
 from stages.errors import UserError
 from stages.extraction import feature_fields, settle_precision
 from stages.frame_plan import FramePlan, plan_frames
+from stages.frozen_networks import ORIGINAL_VAE
 from stages.manifest import Manifest
 from stages.planning import (
+    PUBLISHED_BYTES,
     CacheState,
     DiskRoom,
     FrameShape,
@@ -31,6 +34,7 @@ from stages.planning import (
     video_sizes,
 )
 from stages.video_paths import is_url, join_video_path
+from stages.weights import Repository, local_only
 from stages.wording import counted
 from stages.worker import VideoTask
 
@@ -55,8 +59,9 @@ def run(
         raise UserError(
             "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
         )
-    survey = _survey(resolved.config, retry_failed=retry_failed)
-    measured, why_not = _measure(survey, calibrate_s)
+    with local_only():
+        survey = _look(resolved.config, retry_failed=retry_failed)
+        measured, why_not = _measure(survey, calibrate_s)
     content = _as_json(survey, measured, why_not)
     if as_lines:
         emit_json_line({"event": "plan", **content})
@@ -73,6 +78,7 @@ class _Survey:
     Attributes:
         found: the planned videos whose files are there.
         remote: planned videos that are addresses and were not looked at.
+        absent: checkpoints whose weights are not whole on this machine, and what is wrong with each.
     """
 
     config: PipelineConfig
@@ -84,13 +90,19 @@ class _Survey:
     disk: DiskRoom | None
     found: list[VideoTask]
     remote: int
+    absent: dict[str, str]
 
     @property
     def frames_left(self) -> int:
         return sum(work.frames for work in self.state.work.values())
 
+    @property
+    def downloads(self) -> dict[str, float | None]:
+        """Bytes of each checkpoint that would have to be fetched, None where that is not known."""
+        return {source: PUBLISHED_BYTES.get(source) for source in self.absent if Repository(source).folder is None}
 
-def _survey(config: PipelineConfig, *, retry_failed: bool) -> _Survey:
+
+def _look(config: PipelineConfig, *, retry_failed: bool) -> _Survey:
     config = config.model_copy(update={"extract": settle_precision(config.extract)})
     manifest = _manifest(config)
     plan = plan_frames(manifest)
@@ -113,7 +125,18 @@ def _survey(config: PipelineConfig, *, retry_failed: bool) -> _Survey:
     ]
     local = [task for task in tasks if not is_url(task.path)]
     found = [task for task in local if Path(task.path).is_file()]
-    return _Survey(config, manifest, plan, shape, sizes, state, disk, found, plan.num_videos - len(local))
+    remote, absent = plan.num_videos - len(local), _absent_weights(config)
+    return _Survey(config, manifest, plan, shape, sizes, state, disk, found, remote, absent)
+
+
+def _absent_weights(config: PipelineConfig) -> dict[str, str]:
+    sources = {
+        "encoder.source": config.encoder.source,
+        "teacher.source": config.teacher.source,
+        "teacher.vae_source": config.teacher.vae_source or ORIGINAL_VAE,
+    }
+    found = [finding for finding in check_weights(config) if finding.item in sources and finding.status != "ok"]
+    return {sources[finding.item]: finding.detail for finding in found}
 
 
 def _manifest(config: PipelineConfig) -> Manifest:
@@ -129,6 +152,8 @@ def _measure(survey: _Survey, seconds: float | None) -> tuple[Calibration | None
         return None, "not asked for"
     if not survey.found:
         return None, "none of the planned videos is on this machine"
+    if survey.absent:
+        return None, f"weights are not on this machine: {next(iter(survey.absent.values()))}"
     config, root = survey.config, locations.cache_root(survey.config)
     # Beside the cache, never in it, and on its disk; the writing into an object store is not measured.
     beside = nearest_folder(root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir()))
@@ -170,6 +195,7 @@ def _as_json(survey: _Survey, measured: Calibration | None, why_not: str) -> dic
         "frames": plan.num_frames,
         "splits": survey.manifest.splits,
         "frame": asdict(survey.shape),
+        "downloads": survey.downloads,
         "storage": config.extract.storage,
         "bytes": stored,
         "bytes_by_backend": {"zarr": stored, "webdataset": exported, "hdf5": exported},
@@ -230,6 +256,10 @@ def _show(survey: _Survey, measured: Calibration | None, why_not: str) -> None:
     print_answer(f"frame:  features {shape.tokens} x {shape.width}, y* {shape.teacher_width}")
     if shape.assumed:
         print_answer(f"  published sizes, because this machine has no {' and no '.join(shape.assumed)} yet")
+    if survey.downloads:
+        weigh = {name: "size unknown" if size is None else _bytes(size) for name, size in survey.downloads.items()}
+        named = ", ".join(f"{name} ({size})" for name, size in weigh.items())
+        print_answer(f"to be downloaded: {named}; plan fetches nothing")
     _show_bytes(survey)
     if measured is None:
         print_answer(f"times: unknown, decoding too: {why_not}")

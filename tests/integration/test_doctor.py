@@ -379,12 +379,12 @@ def test_a_package_that_is_gone_or_too_old_is_flagged(tmp_path, monkeypatch):
     assert found["no-such-package"].status == "missing"
 
 
-def test_people_read_the_lines_on_stderr(tmp_path, capsys):
+def test_people_read_the_lines_on_stdout(tmp_path, capsys):
     make_dataset(tmp_path, present=["v1"])
     doctor.run(resolved(tmp_path), as_json=False, quick=True)
     shown = capsys.readouterr()
-    assert shown.out == ""
-    lines = shown.err.splitlines()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
     videos = next(index for index, line in enumerate(lines) if line.startswith("  missing  videos: 1 of 3"))
     assert lines[videos + 1].lstrip().startswith("-> put the video files into ")
     assert lines[-1].startswith("not in place: ")

@@ -154,13 +154,14 @@ def test_an_evaluation_says_which_parameters_answered_what_under_which_settings(
 
 
 def test_the_tables_fit_a_screen_of_80_columns(run, pipeline, monkeypatch):
-    monkeypatch.setattr("pipeline.console.PEOPLE.width", 80)
-    _, err = pipeline("evaluate", "--run", run, "--method", "both")
-    lines = err.splitlines()
+    monkeypatch.setattr("pipeline.console.RESULTS.width", 80)
+    out, err = pipeline("evaluate", "--run", run, "--method", "both")
+    assert "relationship" not in err
+    lines = out.splitlines()
     assert max(len(line) for line in lines if "relationship" in line) <= 80
     # Each task is one line in each of the two tables of both methods: nothing is wrapped or cut.
     assert sum("way_speaking" in line for line in lines) == 4
-    assert "…" not in err
+    assert "…" not in out
     found = json.loads((run / "metrics.json").read_text())["way_speaking"]
     low, high = found["ci95_videos"]
     assert f"{100 * low:.1f}-{100 * high:.1f}" in next(line for line in lines if "way_speaking" in line)

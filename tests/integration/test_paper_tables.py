@@ -292,6 +292,6 @@ def test_json_and_terminal_and_page_all_mark_every_cell(tmp_path):
 
 def test_without_runs_the_tables_are_printed_and_no_page_is_written_unless_asked_for(tmp_path, capsys):
     assert report.run([], None, paper=True) is None
-    assert "Table 3: MSVD-QA" in capsys.readouterr().err
+    assert "Table 3: MSVD-QA" in capsys.readouterr().out
     page = report.run([], tmp_path / "paper.html", paper=True)
     assert "Figure 4: LVU relationship, aligned levels" in page.read_text(encoding="utf-8")

@@ -196,7 +196,7 @@ def test_leaks_and_whatever_was_left_out_are_said_before_the_numbers(tmp_path):
     assert re.findall(r"<li>([^<]+)</li>", top) == [
         "trained on a partial set: 2 annotated videos have no known length and no samples",
         "trained on videos that are in a test split, by task: relation 3, scene 1",
-        "scored without 2 test samples of 1 videos, which failed extraction",
+        "scored without 2 test samples of 1 video, which failed extraction",
         "its training has come to epoch 2 of 5",
         "its answers on split test (generate) are those of checkpoint step-00000006, but the best one is "
         "step-00000009; evaluate it again",

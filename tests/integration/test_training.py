@@ -255,7 +255,7 @@ def test_the_profile_breaks_a_step_down_and_its_trace_names_the_parts(resolved, 
     with gzip.open(run / "profile" / "trace.json.gz") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert {"read", "Q-Former", "LLM", "backward", "optimizer"} <= names
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "one training step (mean of 3)" in said
 
 
