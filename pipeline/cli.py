@@ -327,7 +327,7 @@ def report(
     ] = False,
     json: Json = False,
 ) -> None:
-    """One self-contained HTML page about one or more runs: scores, curves, mistakes with frames, paired tests.
+    """One self-contained HTML page about one or more runs: scores, curves, answers with frames, paired tests.
 
     With --paper every table of the paper is shown with the rows that the runs measured; a run on other data, other
     networks or a part of the data fills no cell, and the reason is named.
