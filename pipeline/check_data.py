@@ -98,7 +98,7 @@ def _count_samples(config: PipelineConfig, card: Card, manifest: Manifest) -> Fi
     different = differences_from_expected(card, manifest)
     if different:
         fix = "get the published annotation files; with these, results cannot be compared with published ones"
-        return Finding("data", "samples", "problem", _named(different, "; "), fix, different)
+        return Finding("data", "samples", "problem", _named(different, "; "), fix, different, needed=False)
     counts = [f"{sum(sample.split == split for sample in manifest.samples)} {split}" for split in manifest.splits]
     return Finding("data", "samples", "ok", f"{', '.join(counts)} about {counted(len(manifest.videos), 'video')}")
 
@@ -107,9 +107,8 @@ def _left_out(manifest: Manifest) -> Finding:
     names = tuple(sorted(manifest.left_out))
     reasons = ", ".join(dict.fromkeys(manifest.left_out.values()))
     fix = "add them to the table of durations; without it they have no samples"
-    return Finding(
-        "data", "left out", "problem", f"{counted(len(names), 'video')}, {reasons}: {_named(names)}", fix, names
-    )
+    detail = f"{counted(len(names), 'video')}, {reasons}: {_named(names)}"
+    return Finding("data", "left out", "problem", detail, fix, names, needed=False)
 
 
 def _check_videos(
@@ -165,7 +164,7 @@ def _check_extra_files(
         elif annotations.resolve() != (Path("data") / card.name / "annotations").resolve():
             command += ["--from", str(annotations)]  # it looks for them among the downloads
         fix = f"if these are missing videos under other names, `{shlex.join(command)}` links them under the right ones"
-        yield Finding("data", "extra files", "problem", detail, fix, extra)
+        yield Finding("data", "extra files", "problem", detail, fix, extra, needed=False)
     else:
         yield Finding("data", "extra files", "ok", detail, names=extra)
 

@@ -50,10 +50,10 @@ def beside_json(as_json: bool) -> Iterator[None]:
 class Bar:
     """How far a piece of work is: `done` of `total` units, and a note of what stands behind it."""
 
-    def __init__(self, title: str, total: int, unit: str, done: int, pace: Pace) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int, pace: Pace | None) -> None:
         self.title, self.total, self.unit, self.done, self.note = title, total, unit, done, ""
         self.on_move: Callable[[], None] = lambda: None
-        self._pace = pace
+        self._pace, self._all_is_work = pace or Pace(done), pace is None
         self._first, self._began_s = done, time.monotonic()
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
@@ -78,9 +78,9 @@ class Bar:
         return self._with_note(", ".join(parts))
 
     def ending(self) -> str:
-        """The same when it is over: how long it took, and the rate over all of it."""
+        """The same when it is over: how long it took, and the rate over all of it, if all of it was work."""
         spent_s, came = time.monotonic() - self._began_s, self.done - self._first
-        average = f", {rate(came / spent_s, self.unit)}" if came > 0 else ""
+        average = f", {rate(came / spent_s, self.unit)}" if came > 0 and self._all_is_work else ""
         return self._with_note(f"{self._counts()} in {duration(spent_s)}{average}")
 
     def _counts(self) -> str:
@@ -99,9 +99,9 @@ def progress_bar(title: str, total: int, unit: str, done: int = 0, pace: Pace | 
         total: of how many.
         unit: one of them, in the singular.
         done: how many are done before it begins.
-        pace: how fast it goes; by default counted from now on.
+        pace: how fast it goes, where the work begins later than the bar; by default it begins now.
     """
-    bar = Bar(title, total, unit, done, pace or Pace(done))
+    bar = Bar(title, total, unit, done, pace)
     with _drawn(bar) if PEOPLE.is_terminal else _in_lines(bar):
         yield bar
 

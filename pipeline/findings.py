@@ -15,7 +15,8 @@ class Finding:
         detail: what was found.
         fix: what to do, as an imperative or a command; None if the status is ok.
         names: everything that `detail` counts and names the first of.
-        needed: whether nothing can be done without it; a cache that is not there yet is made by the next command.
+        needed: whether `doctor --strict` asks for it: not for what the next command makes, like a cache, nor for what
+            only makes results differ from published ones.
     """
 
     section: str

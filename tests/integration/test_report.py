@@ -109,6 +109,14 @@ def test_an_axis_shows_its_values_and_nothing_to_be_added_to_them():
     assert "e-1" not in svg
 
 
+def test_the_axes_of_a_single_point_have_whole_steps_and_no_negative_share():
+    svg = curves_plot("one", "one point", [Curve(0, Series(np.array([15]), np.array([0.2857])))], percent=True)
+    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert "15" in ticks
+    assert not [tick for tick in ticks if "." in tick and "%" not in tick]
+    assert "0.0%" in ticks
+
+
 def test_neighbouring_curves_differ_in_dash_and_not_in_colour_alone():
     assert all(dash_of(slot) != dash_of(slot + 1) for slot in range(12))
 
