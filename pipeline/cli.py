@@ -100,7 +100,8 @@ def plan(
     Give it the options of the extraction. Counts and bytes are exact and need the annotations and the networks'
     configuration files only, so the videos may come later. Times are measured: some planned videos are decoded, go
     through both networks and are written beside the cache, into a folder that is removed again. Without videos or
-    weights there are no times. It warns when the disk is too small for what is left.
+    weights there are no times. Nothing is fetched: of absent weights it says what a download would weigh. It warns
+    when the disk is too small for what is left.
     """
     from pipeline.commands.plan import run
 

@@ -286,8 +286,8 @@ def test_the_commands_verify_repair_and_prune_go_together(cache):
     mended = pipeline_cache("verify", cache.root, "--repair", "--json")
     assert mended.returncode == 0
     assert json.loads(mended.stdout)["requeued"] == ["bad", "lost"]
-    assert "1 damaged video and 1 leftover removed" in mended.stdout
-    assert "it extracts 2 videos anew" in mended.stdout
+    assert "1 damaged video and 1 leftover removed" in mended.stderr
+    assert "it extracts 2 videos anew" in mended.stderr
     assert pipeline_cache("verify", cache.root).returncode == 0
     shutil.copytree(group_of(cache, "good"), cache.root / "videos" / "good.00c0ffee")
     told = json.loads(pipeline_cache("prune", cache.root, "--dry-run", "--json").stdout)
