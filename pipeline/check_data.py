@@ -18,6 +18,7 @@ from stages.errors import UserError
 from stages.frame_plan import plan_frames
 from stages.manifest import SPLITS, Manifest
 from stages.video_lengths import read_lengths
+from stages.wording import counted
 
 # So many missing videos, failed videos or differing counts are named.
 _NAMED = 5
@@ -85,8 +86,8 @@ def _file_finding(item: str, present: Sequence[Path], wanted: Sequence[Path], fi
 
 
 def _how_to_get(card: Card, kind: str, folder: Path) -> str:
-    wanted = f"put the {kind} files into {folder}, or set data.{kind.removesuffix('s')}s to their folder"
-    return f"{wanted}. {' '.join(card.download.split())}" if card.download else wanted
+    wanted = f"put the {kind} files into {folder}, or set data.{kind.removesuffix('s')}s to their folder."
+    return " ".join([wanted, *card.download.split()])
 
 
 def _count_samples(config: PipelineConfig, card: Card, manifest: Manifest) -> Finding:
@@ -97,16 +98,17 @@ def _count_samples(config: PipelineConfig, card: Card, manifest: Manifest) -> Fi
     different = differences_from_expected(card, manifest)
     if different:
         fix = "get the published annotation files; with these, results cannot be compared with published ones"
-        return Finding("data", "samples", "problem", _named(different, "; "), fix, different)
+        return Finding("data", "samples", "problem", _named(different, "; "), fix, different, needed=False)
     counts = [f"{sum(sample.split == split for sample in manifest.samples)} {split}" for split in manifest.splits]
-    return Finding("data", "samples", "ok", f"{', '.join(counts)} about {len(manifest.videos)} videos")
+    return Finding("data", "samples", "ok", f"{', '.join(counts)} about {counted(len(manifest.videos), 'video')}")
 
 
 def _left_out(manifest: Manifest) -> Finding:
     names = tuple(sorted(manifest.left_out))
     reasons = ", ".join(dict.fromkeys(manifest.left_out.values()))
     fix = "add them to the table of durations; without it they have no samples"
-    return Finding("data", "left out", "problem", f"{len(names)} videos, {reasons}: {_named(names)}", fix, names)
+    detail = f"{counted(len(names), 'video')}, {reasons}: {_named(names)}"
+    return Finding("data", "left out", "problem", detail, fix, names, needed=False)
 
 
 def _check_videos(
@@ -121,8 +123,8 @@ def _check_videos(
         fix = f"{_how_to_get(card, 'video', folder)} Without them, extraction counts these videos as failed."
         gone = {name for name, path in local.items() if not path.is_file()}
         counts = Counter(sample.split for sample in manifest.samples if sample.video in gone)
-        samples = ", ".join(f"{count} {split}" for split, count in counts.items())
-        detail = f"{found}; missing {len(missing)}, with {samples} samples: {_named(missing)}"
+        samples = ", ".join(counted(count, f"{split} sample") for split, count in counts.items())
+        detail = f"{found}; missing {len(missing)}, with {samples}: {_named(missing)}"
         yield Finding("data", "videos", "missing", detail, fix, missing)
     else:
         yield Finding("data", "videos", "ok", found)
@@ -162,7 +164,7 @@ def _check_extra_files(
         elif annotations.resolve() != (Path("data") / card.name / "annotations").resolve():
             command += ["--from", str(annotations)]  # it looks for them among the downloads
         fix = f"if these are missing videos under other names, `{shlex.join(command)}` links them under the right ones"
-        yield Finding("data", "extra files", "problem", detail, fix, extra)
+        yield Finding("data", "extra files", "problem", detail, fix, extra, needed=False)
     else:
         yield Finding("data", "extra files", "ok", detail, names=extra)
 
@@ -170,7 +172,7 @@ def _check_extra_files(
 def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]) -> Finding:
     """Compare what the files' headers say with the annotated durations."""
     wrong = []
-    with progress_bar("lengths", len(present), "files") as bar:
+    with progress_bar("lengths", len(present), "file") as bar:
         for name, length in read_lengths(present):
             annotated_s = manifest.videos[name].duration_s
             if isinstance(length, str):
@@ -179,9 +181,11 @@ def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]
                 wrong.append(f"{name} ({length:.1f} s, annotated {annotated_s:g} s)")
             bar.advance()
     if not wrong:
-        return Finding("data", "durations", "ok", f"{len(present)} files are as long as annotated")
+        return Finding(
+            "data", "durations", "ok", f"{counted(len(present), 'file is', 'files are')} as long as annotated"
+        )
     fix = "get these files anew; frames beyond a file's end cannot be extracted, and a longer file may be another video"
-    detail = f"{len(wrong)} of {len(present)} files have another length: {_named(wrong)}"
+    detail = f"{len(wrong)} of {counted(len(present), 'file')} of another length: {_named(wrong)}"
     return Finding("data", "durations", "problem", detail, fix, tuple(wrong))
 
 
@@ -194,7 +198,7 @@ def check_cache(config: PipelineConfig) -> Iterator[Finding]:
         yield Finding("cache", "cache", "problem", str(error), "set cache.root to a directory, or mend this")
         return
     if not there:
-        yield Finding("cache", "cache", "missing", f"none at {root}", f"run `{extract}`")
+        yield Finding("cache", "cache", "missing", f"none at {root}", f"run `{extract}`", needed=False)
         return
     cache = FeatureCache.open(root)
     yield _check_fingerprint(config, cache)
@@ -203,7 +207,8 @@ def check_cache(config: PipelineConfig) -> Iterator[Finding]:
     except UserError:
         # The data section has said what is wrong; what is cached can be counted all the same.
         info = cache.info()
-        detail = f"{info.num_videos} with {info.num_frames} frames; without annotations, nobody knows which are missing"
+        frames = counted(info.num_frames, "frame")
+        detail = f"{info.num_videos} with {frames}; without annotations, nobody knows which are missing"
         yield Finding("cache", "videos", "ok", detail)
         return
     yield from _check_ledger(cache, manifest, extract)
@@ -232,7 +237,7 @@ def _check_ledger(cache: FeatureCache, manifest: Manifest, extract: str) -> Iter
         damaged = [f"{video}: {reason}" for video, reason in sorted(status.damaged.items())]
         yield Finding("cache", "commits", "problem", f"damaged: {_named(damaged, '; ')}", f"run `{extract}` again")
     if status.pending:
-        yield Finding("cache", "videos", "missing", counts, f"run `{extract}`")
+        yield Finding("cache", "videos", "missing", counts, f"run `{extract}`", needed=False)
         return
     if status.failed:
         reasons = [f"{video}: {failure.reason}" for video, failure in sorted(status.failed.items())]

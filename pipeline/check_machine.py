@@ -13,6 +13,7 @@ from model.config import TeacherConfig
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.findings import Finding
+from stages.wording import counted
 
 _DISTRIBUTION = "diff-lmm"
 _GIB = 2**30
@@ -76,7 +77,7 @@ def check_versions(_config: PipelineConfig) -> Iterator[Finding]:
 def check_devices(config: PipelineConfig) -> Iterator[Finding]:
     """Count cores and memory, and name the GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("devices", "CPU", "ok", f"{cores} cores, {platform.machine()}")
+    yield Finding("devices", "CPU", "ok", f"{counted(cores or 1, 'core')}, {platform.machine()}")
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
     yield Finding("devices", "memory", "ok", f"{memory_gib:.0f} GiB")
 

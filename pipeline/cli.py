@@ -100,7 +100,8 @@ def plan(
     Give it the options of the extraction. Counts and bytes are exact and need the annotations and the networks'
     configuration files only, so the videos may come later. Times are measured: some planned videos are decoded, go
     through both networks and are written beside the cache, into a folder that is removed again. Without videos or
-    weights there are no times. It warns when the disk is too small for what is left.
+    weights there are no times. Nothing is fetched: of absent weights it says what a download would weigh. It warns
+    when the disk is too small for what is left.
     """
     from pipeline.commands.plan import run
 
@@ -327,7 +328,7 @@ def report(
     ] = False,
     json: Json = False,
 ) -> None:
-    """One self-contained HTML page about one or more runs: scores, curves, mistakes with frames, paired tests.
+    """One self-contained HTML page about one or more runs: scores, curves, answers with frames, paired tests.
 
     With --paper every table of the paper is shown with the rows that the runs measured; a run on other data, other
     networks or a part of the data fills no cell, and the reason is named.
@@ -345,13 +346,18 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="Do not open the videos to compare their lengths with the annotations.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 when something that is needed is missing or will not do.")
+    ] = False,
     settings: SettingOptions,
     json: Json = False,
 ) -> None:
     """What is installed, which devices, weights and data are found, and what to do about what is missing."""
     from pipeline.commands.doctor import run
 
-    run(settings.resolve(data.dotted()), as_json=json, quick=quick)
+    all_there = run(settings.resolve(data.dotted()), as_json=json, quick=quick)
+    if strict and not all_there:
+        raise typer.Exit(3)
 
 
 def main() -> None:

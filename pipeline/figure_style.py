@@ -6,6 +6,7 @@ STYLE = {
     "text.parse_math": False,  # names come from data; a $ in one is a dollar sign
     "font.size": 10,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,  # a tick shows its value, not what is to be added to it
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,

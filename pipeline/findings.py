@@ -15,6 +15,8 @@ class Finding:
         detail: what was found.
         fix: what to do, as an imperative or a command; None if the status is ok.
         names: everything that `detail` counts and names the first of.
+        needed: whether `doctor --strict` asks for it: not for what the next command makes, like a cache, nor for what
+            only makes results differ from published ones.
     """
 
     section: str
@@ -23,6 +25,7 @@ class Finding:
     detail: str
     fix: str | None = None
     names: tuple[str, ...] = ()
+    needed: bool = True
 
     def __post_init__(self) -> None:
         assert (self.status == "ok") == (self.fix is None), self

@@ -15,6 +15,7 @@ from stages.errors import UserError
 from stages.ray_flow import cluster
 from stages.stop import StopRequest
 from stages.train_flow import Line, Member, Row, Start, seats_on, train_together
+from stages.wording import counted
 
 _CLIENT = "ray://"
 
@@ -49,7 +50,8 @@ def run_together(
         )
     import ray
 
-    say(f"starting Ray for {config.train.processes} training processes")
+    processes = counted(config.train.processes, "training process", "training processes")
+    say(f"starting Ray for {processes}")
     order = json.dumps({"config": config.model_dump(mode="json"), "folder": str(Path.cwd())})
     # Ray has an answer of its own to SIGTERM, which is not to stop, so signals are listened to once it is there.
     with ExitStack() as bar, cluster(address), request.listening():
@@ -77,7 +79,7 @@ class _Told:
             say(said.text)
         elif isinstance(said, Start):
             if self._bar is None:
-                self._bar = self._stack.enter_context(progress_bar("train", said.total, "steps", done=said.step))
+                self._bar = self._stack.enter_context(progress_bar("train", said.total, "step", done=said.step))
                 self._done = said.step
             else:
                 say(f"a training process died; all go on after step {said.step} of {said.total}")

@@ -27,6 +27,7 @@ from stages.pretrained import LoadedModel
 from stages.same_weights import require_same_weights
 from stages.tokens import Tokenizers
 from stages.weights import LoadingReport, open_tensors
+from stages.wording import counted
 
 LOADING = "loading.json"
 # As many answers as fit on the line that warns of them.
@@ -59,7 +60,7 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample
     """
     status = cache.ledger.status(plan_frames(manifest).times_s)
     if status.pending:
-        pending = f"{len(status.pending)} of {len(manifest.videos)} videos"
+        pending = f"{len(status.pending)} of {counted(len(manifest.videos), 'video')}"
         raise UserError(
             f"{pending} are not extracted, the first is {min(status.pending)!r}",
             where=cache.root,
@@ -181,17 +182,17 @@ def warn_of_absent_labels(train: Sequence[Sample], samples: Sequence[Sample]) ->
     labels = dict.fromkeys((s.task, label) for s in samples for label in s.candidates or ())
     for task, label in labels:
         if (task, label) not in taught:
-            say(
-                f"warning: no training sample of task {task!r} has the answer {label!r}, which "
-                f"{asked[task, label]} of its other samples ask for"
-            )
+            others = asked[task, label]
+            asking = counted(others, "of its other samples asks for", "of its other samples ask for")
+            which = f", which {asking}" if others else ""
+            say(f"warning: no training sample of task {task!r} has the answer {label!r}{which}")
 
 
 def require_room(config: PipelineConfig, num_frames: int) -> None:
     """UserError if a clip has more frames than the Q-Former's temporal table has rows."""
     if num_frames > config.qformer.max_frames:
         raise UserError(
-            f"a clip of this data set has {num_frames} frames",
+            f"a clip of this data set has {counted(num_frames, 'frame')}",
             where="qformer.max_frames",
             received=config.qformer.max_frames,
             allowed=f"{num_frames} or more",
@@ -273,4 +274,9 @@ def visual_width_of(cache: FeatureCache, sample: Sample, tolerance_s: float) -> 
 def say_left_out(absent: set[str]) -> None:
     """Tell the user that failed videos are missing from what follows."""
     if absent:
-        say(f"{len(absent)} videos failed extraction and are left out")
+        say(left_out_text(absent))
+
+
+def left_out_text(absent: set[str]) -> str:
+    """How many videos failed extraction."""
+    return counted(len(absent), "video failed extraction and is left out", "videos failed extraction and are left out")

@@ -28,6 +28,7 @@ from stages.decode.frames import DecodeError, FrameRequest
 from stages.device import pick_device
 from stages.errors import UserError
 from stages.packing import ExtractionJob, FramePacker, FrozenPair
+from stages.wording import counted
 from stages.worker import VideoTask, num_decode_children
 
 # Of the time given: for decoding, then for decoding and networks together; writing gets the rest.
@@ -230,7 +231,7 @@ class _Decoding:
         def many(child: DecodeChild) -> None:
             while (task := self._next()) is not None:
                 self._decode(child, task)
-                clock.tell(f"{self.frames} frames decoded")
+                clock.tell(f"{counted(self.frames, 'frame')} decoded")
                 if clock.left(_DECODE_SHARE) <= 0 and (self.frames or len(self.failed) >= _MOST_FAILURES):
                     break
 
@@ -301,7 +302,7 @@ def _time_networks(
         started = time.perf_counter()
         features, targets = packer.encode(encoder_view[frames], teacher_view[frames])
         passes.append(time.perf_counter() - started)
-        clock.tell(f"networks: {pair.batch_frames} frames a pass")
+        clock.tell(f"networks: {counted(pair.batch_frames, 'frame')} a pass")
         if pair.batch_frames < len(frames):
             full = pair.batch_frames  # more do not fit into the memory
         left = clock.left(_NETWORKS_SHARE)
@@ -309,8 +310,8 @@ def _time_networks(
             break
         if pair.batch_frames < full and 2 * passes[-1] < left:
             pair.batch_frames, passes = min(2 * pair.batch_frames, full), []
-    counted = passes[1:] or passes
-    return Rate(statistics.mean(counted) / len(frames), len(frames) * len(counted)), features, targets
+    timed = passes[1:] or passes
+    return Rate(statistics.mean(timed) / len(frames), len(frames) * len(timed)), features, targets
 
 
 def _time_writing(cache: FeatureCache, features: np.ndarray, targets: np.ndarray, frames: int, clock: _Clock) -> Rate:

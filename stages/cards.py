@@ -11,6 +11,7 @@ from stages.card_schema import Card, FrameRule
 from stages.errors import UserError
 from stages.manifest import Manifest, ManifestBuilder, Sample, Split
 from stages.records import nearest_hint, parse_record, read_yaml
+from stages.wording import counted
 
 __all__ = ["Card", "build_manifest", "bundled_cards", "differences_from_expected", "export_manifest", "load_card"]
 
@@ -72,7 +73,8 @@ def build_manifest(card: Card, *, annotations: Path, videos: Path | None) -> Man
     if not manifest.samples:
         what = f"the annotation files hold no samples of data set {card.name!r}"
         if manifest.left_out:
-            what = f"{what}: {len(manifest.left_out)} videos are left out, {next(iter(manifest.left_out.values()))}"
+            left_out = counted(len(manifest.left_out), "video is", "videos are")
+            what = f"{what}: {left_out} left out, {next(iter(manifest.left_out.values()))}"
         raise UserError(what, where=annotations)
     in_card_order = sorted(manifest.samples, key=lambda sample: list(card.tasks).index(sample.task))
     return replace(manifest, samples=tuple(in_card_order))
@@ -131,10 +133,10 @@ def differences_from_expected(card: Card, manifest: Manifest) -> tuple[str, ...]
             num_videos = len({sample.video for sample in samples})
             own = own_counts.get(manifest.forms.get(split, ""))
             if own is not None and num_videos != own[task][split]:
-                lines.append(f"{task} {split}: {num_videos} videos, published {own[task][split]}")
+                lines.append(f"{task} {split}: {counted(num_videos, 'video')}, published {own[task][split]}")
             if own is None and (num_videos, len(samples)) != (expected.videos, expected.samples):
                 lines.append(
-                    f"{task} {split}: {num_videos} videos and {len(samples)} samples, "
+                    f"{task} {split}: {counted(num_videos, 'video')} and {counted(len(samples), 'sample')}, "
                     f"published {expected.videos} and {expected.samples}"
                 )
     return tuple(lines)

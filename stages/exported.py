@@ -27,6 +27,7 @@ from stages.networks import TRAINED_FILE
 from stages.records import parse_record, read_json
 from stages.text import TEXT_PROCESSORS
 from stages.weights import Repository
+from stages.wording import counted
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -205,7 +206,7 @@ def model_card(record: ExportRecord) -> str:
         title=about.card.title,
         task=about.task,
         tasks="\n".join(rows),
-        frames=about.card.frame_rule.num_frames,
+        frames=counted(about.card.frame_rule.num_frames, "frame"),
         encoder=networks.encoder.source,
         qformer=networks.qformer.source,
         language=networks.language.source,
@@ -236,7 +237,7 @@ Q-Former with memory bank and language projection, trained on cached features wi
 | --- | --- | --- |
 {tasks}
 
-A clip is {frames} frames.
+A clip is {frames}.
 
 ## Use
 

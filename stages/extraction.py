@@ -1,7 +1,6 @@
 """Stage 1 from plan to summary: what is done already, what is asked of the workers, what the ledger is told."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from stages.frame_plan import FramePlan
 from stages.frozen_networks import describe_encoder, describe_teacher
 from stages.frozen_source import FrozenSource
 from stages.manifest import Manifest
+from stages.pace import Pace
 from stages.video_paths import join_video_path
 from stages.weights import OnLoaded, log_loading
 from stages.worker import ExtractionJob, VideoOutcome, VideoTask
-
-_RATE_OVER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,10 @@ class ExtractionProgress:
         done: videos done, those of earlier runs included.
         failed: videos failed, likewise.
         left: videos that this run still has to do.
+        frames_planned: frames that this run has to do.
         frames: frames committed by this run.
-        frames_left: frames of the videos left.
+        frames_encoded: frames of videos in work that have been through the networks and are not committed yet.
+        frames_left: frames that this run has neither committed nor encoded yet.
         frames_per_s: rate over the last minute; None before the first frame.
         left_s: seconds left at this rate; None without a rate.
         seconds: since this run began.
@@ -77,7 +77,9 @@ class ExtractionProgress:
     done: int
     failed: int
     left: int
+    frames_planned: int
     frames: int
+    frames_encoded: int
     frames_left: int
     frames_per_s: float | None
     left_s: float | None
@@ -87,6 +89,9 @@ class ExtractionProgress:
     wait_share: float | None
 
 
+OnProgress = Callable[[ExtractionProgress], None]
+
+
 class _Meter:
     """Adds up what the workers report."""
 
@@ -94,14 +99,17 @@ class _Meter:
         self.planned = len(status.done) + len(status.failed) + len(status.pending)
         self.frames_of = {task.video: len(task.times_s) for task in tasks}
         self.done = len(status.done)
-        self.left, self.frames_left = len(tasks), sum(self.frames_of.values())
+        self.left, self.frames_planned = len(tasks), sum(self.frames_of.values())
+        self.frames_left = self.frames_planned
         self.extracted, self.frames = 0, 0
         self.decode_s, self.networks_s, self.idle_s = 0.0, 0.0, 0.0
         self.began_s = time.monotonic()
-        self._history: deque[tuple[float, int]] = deque()
+        self._encoded: dict[str, int] = {}
+        self._pace = Pace()
 
     def add(self, outcome: VideoOutcome) -> ExtractionProgress:
         """Count one video that has ended."""
+        self._encoded.pop(outcome.video, None)
         self.left -= 1
         self.frames_left -= self.frames_of[outcome.video]
         if outcome.checksum is not None:
@@ -109,16 +117,30 @@ class _Meter:
         self.decode_s += outcome.decode_s
         self.networks_s += outcome.networks_s
         self.idle_s += outcome.idle_s
-        rate = self._rate()
+        return self._progress()
+
+    def encode(self, encoded: dict[str, int]) -> ExtractionProgress:
+        """Replace what is known of the videos in work: how many frames of each have been through the networks."""
+        self._encoded = encoded
+        return self._progress()
+
+    def _progress(self) -> ExtractionProgress:
+        encoded = sum(self._encoded.values())
+        frames_left = self.frames_left - encoded
+        # Workers that start compute nothing, so the rate begins with the first word of one.
+        self._pace.look(self.frames + encoded)
+        rate = self._pace.per_s
         return ExtractionProgress(
             planned=self.planned,
             done=self.done,
             failed=self.planned - self.done - self.left,
             left=self.left,
+            frames_planned=self.frames_planned,
             frames=self.frames,
-            frames_left=self.frames_left,
+            frames_encoded=encoded,
+            frames_left=frames_left,
             frames_per_s=rate,
-            left_s=self.frames_left / rate if rate else None,
+            left_s=frames_left / rate if rate else None,
             seconds=time.monotonic() - self.began_s,
             decode_s=self.decode_s,
             networks_s=self.networks_s,
@@ -129,15 +151,6 @@ class _Meter:
         """Part of the networks' time in which they had nothing to do."""
         known_s = self.networks_s + self.idle_s
         return self.idle_s / known_s if known_s else None
-
-    def _rate(self) -> float | None:
-        """Frames per second since the first outcome, over a minute at most."""
-        now_s = time.monotonic()
-        self._history.append((now_s, self.frames))
-        while len(self._history) > 2 and self._history[0][0] < now_s - _RATE_OVER_S:
-            self._history.popleft()
-        since_s, before = self._history[0]
-        return (self.frames - before) / (now_s - since_s) if self.frames > before else None
 
 
 def feature_fields(config: ModelConfig, *, with_teacher: bool = True) -> dict[str, Scalar]:
@@ -216,27 +229,29 @@ class Extraction:
         self,
         process_all: Callable[[list[VideoTask]], Iterator[tuple[VideoOutcome, int]]],
         on_outcome: Callable[[VideoOutcome, ExtractionProgress], None],
+        on_progress: OnProgress = lambda _progress: None,
     ) -> ExtractionSummary:
         """Extract what is to do and write the ledger.
 
         Args:
             process_all: gives tasks to workers and yields outcomes with attempts, see `stages.ray_flow`.
             on_outcome: told of each outcome and of the progress.
+            on_progress: told of the progress whenever `encoded` is.
 
         Raises:
             UserError: a video's path leads outside the videos folder; or the cache cannot be written any more: what
                 is committed stays.
         """
-        meter = _Meter(self.before, [])
+        self._meter, self._on_progress = _Meter(self.before, []), on_progress
         if not self.todo and not self.before.unlisted:
-            return self._summary(meter, self.before)
+            return self._summary(self.before)
         with self.cache.ledger.writer() as ledger:
             # Another extraction may have ended between the first look and the lock: what it has done is done.
             self._look(self.cache.ledger.status(self.plan.times_s, adopt=ledger))
             if self.todo:
                 self.cache.sweep()
                 tasks = [self._task(video) for video in self.todo]
-                meter = _Meter(self.before, tasks)
+                self._meter = _Meter(self.before, tasks)
                 for outcome, attempts in process_all(tasks):
                     if outcome.fatal is not None:
                         raise UserError(outcome.fatal, exit_code=1)
@@ -244,16 +259,21 @@ class Extraction:
                         ledger.done(outcome.video, checksum=outcome.checksum, attempts=attempts)
                     else:
                         ledger.failed(outcome.video, reason=outcome.reason or "", attempts=attempts)
-                    on_outcome(outcome, meter.add(outcome))
-        return self._summary(meter, self.cache.ledger.status(self.plan.times_s))
+                    on_outcome(outcome, self._meter.add(outcome))
+        return self._summary(self.cache.ledger.status(self.plan.times_s))
+
+    def encoded(self, frames: dict[str, int]) -> None:
+        """Hear, while it runs, how many frames of each video in work have been through the networks."""
+        self._on_progress(self._meter.encode(frames))
 
     def _look(self, status: LedgerStatus) -> None:
         """Take from the ledger what is left to do."""
         self.before = status
         self.todo = sorted(status.pending | (set(status.failed) if self.retry_failed else set()))
 
-    def _summary(self, meter: _Meter, status: LedgerStatus) -> ExtractionSummary:
+    def _summary(self, status: LedgerStatus) -> ExtractionSummary:
         """The ledger as it stands, and what this run did."""
+        meter = self._meter
         return ExtractionSummary(
             planned=self.plan.num_videos,
             done=len(status.done),

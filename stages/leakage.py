@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from stages.errors import UserError
 from stages.manifest import Manifest
+from stages.wording import counted
 
 _HELD_OUT = "test"
 
@@ -59,8 +60,9 @@ def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> 
         named = ", ".join(f"{leak.task} {len(leak.videos)}" for leak in leaks)
         alone = "give each video one split" if len(tasks) == 1 else "train one task at a time (--task)"
         together = "" if len(tasks) == 1 else f" on {len(tasks)} tasks together"
+        videos = counted(len(every), "video that is", "videos that are")
         raise UserError(
-            f"training{together} would show {len(every)} videos that are in a {_HELD_OUT} split ({named})",
+            f"training{together} would show {videos} in a {_HELD_OUT} split ({named})",
             where=f"data set {manifest.dataset!r}",
             hint=f"{alone}, or set data.allow_leakage=true, and the run and its report say so",
         )

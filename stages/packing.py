@@ -27,6 +27,10 @@ _GPU_MARGIN = 0.1
 _LINGER_S = 0.5
 
 
+# Told of so many frames more that have been through both networks.
+OnEncoded = Callable[[int], None]
+
+
 @dataclass(frozen=True)
 class ExtractionJob:
     """What every worker of one extraction is told."""
@@ -150,6 +154,7 @@ class _Share:
     since_s: float
     given: int = 0
     parts: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    on_encoded: OnEncoded | None = None
     error: BaseException | None = None
     ready: threading.Event = field(default_factory=threading.Event)
 
@@ -190,9 +195,14 @@ class FramePacker:
                 self._announced -= 1
                 self._changed.notify()
 
-    def encode(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Wait until the frames have been through both networks; see `FrozenPair.encode`."""
-        share = _Share((encoder_view, teacher_view), time.monotonic())
+    def encode(
+        self, encoder_view: np.ndarray, teacher_view: np.ndarray, on_encoded: OnEncoded | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Wait until the frames have been through both networks; see `FrozenPair.encode`.
+
+        `on_encoded` is called after each pass, on the networks' thread.
+        """
+        share = _Share((encoder_view, teacher_view), time.monotonic(), on_encoded=on_encoded)
         with self._changed:
             self._waiting.append(share)
             self._changed.notify()
@@ -275,6 +285,8 @@ class FramePacker:
         for share, rows in pieces:
             stop = start + rows.stop - rows.start
             share.parts.append((features[start:stop], targets[start:stop]))
+            if share.on_encoded is not None:
+                share.on_encoded(stop - start)
             start = stop
 
 

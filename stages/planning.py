@@ -33,6 +33,8 @@ _PUBLISHED_TEACHERS = {
     "facebook/DiT-XL-2-256": 1152,
     **{source: width for source, (_, width) in _PUBLISHED_ENCODERS.items()},
 }
+PUBLISHED_BYTES = {"Salesforce/instructblip-vicuna-7b": 31.7e9}
+"""What the weights of a published checkpoint weigh on the hub, where that is known: four shards in float32."""
 
 
 def count_windows(manifest: Manifest) -> int:
@@ -66,7 +68,7 @@ class FrameShape:
 
 
 def frame_shape(config: ModelConfig) -> FrameShape:
-    """Read the sizes off the configuration files of encoder and teacher; no weights are read.
+    """Read the sizes off the configuration files of encoder and teacher; no weights are read, and nothing is fetched.
 
     Raises:
         UserError: a configuration that cannot be had, or that settings do not fit.

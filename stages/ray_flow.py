@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stages.config import ExtractConfig
 from stages.errors import UserError
+from stages.wording import counted
 from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
 
 _LOG = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ _LAST_ANSWER_S = 10.0
 _CONNECT_LIMIT_S = 10.0
 
 
+OnEncodedVideos = Callable[[dict[str, int]], None]
+
+
 class WorkerActor:
     """`ExtractionWorker` as a Ray actor; its threads let decoding, networks and writing overlap."""
 
@@ -58,6 +62,10 @@ class WorkerActor:
     def process(self, task: VideoTask) -> VideoOutcome:
         """See `ExtractionWorker.process`."""
         return self.worker.process(task)
+
+    def encoded(self) -> dict[str, int]:
+        """See `ExtractionWorker.encoded`."""
+        return self.worker.encoded()
 
 
 @contextmanager
@@ -124,7 +132,11 @@ def _no_cluster(address: str, error: Exception) -> UserError:
 
 
 def process_all(
-    tasks: Sequence[VideoTask], job: ExtractionJob, *, place_limit_s: float = PLACE_LIMIT_S
+    tasks: Sequence[VideoTask],
+    job: ExtractionJob,
+    *,
+    place_limit_s: float = PLACE_LIMIT_S,
+    on_encoded: OnEncodedVideos = lambda _frames: None,
 ) -> Iterator[tuple[VideoOutcome, int]]:
     """Extract every task inside `cluster()` and yield each outcome, with its number of attempts, as it comes.
 
@@ -136,11 +148,13 @@ def process_all(
         tasks: what to extract.
         job: what the workers are told.
         place_limit_s: how long to wait for a node in place of one that is lost, before going on without.
+        on_encoded: told about once a second of each video in work how many of its frames have been through the
+            networks.
 
     Raises:
         UserError: no worker can be placed or started; every video without an outcome is untouched.
     """
-    flow = _Flow(tasks, job, place_limit_s)
+    flow = _Flow(tasks, job, place_limit_s, on_encoded)
     try:
         yield from flow.run()
     finally:
@@ -167,7 +181,8 @@ class _Seat:
     """One place and the actor that is there now.
 
     `frames_per_pass` is known once the actor is ready. `held` are the videos given to it by the reference of their
-    outcome; `alone` says that they are one video that was in a dead actor before.
+    outcome; `alone` says that they are one video that was in a dead actor before. `encoded` are the frames of each
+    that have been through its networks, as it answered last; `asked` is the reference of its next answer.
     """
 
     place: _Place
@@ -177,6 +192,8 @@ class _Seat:
     frames_per_pass: int | None = None
     alone: bool = False
     held: dict[Any, _Try] = field(default_factory=dict)
+    encoded: dict[str, int] = field(default_factory=dict)
+    asked: Any = None
 
     @property
     def is_ready(self) -> bool:
@@ -190,8 +207,11 @@ class _Seat:
 class _Flow:
     """The hand-out loop: which actor holds which videos."""
 
-    def __init__(self, tasks: Sequence[VideoTask], job: ExtractionJob, place_limit_s: float) -> None:
-        self.job, self.place_limit_s = job, place_limit_s
+    def __init__(
+        self, tasks: Sequence[VideoTask], job: ExtractionJob, place_limit_s: float, on_encoded: OnEncodedVideos
+    ) -> None:
+        self.job, self.place_limit_s, self.on_encoded = job, place_limit_s, on_encoded
+        self.asked_s = time.monotonic()
         self.waiting = deque(_Try(task, 1) for task in tasks)
         self.suspects: deque[_Try] = deque()
         self.deaths_in_a_row = 0
@@ -202,6 +222,7 @@ class _Flow:
         while self.waiting or self.suspects or any(seat.held for seat in self.seats):
             for seat in self.seats:
                 self._hand_out(seat)
+            self._ask_progress()
             owners = {reference: seat for seat in self.seats for reference in self._references(seat)}
             answered, _ = ray.wait(list(owners), num_returns=1, timeout=_HEARTBEAT_S)
             for reference in answered:
@@ -219,7 +240,7 @@ class _Flow:
             .options(
                 num_cpus=1,
                 num_gpus=place.num_gpus,
-                max_concurrency=_MOST_VIDEOS,
+                max_concurrency=_MOST_VIDEOS + 1,  # one thread is left to answer how far the others are
                 # Soft: when the node is lost, any other with room will do.
                 scheduling_strategy=NodeAffinitySchedulingStrategy(place.node_id, soft=True),
             )
@@ -229,7 +250,18 @@ class _Flow:
 
     @staticmethod
     def _references(seat: _Seat) -> list[Any]:
-        return list(seat.held) if seat.is_ready else [seat.readiness]
+        if not seat.is_ready:
+            return [seat.readiness]
+        return list(seat.held) if seat.asked is None else [*seat.held, seat.asked]
+
+    def _ask_progress(self) -> None:
+        """Ask every actor that works how far it is, now and then."""
+        if time.monotonic() - self.asked_s < _HEARTBEAT_S:
+            return
+        self.asked_s = time.monotonic()
+        for seat in self.seats:
+            if seat.held and seat.asked is None:
+                seat.asked = seat.actor.encoded.remote()
 
     def _hand_out(self, seat: _Seat) -> None:
         """Give videos to an actor that runs: one suspect alone, or as many others as keep it busy."""
@@ -255,6 +287,9 @@ class _Flow:
         seat.held[seat.actor.process.remote(one.task)] = one
 
     def _collect(self, reference: Any, seat: _Seat) -> Iterator[tuple[VideoOutcome, int]]:
+        if reference == seat.asked:
+            self._note_progress(seat)
+            return
         if reference != seat.readiness and reference not in seat.held:
             return  # its actor's death was dealt with a moment ago
         try:
@@ -267,6 +302,16 @@ class _Flow:
             seat.frames_per_pass = answer
         else:
             yield self._outcome(seat.held.pop(reference), answer)
+
+    def _note_progress(self, seat: _Seat) -> None:
+        try:
+            seat.encoded = _answer(seat.asked)
+        except RayError:
+            seat.encoded = {}  # the videos that it held will show that it died
+        seat.asked = None
+        held = {one.task.video for seat in self.seats for one in seat.held.values()}
+        known = {video: frames for seat in self.seats for video, frames in seat.encoded.items()}
+        self.on_encoded({video: frames for video, frames in known.items() if video in held})
 
     def _outcome(self, one: _Try, answer: VideoOutcome | Exception) -> tuple[VideoOutcome, int]:
         if isinstance(answer, Exception):
@@ -296,7 +341,10 @@ class _Flow:
             self.suspects.appendleft(_again(victims[0], victims[0].attempt + 1))
         else:
             (one,) = victims
-            yield VideoOutcome(one.task.video, reason=f"its worker died {one.attempt} times with it alone"), one.attempt
+            yield (
+                VideoOutcome(one.task.video, reason=f"its worker died {counted(one.attempt, 'time')} with it alone"),
+                one.attempt,
+            )
 
     def _count_death(self, error: RayError) -> None:
         _LOG.warning("an extraction worker %s; starting another", _way_of_dying(error))
@@ -328,7 +376,7 @@ class _Flow:
         if not self.seats:
             raise UserError(
                 f"the cluster has no node left that can run a worker, after {self.place_limit_s:g} s of waiting",
-                received=f"{have.get('GPU', 0):g} GPUs, {have.get('CPU', 0):g} CPU cores",
+                received=f"{counted(have.get('GPU', 0), 'GPU')}, {counted(have.get('CPU', 0), 'CPU core')}",
                 hint="what is committed stays; bring a node back and run the same command again to go on",
                 exit_code=1,
             )

@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 from stages.device import pick_device
 from stages.errors import UserError
 from stages.group import Together
+from stages.wording import counted
 
 # What Ray Train would do beside running the processes: move them to another directory, keep statistics of its own.
 _QUIET = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
@@ -64,7 +65,7 @@ def seats_on(nodes: Sequence[dict[str, Any]], processes: int) -> Seats:
     cores, devices = (sum(resources.get(kind, 0) for resources in able) for kind in ("CPU", "GPU"))
     if 0 < devices < processes:
         raise UserError(
-            f"the cluster has {devices:g} GPUs, one for each training process",
+            f"the cluster has {counted(devices, 'GPU')}, one for each training process",
             where="--workers",
             received=processes,
             allowed=f"1 to {devices:g}",

@@ -20,6 +20,7 @@ import ray
 import torch
 
 from stages.errors import UserError
+from stages.wording import counted
 
 Work = Callable[[str], str | None]
 """Does one trial's order and returns why it failed; None if it did not."""
@@ -77,7 +78,7 @@ def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, tr
         cpus = float(min(int(cpus), int(widest))) if cpus >= 1 else cpus
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         raise UserError(
-            f"no node has {cpus:g} CPU cores and {gpus:g} GPUs for one training",
+            f"no node has {counted(cpus, 'CPU core')} and {counted(gpus, 'GPU')} for one training",
             received=f"nodes with {', '.join(_resources(node) for node in nodes)}",
             hint="give less with --cpus and --gpus",
         )
@@ -85,7 +86,7 @@ def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, tr
 
 
 def _resources(node: dict[str, float]) -> str:
-    return f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs"
+    return f"{counted(node.get('CPU', 0), 'core')} and {counted(node.get('GPU', 0), 'GPU')}"
 
 
 def run_trials(

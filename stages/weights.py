@@ -48,8 +48,22 @@ def watch_files() -> Iterator[dict[tuple[str, str], Path | None]]:
         _WATCHED.reset(token)
 
 
+# Whether the hub may not be asked, nor anything fetched from it.
+_LOCAL_ONLY: ContextVar[bool] = ContextVar("local_only", default=False)
+
+
+@contextmanager
+def local_only() -> Iterator[None]:
+    """Find the files of repositories on this machine alone within the block: no connection is attempted."""
+    token = _LOCAL_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _LOCAL_ONLY.reset(token)
+
+
 class Repository:
-    """One model repository: a local folder, or a hub id whose files are fetched when asked for.
+    """One model repository: a local folder, or a hub id whose files are fetched when asked for, see `local_only`.
 
     Args:
         source: folder, hub id, or `bundled:NAME`.
@@ -86,6 +100,8 @@ class Repository:
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
         try:
+            if _LOCAL_ONLY.get():
+                return self._find_here(name)
             return Path(hf_hub_download(self.source, name, **self._hub))
         except LocalEntryNotFoundError as error:
             # Without a network, what was downloaded is all there is: a file that it lacks is absent.
@@ -96,6 +112,18 @@ class Repository:
             return None
         except (OSError, HFValidationError, ValueError) as error:
             raise self._unreachable() from error
+
+    def _find_here(self, name: str) -> Path | None:
+        """In the hub's cache, by its files alone: `hf_hub_download` goes online even for `local_files_only`."""
+        from huggingface_hub import try_to_load_from_cache
+
+        where = {key: self._hub[key] for key in ("cache_dir", "revision") if key in self._hub}
+        found = try_to_load_from_cache(self.source, name, **where)
+        if isinstance(found, str):
+            return Path(found)
+        if self._is_downloaded():
+            return None
+        raise self._unreachable()
 
     def _is_downloaded(self) -> bool:
         from huggingface_hub import snapshot_download
@@ -108,8 +136,9 @@ class Repository:
         return True
 
     def _unreachable(self) -> UserError:
+        hub = "not in the hub's cache on this machine" if _LOCAL_ONLY.get() else "the model hub gave no answer"
         return UserError(
-            "no such local folder, and the model hub gave no answer",
+            f"no such local folder, and {hub}",
             where="checkpoint",
             received=self.source,
             allowed="a hub id, a local folder, or bundled:NAME",

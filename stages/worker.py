@@ -90,6 +90,7 @@ class ExtractionWorker:
         self.cache = FeatureCache.open(job.cache_root)
         self.networks = FrozenPair(job)
         self.packer = FramePacker(self.networks)
+        self._encoded: dict[str, int] = {}
         self._part_frames = max(1, part_bytes // sum(3 * height * width for height, width in self.networks.sizes_px))
         self._children: queue.SimpleQueue[DecodeChild] = queue.SimpleQueue()
         memory_bytes = int(job.extract.memory_gb * _GIB)
@@ -103,9 +104,17 @@ class ExtractionWorker:
         if task.again and (checksum := self._committed(task)) is not None:
             return VideoOutcome(task.video, len(task.times_s), checksum=checksum)
         spent = _Spent()
-        ending = self._extract(task, spent)
+        self._encoded[task.video] = 0
+        try:
+            ending = self._extract(task, spent)
+        finally:
+            del self._encoded[task.video]
         networks_s, idle_s = self.packer.take_times()
         return replace(ending, decode_s=spent.decode_s, networks_s=networks_s, idle_s=idle_s)
+
+    def encoded(self) -> dict[str, int]:
+        """Of each video in process, how many of its frames have been through the networks."""
+        return self._encoded.copy()
 
     def encode(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `FrozenPair.encode`; on the caller's thread, so not while videos are in process."""
@@ -169,12 +178,17 @@ class ExtractionWorker:
             device=extract.decode_device,
         )
         attempts = Attempts(request, extract.deadline_s)
+
+        def count(frames: int) -> None:
+            self._encoded[task.video] += frames
+
         gathered: _Gathered | None = None
         for start in range(0, total, self._part_frames):
             times_s = task.times_s[start : start + self._part_frames]
             with self.packer.announce(), self._borrowed_child() as child, spent.decoding():
                 decoded = attempts.decode(child, times_s)
-            features, targets = self.packer.encode(*decoded.views)
+            encoder_view, teacher_view = decoded.views
+            features, targets = self.packer.encode(encoder_view, teacher_view, count)
             if len(times_s) == total:
                 return features, targets
             gathered = gathered or _Gathered(self.job.extract, task.video, total, features, targets)

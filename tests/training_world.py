@@ -70,11 +70,11 @@ class World:
         )
 
     def train(self, name, *more):
-        """Train to the end; what was told on stderr."""
+        """Train to the end; what was told, on stderr first."""
         process = self.start(name, *more)
-        _, told = process.communicate(timeout=240)
+        result, told = process.communicate(timeout=240)
         assert process.returncode == 0, told
-        return told
+        return told + result
 
     def config(self):
         options = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.commands import report
 from pipeline.config import Resolved
-from pipeline.console import PEOPLE, Bar, emit_json, progress_bar, say, table
+from pipeline.console import PEOPLE, Bar, beside_json, emit_json, print_answer, progress_bar, say, table
 from pipeline.studies.caches import StudyCache, caches_of, extract_missing
 from pipeline.studies.members import STUDY, Planned, Training, is_finished, plan_study
 from pipeline.studies.page import print_tables, write_page
@@ -18,6 +18,7 @@ from pipeline.studies.trial import order_of, work
 from stages.errors import UserError
 from stages.run_lock import training
 from stages.stop import Terminated, terminable
+from stages.wording import counted
 
 _REPORT = "report.html"
 _LOGS = "logs"
@@ -77,13 +78,14 @@ def run(
     studies, trainings = _shared([plan_study(name, resolved, seeds) for name in dict.fromkeys(names)])
     if dry_run:
         progress = _Progress(studies, trainings, retry_failed=retry_failed)
-        _say_plan(progress, caches_of(trainings.values()), as_json=as_json)
+        _print_plan(progress, caches_of(trainings.values()), as_json=as_json)
         return False
-    with _alone(studies):
+    with _alone(studies), beside_json(as_json):
         progress = _Progress(studies, trainings, retry_failed=retry_failed)
         caches = extract_missing(trainings.values(), address=address, retry_failed=retry_failed)
         progress.caches = {cache.fingerprint or "": cache.root for cache in caches}
-        say(f"{len(trainings)} different trainings, features from {', '.join(progress.caches.values())}")
+        trained = counted(len(trainings), "different training")
+        say(f"{trained}, features from {', '.join(progress.caches.values())}")
         progress.write()
         if progress.left:
             _train(progress, resources, address, readers=resolved.config.train.workers)
@@ -202,7 +204,8 @@ class _Progress:
 
 
 def _train(progress: _Progress, resources: Resources, address: str | None, *, readers: int) -> None:
-    say(f"starting Ray for {len(progress.left)} trainings, {progress.count('done')} are done")
+    before = counted(progress.count("done"), "is", "are")
+    say(f"starting Ray for {counted(len(progress.left), 'training')}, {before} done")
     # Ray takes seconds to import; a finished study never gets here.
     from stages.ray_flow import cluster
     from stages.trials import Order, run_trials, share_of
@@ -212,7 +215,7 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     scratch = progress.studies[0].folder
     try:
         with (
-            progress_bar("ablate", total, "trainings", done=total - len(orders)) as bar,
+            progress_bar("ablate", total, "training", done=total - len(orders)) as bar,
             cluster(address),
             # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
             terminable(as_interrupt=True),
@@ -220,12 +223,23 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
             share = share_of(
                 resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
             )
-            say(f"{share.parallel} trainings at once, each with {share.cpus:g} cores and {share.gpus:g} GPUs")
-            run_trials(orders, work, share, scratch=scratch, on_start=progress.start, on_end=_on_end(progress, bar))
+            at_once = counted(share.parallel, "training")
+            say(f"{at_once} at once, each with {share.cpus:g} of the cores and {share.gpus:g} of the GPUs")
+            on_start = _on_start(progress, bar)
+            run_trials(orders, work, share, scratch=scratch, on_start=on_start, on_end=_on_end(progress, bar))
     except Terminated:
         done = progress.count("done")
-        say(f"stopped by SIGTERM; {done} of {total} trainings are done, run the same command again to go on")
+        trained = counted(total, "training is", "trainings are")
+        say(f"stopped by SIGTERM; {done} of {trained} done, run the same command again to go on")
         raise
+
+
+def _on_start(progress: _Progress, bar: Bar) -> Callable[[str], None]:
+    def on_start(digest: str) -> None:
+        progress.start(digest)
+        bar.advance(0, progress.note())
+
+    return on_start
 
 
 def _on_end(progress: _Progress, bar: Bar) -> Callable[[str, str | None, float], None]:
@@ -254,12 +268,14 @@ def _finish(planned: Planned, progress: _Progress) -> StudyRecord:
     for member in record.members:
         for one in member.trainings:
             if one.state == "failed":
-                say(f"failed {planned.study.name} {member.name} seed {one.seed}: {one.reason} (output: {one.log})")
-    say(f"study {planned.study.name}: {own}, {planned.folder / STUDY}")
+                print_answer(
+                    f"failed {planned.study.name} {member.name} seed {one.seed}: {one.reason} (output: {one.log})"
+                )
+    print_answer(f"study {planned.study.name}: {own}, {planned.folder / STUDY}")
     return record
 
 
-def _say_plan(progress: _Progress, caches: Sequence[StudyCache], *, as_json: bool) -> None:
+def _print_plan(progress: _Progress, caches: Sequence[StudyCache], *, as_json: bool) -> None:
     if as_json:
         emit_json(
             {
@@ -267,13 +283,14 @@ def _say_plan(progress: _Progress, caches: Sequence[StudyCache], *, as_json: boo
                 "caches": [{"root": one.root, "missing": one.missing} for one in caches],
             }
         )
-    for planned in progress.studies:
-        rows = [
-            [one.member.label, str(one.seed), progress.states[one.digest].state, str(one.path)]
-            for one in planned.trainings
-        ]
-        table(f"{planned.study.name}: {planned.study.title}", ["member", "seed", "state", "run"], rows)
-    for cache in caches:
-        say(f"cache {cache.root}: {'to be extracted' if cache.missing else 'complete'}")
-    counts = ", ".join(f"{progress.count(state)} {state}" for state in ("done", "failed", "left"))
-    say(f"{len(progress.states)} different trainings: {counts}")
+    with beside_json(as_json):
+        for planned in progress.studies:
+            rows = [
+                [one.member.label, str(one.seed), progress.states[one.digest].state, str(one.path)]
+                for one in planned.trainings
+            ]
+            table(f"{planned.study.name}: {planned.study.title}", ["member", "seed", "state", "run"], rows)
+        for cache in caches:
+            print_answer(f"cache {cache.root}: {'to be extracted' if cache.missing else 'complete'}")
+        counts = ", ".join(f"{progress.count(state)} {state}" for state in ("done", "failed", "left"))
+        print_answer(f"{counted(len(progress.states), 'different training')}: {counts}")

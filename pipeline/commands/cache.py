@@ -5,12 +5,13 @@ from dataclasses import asdict
 
 from pipeline import locations
 from pipeline.config import PipelineConfig
-from pipeline.console import emit_json, progress_bar, say
+from pipeline.console import beside_json, emit_json, print_answer, progress_bar
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.maintenance import CheckResult, SweepReport
 from stages.cache.places import place_of
 from stages.cache.stores import ZARR
 from stages.errors import UserError
+from stages.wording import counted
 
 # So many removed folders are named; --json names them all.
 _NAMED = 20
@@ -19,17 +20,22 @@ _NAMED = 20
 def info(root: str, *, as_json: bool) -> None:
     """Print what the cache holds and which fingerprint it has."""
     cache = FeatureCache.open(root)
-    with progress_bar("read", len(cache.video_ids()), "videos") as bar:
+    with progress_bar("read", len(cache.video_ids()), "video") as bar:
         found = cache.info(bar.advance)
     if as_json:
         emit_json({**asdict(found), "fingerprint": cache.fingerprint.fields, "digest": cache.fingerprint.digest})
         return
     size = f"{found.stored_bytes / 1e9:.3f} GB ({found.kind})"
-    say(f"{found.num_videos} videos, {found.num_frames} frames, {size} in {cache.root}")
+    print_answer(f"{_contents(found.num_videos, found.num_frames)}, {size} in {cache.root}")
     for name, value in cache.fingerprint.fields.items():
-        say(f"  {name} = {value}")
+        print_answer(f"  {name} = {value}")
     if found.damaged or found.num_orphans:
-        say(f"{len(found.damaged)} damaged records, {found.num_orphans} orphans; `pipeline cache verify` names them")
+        bad = f"{counted(len(found.damaged), 'damaged record')}, {counted(found.num_orphans, 'orphan')}"
+        print_answer(f"{bad}; `pipeline cache verify` names them")
+
+
+def _contents(videos: int, frames: int) -> str:
+    return f"{counted(videos, 'video')}, {counted(frames, 'frame')}"
 
 
 def verify(root: str, *, repair: bool, as_json: bool) -> bool:
@@ -44,19 +50,20 @@ def verify(root: str, *, repair: bool, as_json: bool) -> bool:
     bad = _check(cache)
     # An export has nothing left over: whatever is no video of it is a part of its files.
     stray = "orphan" if cache.store.kind == ZARR else "part"
-    for result in bad:
-        say(f"{stray if result.orphan else 'video'} {result.video}: {'; '.join(result.problems)}")
-    if not repair:
-        if as_json:
-            emit_json([asdict(result) for result in bad])
-        say("every video is whole" if not bad else f"{len(bad)} problems; {_advice(cache)}")
-        return not bad
-    return _repair(cache, bad, as_json=as_json)
+    with beside_json(as_json):
+        for result in bad:
+            print_answer(f"{stray if result.orphan else 'video'} {result.video}: {'; '.join(result.problems)}")
+        if repair:
+            return _repair(cache, bad, as_json=as_json)
+        print_answer("every video is whole" if not bad else f"{counted(len(bad), 'problem')}; {_advice(cache)}")
+    if as_json:
+        emit_json([asdict(result) for result in bad])
+    return not bad
 
 
 def _check(cache: FeatureCache) -> list[CheckResult]:
     bad, videos = [], set(cache.video_ids())
-    with progress_bar("verify", len(videos), "videos") as bar:
+    with progress_bar("verify", len(videos), "video") as bar:
         for result in cache.verify_all():
             # Not of videos that the ledger alone knows, nor of one committed meanwhile.
             if not result.orphan and result.video in videos:
@@ -81,9 +88,10 @@ def _repair(cache: FeatureCache, bad: list[CheckResult], *, as_json: bool) -> bo
     if as_json:
         emit_json({"problems": [asdict(result) for result in bad], "requeued": requeued, **asdict(swept)})
     removed = committed.intersection(requeued)
-    say(f"{len(removed)} damaged videos and {len(swept.removed)} leftovers removed")
+    damaged, leftovers = counted(len(removed), "damaged video"), counted(len(swept.removed), "leftover")
+    print_answer(f"{damaged} and {leftovers} removed")
     if requeued:
-        say(f"run `{cache.extract_command}`: it extracts {len(requeued)} videos anew")
+        print_answer(f"run `{cache.extract_command}`: it extracts {counted(len(requeued), 'video')} anew")
     return True
 
 
@@ -92,11 +100,13 @@ def convert(source: str, target: str, kind: str, *, shard_gb: float, as_json: bo
     from stages.cache.convert import convert as work
 
     cache, place = FeatureCache.open(source), place_of(target)
-    with progress_bar("convert", len(cache.video_ids()), "videos") as bar:
+    with progress_bar("convert", len(cache.video_ids()), "video") as bar:
         done = work(cache, place, kind, shard_bytes=int(shard_gb * 1e9), on_video=bar.advance)
     if as_json:
         emit_json({**asdict(done), "target": str(place)})
-    say(f"{done.num_videos} videos, {done.num_frames} frames, {done.num_bytes / 1e9:.3f} GB as {done.kind} in {place}")
+    with beside_json(as_json):
+        stored = f"{done.num_bytes / 1e9:.3f} GB as {done.kind} in {place}"
+        print_answer(f"{_contents(done.num_videos, done.num_frames)}, {stored}")
 
 
 def prune(root: str, *, dry_run: bool, as_json: bool, keep: PipelineConfig | None = None, yes: bool = False) -> None:
@@ -118,15 +128,17 @@ def prune(root: str, *, dry_run: bool, as_json: bool, keep: PipelineConfig | Non
     reports.append(cache.sweep(dry_run=dry_run))
     removed = [path for report in reports for path in report.removed]
     freed_bytes = sum(report.freed_bytes for report in reports)
-    for path in removed[:_NAMED]:
-        say(path)
-    if len(removed) > _NAMED:
-        say(f"... and {len(removed) - _NAMED} more")
     if as_json:
         emit_json({"removed": removed, "freed_bytes": freed_bytes, "dry_run": dry_run})
-    counts = f"{len(removed) - len(reports[-1].removed)} videos and " if keep is not None else ""
-    freed = f"{counts}{len(reports[-1].removed)} leftovers, {freed_bytes / 1e9:.3f} GB"
-    say(f"{freed} would be removed; run it without --dry-run" if dry_run else f"{freed} removed")
+    leftovers = len(reports[-1].removed)
+    videos = f"{counted(len(removed) - leftovers, 'video')} and " if keep is not None else ""
+    freed = f"{videos}{counted(leftovers, 'leftover')}, {freed_bytes / 1e9:.3f} GB"
+    with beside_json(as_json):
+        for path in removed[:_NAMED]:
+            print_answer(path)
+        if len(removed) > _NAMED:
+            print_answer(f"... and {len(removed) - _NAMED} more")
+        print_answer(f"{freed} would be removed; run it without --dry-run" if dry_run else f"{freed} removed")
 
 
 def _remove_unnamed(cache: FeatureCache, keep: PipelineConfig, *, dry_run: bool, yes: bool) -> SweepReport:
@@ -143,12 +155,12 @@ def _remove_unnamed(cache: FeatureCache, keep: PipelineConfig, *, dry_run: bool,
     unnamed = [video for video in cache.video_ids() if video not in named]
     if unnamed and not dry_run and not yes:
         raise UserError(
-            f"{len(unnamed)} committed videos would be removed, the first is {unnamed[0]!r}",
+            f"{counted(len(unnamed), 'committed video')} would be removed, the first is {unnamed[0]!r}",
             where=cache.root,
             hint="look at them with --dry-run, and add --yes to remove them",
         )
     task = "" if keep.data.task == "all" else f" with task {keep.data.task}"
-    with progress_bar("prune", len(unnamed), "videos") as bar:
+    with progress_bar("prune", len(unnamed), "video") as bar:
 
         def videos() -> Iterator[str]:
             for video in unnamed:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.console import emit_json, say, table
+from pipeline.console import beside_json, emit_json, print_answer, table
 from pipeline.results import answered, read_predictions, result_path
 from pipeline.tables import Columns
 from stages.comparison import PairedComparison, Pairing, compare_pairs, pair
@@ -12,6 +12,7 @@ from stages.config import EvaluateConfig
 from stages.errors import UserError
 from stages.manifest import Split
 from stages.scoring import Method
+from stages.wording import counted
 
 _Way = tuple[Split, Method]
 
@@ -40,12 +41,14 @@ def run(
     tasks = compare_pairs(paired.pairs, seed=settings.resample_seed, resamples=settings.resamples)
     if as_json:
         emit_json(_as_json(first, second, way, paired, tasks))
-    if paired.only_first or paired.only_second:
-        say(
-            f"compared on the {len(paired.pairs)} samples that both answered; left out {paired.only_first} of {first} "
-            f"and {paired.only_second} of {second}"
-        )
-    _show(tasks, first, second, way)
+    with beside_json(as_json):
+        if paired.only_first or paired.only_second:
+            shared = counted(len(paired.pairs), "sample")
+            print_answer(
+                f"compared on the {shared} that both answered; left out {paired.only_first} of {first} "
+                f"and {paired.only_second} of {second}"
+            )
+        _show(tasks, first, second, way)
     return tasks
 
 
@@ -129,6 +132,6 @@ def _show(tasks: dict[str, PairedComparison], first: Path, second: Path, way: _W
         ]
         for task, one in tasks.items()
     ]
-    say(f"first:  {first}")
-    say(f"second: {second}")
+    print_answer(f"first:  {first}")
+    print_answer(f"second: {second}")
     table(f"top-1 on {way[0]}, {way[1]}, percent (difference: second - first)", columns, rows)

@@ -5,7 +5,7 @@ import typing
 from pydantic import BaseModel
 
 from pipeline.config import PipelineConfig, Resolved, valid_keys
-from pipeline.console import emit_json
+from pipeline.console import emit_json, print_answer
 
 
 def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:
@@ -19,9 +19,9 @@ def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:
     for key in keys:
         source = f"   # {resolved.sources[key]}" if key in resolved.sources else ""
         line = f"{key:<{width}} = {_value_at(tree, key)}{source}"
-        print(line)  # noqa: T201  # this is the command's output
+        print_answer(line)
         if explain:
-            print(f"{'':<{width}}   {_meaning_of(key)}")  # noqa: T201
+            print_answer(f"{'':<{width}}   {_meaning_of(key)}")
 
 
 def _value_at(tree: dict[str, typing.Any], key: str) -> typing.Any:

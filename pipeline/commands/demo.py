@@ -8,10 +8,11 @@ from pathlib import Path
 from pipeline.browser import show
 from pipeline.commands import evaluate, extract, report, synthesize, train
 from pipeline.config import Resolved, resolve
-from pipeline.console import emit_json, say
+from pipeline.console import beside_json, emit_json, print_answer
 from pipeline.run_folder import CONFIG
 from stages.errors import UserError
 from stages.scoring import TaskScore
+from stages.wording import counted
 
 _SEED = 0
 
@@ -20,19 +21,22 @@ def run(folder: Path, overrides: list[str], *, open_report: bool, as_json: bool)
     """Run every stage, say what each took, end with the table of accuracies and the report in the browser."""
     seconds: dict[str, float] = {}
     resolved = _resolve(folder, overrides)
-    with _timed(seconds, "generate"):
-        synthesize.run(folder / "data", seed=_SEED)
-    with _timed(seconds, "extract"):
-        if extract.run(resolved, address=None, retry_failed=False, as_json=False):
-            raise UserError("a synthetic video failed extraction", where=folder, exit_code=3)
-    with _timed(seconds, "train"):
-        path = _train(resolved, folder)
-    with _timed(seconds, "evaluate"):
-        scores = evaluate.run(path, split="test", overrides=[], as_json=False)
-    with _timed(seconds, "report"):
-        page = report.run([path], None)
-        assert page is not None  # a run was given
-    _finish(path, page, scores, seconds, as_json=as_json)
+    with beside_json(as_json):
+        with _timed(seconds, "generate"):
+            synthesize.run(folder / "data", seed=_SEED)
+        with _timed(seconds, "extract"):
+            if extract.run(resolved, address=None, retry_failed=False, as_json=False):
+                raise UserError("a synthetic video failed extraction", where=folder, exit_code=3)
+        with _timed(seconds, "train"):
+            path = _train(resolved, folder)
+        with _timed(seconds, "evaluate"):
+            scores = evaluate.run(path, split="test", overrides=[], as_json=False)
+        with _timed(seconds, "report"):
+            page = report.run([path], None)
+            assert page is not None  # a run was given
+        beaten = _finish(path, page, scores, seconds)
+    if as_json:
+        emit_json({"run": str(path), "report": str(page), "seconds": seconds, "beaten": beaten})
     if open_report:
         show(page)
 
@@ -55,15 +59,16 @@ def _train(resolved: Resolved, folder: Path) -> Path:
     return train.run(resolved, resume=started_before, as_json=False)
 
 
-def _finish(path: Path, page: Path, scores: dict[str, TaskScore], seconds: dict[str, float], *, as_json: bool) -> None:
+def _finish(path: Path, page: Path, scores: dict[str, TaskScore], seconds: dict[str, float]) -> list[str]:
+    """Print what came out; returns the tasks that beat their floor."""
     beaten = [task for task, one in scores.items() if one.beats_floor]
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
-    say(f"{sum(seconds.values()):.0f} s in all: {spent}")
-    say(f"{len(beaten)} of {len(scores)} tasks beat their floor beyond the 95% intervals: {', '.join(beaten)}")
-    say(f"run:    {path}")
-    say(f"report: {page}")
-    if as_json:
-        emit_json({"run": str(path), "report": str(page), "seconds": seconds, "beaten": beaten})
+    print_answer(f"{sum(seconds.values()):.0f} s in all: {spent}")
+    tasks = counted(len(scores), "task")
+    print_answer(f"{len(beaten)} of {tasks} beat their floor beyond the 95% intervals: {', '.join(beaten)}")
+    print_answer(f"run:    {path}")
+    print_answer(f"report: {page}")
+    return beaten
 
 
 @contextmanager

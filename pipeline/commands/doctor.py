@@ -10,7 +10,7 @@ from rich.text import Text
 from pipeline.check_data import check_cache, check_data
 from pipeline.check_machine import check_devices, check_disk, check_versions, check_weights
 from pipeline.config import PipelineConfig, Resolved
-from pipeline.console import PEOPLE, emit_json
+from pipeline.console import emit_json, print_answer
 from pipeline.findings import Finding
 from stages.errors import UserError
 
@@ -24,12 +24,12 @@ _MACHINE: dict[str, _Check] = {
 _STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
 
 
-def run(resolved: Resolved, *, as_json: bool, quick: bool) -> None:
-    """Look at everything that the configuration needs and print one line for each thing.
+def run(resolved: Resolved, *, as_json: bool, quick: bool) -> bool:
+    """Look at everything that the configuration needs, print one line for each thing, return whether all is in place.
 
-    Always ends normally, whatever is found: a machine that only trains lacks decoders on purpose. Scripts read the
-    status of each line with `as_json`: a list of objects with section, item, status, detail, fix and names. `quick`
-    leaves out the lengths of the videos, for which every file is opened.
+    What an extraction makes is not needed before it, so a cache that is not there yet does not count. Scripts read the
+    status of each line with `as_json`: a list of objects with section, item, status, detail, fix, names and needed.
+    `quick` leaves out the lengths of the videos, for which every file is opened.
     """
     sections: dict[str, _Check] = {**_MACHINE, "data": partial(check_data, quick=quick), "cache": check_cache}
     findings = [finding for name, check in sections.items() for finding in _examine(name, check, resolved.config)]
@@ -37,6 +37,7 @@ def run(resolved: Resolved, *, as_json: bool, quick: bool) -> None:
         emit_json([asdict(finding) for finding in findings])
     else:
         _show(findings)
+    return all(finding.status == "ok" for finding in findings if finding.needed)
 
 
 def _examine(section: str, check: _Check, config: PipelineConfig) -> Iterator[Finding]:
@@ -52,7 +53,7 @@ def _examine(section: str, check: _Check, config: PipelineConfig) -> Iterator[Fi
 def _show(findings: list[Finding]) -> None:
     explained: set[str] = set()
     for section in dict.fromkeys(finding.section for finding in findings):
-        PEOPLE.print(Text(section, style="bold"))
+        print_answer(Text(section, style="bold"))
         mine = [finding for finding in findings if finding.section == section]
         if section == "versions":
             # Two dozen packages that are as they should be need one line.
@@ -64,11 +65,11 @@ def _show(findings: list[Finding]) -> None:
             if finding.fix is not None:
                 fix = "as above" if finding.fix in explained else finding.fix
                 explained.add(finding.fix)
-                PEOPLE.print(Text(f"           -> {fix}"), soft_wrap=True)
+                print_answer(f"           -> {fix}")
     counts = Counter(finding.status for finding in findings if finding.status != "ok")
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
-    PEOPLE.print(Text(f"not in place: {summary}" if counts else "everything is in place"))
+    print_answer(f"not in place: {summary}" if counts else "everything is in place")
 
 
 def _show_line(status: str, text: str) -> None:
-    PEOPLE.print(Text.assemble((f"  {status:<9}", _STYLES[status]), text), soft_wrap=True)
+    print_answer(Text.assemble((f"  {status:<9}", _STYLES[status]), text))

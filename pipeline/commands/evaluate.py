@@ -7,7 +7,7 @@ from typing import cast
 
 from pipeline import locations
 from pipeline.config import PipelineConfig
-from pipeline.console import emit_json, progress_bar, say, table
+from pipeline.console import beside_json, emit_json, print_answer, progress_bar, table
 from pipeline.evaluated import Evaluated, open_evaluated
 from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, metrics_of, write_results
 from pipeline.run_folder import versions
@@ -84,9 +84,10 @@ def run(
     if as_json:
         metrics = {name: metrics_of(found) for name, found in scores.items()}
         emit_json(metrics if len(metrics) > 1 else next(iter(metrics.values())))
-    for name, found in scores.items():
-        show_scores(found, split, name)
-    say(f"predictions and metrics in {folder}")
+    with beside_json(as_json):
+        for name, found in scores.items():
+            show_scores(found, split, name)
+        print_answer(f"predictions and metrics in {folder}")
     return next(iter(scores.values()))
 
 
@@ -148,7 +149,7 @@ def _predict(model: Evaluated, asked: _Asked) -> dict[Method, list[Prediction]]:
     )
     predictions: dict[Method, list[Prediction]] = {method: [] for method in methods}
     compute = loaded.compute
-    with progress_bar(f"evaluate {asked.split}", len(samples), "samples") as bar:
+    with progress_bar(f"evaluate {asked.split}", len(samples), "sample") as bar:
         for found in answer_batches(
             loaded.model, batches, loaded.tokenizers, config.language, config.evaluate, compute.device, compute.dtype
         ):

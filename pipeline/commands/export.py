@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline import locations
-from pipeline.console import emit_json, say
+from pipeline.console import beside_json, emit_json, print_answer
 from pipeline.run_folder import RunFolder
 from pipeline.stage2 import about_of
 from stages.checkpoint import Checkpoints
@@ -27,7 +27,9 @@ def run(path: Path, folder: Path, *, with_heads: bool, as_json: bool) -> None:
     }
     if as_json:
         emit_json(result)
-    say(f"{best} of {path} is in {folder}, {result['bytes']:,} bytes; the frozen networks stay where they are")
+    with beside_json(as_json):
+        size = f"{result['bytes']:,} bytes"
+        print_answer(f"{best} of {path} is in {folder}, {size}; the frozen networks stay where they are")
 
 
 def _require_free(folder: Path) -> None:

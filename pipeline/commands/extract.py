@@ -7,23 +7,25 @@ from dataclasses import asdict
 
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
-from pipeline.console import PEOPLE, emit_json, emit_json_line, progress_bar, say
+from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
+from stages.pace import Pace
 from stages.stop import Terminated, terminable
 from stages.weights import LoadingReport
+from stages.wording import counted, duration, rate
 from stages.worker import ExtractionJob, VideoOutcome
 
 # So many failed videos are named in the summary; the ledger has them all.
 _NAMED_FAILURES = 10
 
-# Progress events for machines come at most this often, and lines for people where there is no terminal.
+# Progress events for machines come at most this often.
 _EVENT_EVERY_S = 1.0
-_LINE_EVERY_S = 60.0
 
-_OnOutcome = Callable[[VideoOutcome, ExtractionProgress], None]
+# Told of the progress, and of the outcome if a video has ended.
+_OnProgress = Callable[[VideoOutcome | None, ExtractionProgress], None]
 
 
 def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json: bool, as_lines: bool = False) -> bool:
@@ -48,7 +50,8 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
         emit_json_line({"event": "summary", **content})
     elif as_json:
         emit_json(content)
-    _say_summary(summary, config)
+    with beside_json(as_json or as_lines):
+        _print_summary(summary, config)
     return bool(summary.failed)
 
 
@@ -68,32 +71,37 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
     return Extraction(manifest, plan, cache, job, videos=videos, retry_failed=retry_failed)
 
 
-def _run(extraction: Extraction, address: str | None, emit: _OnOutcome) -> ExtractionSummary:
+def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> ExtractionSummary:
     if not extraction.todo:
         return extraction.run(lambda _tasks: iter(()), emit)
-    say(f"extracting {len(extraction.todo)} of {extraction.plan.num_videos} videos; starting Ray and the networks")
+    videos = counted(extraction.plan.num_videos, "video")
+    say(f"extracting {len(extraction.todo)} of {videos}; starting Ray and the networks")
     # Ray takes seconds to import; a finished extraction never gets here.
     from stages.ray_flow import cluster, process_all
 
-    planned, left = extraction.plan.num_videos, len(extraction.todo)
     done = len(extraction.before.done)
-    say_now_and_then = _every(_LINE_EVERY_S)
+    frames = sum(len(extraction.plan.times_s[video]) for video in extraction.todo)
     with (
-        progress_bar("extract", planned, "videos", done=planned - left) as bar,
+        # Its pace begins with the first word of a worker: the start of Ray and the networks is none of it.
+        progress_bar("extract", frames, "frame", pace=Pace()) as bar,
         cluster(address),
         # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
-        _stoppable(lambda: f"{done} of {planned} videos done"),
+        _stoppable(lambda: f"{done} of {videos} done"),
     ):
 
-        def on_outcome(outcome: VideoOutcome, progress: ExtractionProgress) -> None:
+        def on_outcome(outcome: VideoOutcome | None, progress: ExtractionProgress) -> None:
             nonlocal done
             done = progress.done
             emit(outcome, progress)
-            bar.advance(note=_note(progress))
-            if not PEOPLE.is_terminal and say_now_and_then():
-                say(f"{progress.done} of {planned} videos done, {_note(progress)}, {_duration(progress.left_s)} left")
+            # Of the planned frames some may be cached already.
+            frames = progress.frames_planned
+            bar.move_to(frames - progress.frames_left, _note(progress), total=frames)
 
-        return extraction.run(lambda tasks: process_all(tasks, extraction.job), on_outcome)
+        return extraction.run(
+            lambda tasks: process_all(tasks, extraction.job, on_encoded=extraction.encoded),
+            on_outcome,
+            lambda progress: on_outcome(None, progress),
+        )
 
 
 @contextmanager
@@ -118,14 +126,15 @@ def _stoppable(progress: Callable[[], str] | None = None) -> Iterator[None]:
         raise
 
 
-def _emit_events() -> _OnOutcome:
+def _emit_events() -> _OnProgress:
     """A line for each video that has ended and, now and then, one with the progress."""
     is_time = _every(_EVENT_EVERY_S)
 
-    def emit(outcome: VideoOutcome, progress: ExtractionProgress) -> None:
-        state = "done" if outcome.checksum is not None else "failed"
-        facts = {"frames": outcome.frames, "decode_s": outcome.decode_s, "reason": outcome.reason}
-        emit_json_line({"event": "video", "video": outcome.video, "state": state, **facts})
+    def emit(outcome: VideoOutcome | None, progress: ExtractionProgress) -> None:
+        if outcome is not None:
+            state = "done" if outcome.checksum is not None else "failed"
+            facts = {"frames": outcome.frames, "decode_s": outcome.decode_s, "reason": outcome.reason}
+            emit_json_line({"event": "video", "video": outcome.video, "state": state, **facts})
         if is_time() or not progress.left:
             emit_json_line({"event": "progress", **asdict(progress)})
 
@@ -147,9 +156,7 @@ def _every(seconds: float) -> Callable[[], bool]:
 
 
 def _note(progress: ExtractionProgress) -> str:
-    parts = [f"{progress.frames} frames, {progress.frames_left} left"]
-    if progress.frames_per_s is not None:
-        parts.append(f"{progress.frames_per_s:.1f} frames/s")
+    parts = [f"{progress.done} of {counted(progress.planned, 'video')} done"]
     if progress.wait_share is not None:
         parts.append(f"networks wait {progress.wait_share:.0%}")
     if progress.failed:
@@ -157,28 +164,22 @@ def _note(progress: ExtractionProgress) -> str:
     return ", ".join(parts)
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown time"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def _say_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
+def _print_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
     for video, reason in list(summary.failed.items())[:_NAMED_FAILURES]:
-        say(f"failed {video}: {reason}")
+        print_answer(f"failed {video}: {reason}")
     if len(summary.failed) > _NAMED_FAILURES:
-        say(f"... and {len(summary.failed) - _NAMED_FAILURES} more; the ledger in the cache names them all")
+        print_answer(f"... and {len(summary.failed) - _NAMED_FAILURES} more; the ledger in the cache names them all")
     now = f", {summary.extracted_now} of them now" if summary.extracted_now else ""
-    say(
-        f"{summary.done} of {summary.planned} videos done{now}, {len(summary.failed)} failed, "
+    print_answer(
+        f"{summary.done} of {counted(summary.planned, 'video')} done{now}, {len(summary.failed)} failed, "
         f"{summary.pending} pending; cache {locations.cache_root(config)}"
     )
     if summary.frames_now:
-        say(
-            f"{summary.frames_now} frames in {_duration(summary.seconds)} = {summary.frames_now / summary.seconds:.1f} "
-            f"frames/s, start included; decoding {_duration(summary.decode_s)}, networks "
-            f"{_duration(summary.networks_s)}, which waited {summary.wait_share or 0.0:.0%} of their time"
+        print_answer(
+            f"{counted(summary.frames_now, 'frame')} in {duration(summary.seconds)} = "
+            f"{rate(summary.frames_now / summary.seconds, 'frame')}, start included; decoding "
+            f"{duration(summary.decode_s)}, networks {duration(summary.networks_s)}, which waited "
+            f"{summary.wait_share or 0.0:.0%} of their time"
         )
     if summary.failed:
-        say("try the failed ones again with --retry-failed")
+        print_answer("try the failed ones again with --retry-failed")

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import locations
+from pipeline.check_machine import check_weights
 from pipeline.config import PipelineConfig, Resolved
-from pipeline.console import emit_json, emit_json_line, progress_bar, say, table
+from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
 from stages.cache.storage import STORAGE_FIELD
 from stages.calibration import Calibration, calibrate
 from stages.errors import UserError
 from stages.extraction import feature_fields, settle_precision
 from stages.frame_plan import FramePlan, plan_frames
+from stages.frozen_networks import ORIGINAL_VAE
 from stages.manifest import Manifest
 from stages.planning import (
+    PUBLISHED_BYTES,
     CacheState,
     DiskRoom,
     FrameShape,
@@ -31,6 +34,8 @@ from stages.planning import (
     video_sizes,
 )
 from stages.video_paths import is_url, join_video_path
+from stages.weights import Repository, local_only
+from stages.wording import counted
 from stages.worker import VideoTask
 
 _STAGES = ("decode", "networks", "write", "total")
@@ -54,23 +59,26 @@ def run(
         raise UserError(
             "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
         )
-    counted = _count(resolved.config, retry_failed=retry_failed)
-    measured, why_not = _measure(counted, calibrate_s)
-    content = _as_json(counted, measured, why_not)
+    with local_only():
+        survey = _look(resolved.config, retry_failed=retry_failed)
+        measured, why_not = _measure(survey, calibrate_s)
+    content = _as_json(survey, measured, why_not)
     if as_lines:
         emit_json_line({"event": "plan", **content})
     elif as_json:
         emit_json(content)
-    _show(counted, measured, why_not)
+    with beside_json(as_json or as_lines):
+        _show(survey, measured, why_not)
 
 
 @dataclass(frozen=True)
-class _Counted:
+class _Survey:
     """What follows from annotations, configuration files and the cache's records, exactly.
 
     Attributes:
         found: the planned videos whose files are there.
         remote: planned videos that are addresses and were not looked at.
+        absent: checkpoints whose weights are not whole on this machine, and what is wrong with each.
     """
 
     config: PipelineConfig
@@ -82,13 +90,19 @@ class _Counted:
     disk: DiskRoom | None
     found: list[VideoTask]
     remote: int
+    absent: dict[str, str]
 
     @property
     def frames_left(self) -> int:
         return sum(work.frames for work in self.state.work.values())
 
+    @property
+    def downloads(self) -> dict[str, float | None]:
+        """Bytes of each checkpoint that would have to be fetched, None where that is not known."""
+        return {source: PUBLISHED_BYTES.get(source) for source in self.absent if Repository(source).folder is None}
 
-def _count(config: PipelineConfig, *, retry_failed: bool) -> _Counted:
+
+def _look(config: PipelineConfig, *, retry_failed: bool) -> _Survey:
     config = config.model_copy(update={"extract": settle_precision(config.extract)})
     manifest = _manifest(config)
     plan = plan_frames(manifest)
@@ -111,7 +125,18 @@ def _count(config: PipelineConfig, *, retry_failed: bool) -> _Counted:
     ]
     local = [task for task in tasks if not is_url(task.path)]
     found = [task for task in local if Path(task.path).is_file()]
-    return _Counted(config, manifest, plan, shape, sizes, state, disk, found, plan.num_videos - len(local))
+    remote, absent = plan.num_videos - len(local), _absent_weights(config)
+    return _Survey(config, manifest, plan, shape, sizes, state, disk, found, remote, absent)
+
+
+def _absent_weights(config: PipelineConfig) -> dict[str, str]:
+    sources = {
+        "encoder.source": config.encoder.source,
+        "teacher.source": config.teacher.source,
+        "teacher.vae_source": config.teacher.vae_source or ORIGINAL_VAE,
+    }
+    found = [finding for finding in check_weights(config) if finding.item in sources and finding.status != "ok"]
+    return {sources[finding.item]: finding.detail for finding in found}
 
 
 def _manifest(config: PipelineConfig) -> Manifest:
@@ -121,17 +146,19 @@ def _manifest(config: PipelineConfig) -> Manifest:
     return locations.manifest_of(config, with_videos=there)
 
 
-def _measure(counted: _Counted, seconds: float | None) -> tuple[Calibration | None, str]:
+def _measure(survey: _Survey, seconds: float | None) -> tuple[Calibration | None, str]:
     """The calibration, or why there is none."""
     if seconds is None:
         return None, "not asked for"
-    if not counted.found:
+    if not survey.found:
         return None, "none of the planned videos is on this machine"
-    config, root = counted.config, locations.cache_root(counted.config)
+    if survey.absent:
+        return None, f"weights are not on this machine: {next(iter(survey.absent.values()))}"
+    config, root = survey.config, locations.cache_root(survey.config)
     # Beside the cache, never in it, and on its disk; the writing into an object store is not measured.
     beside = nearest_folder(root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir()))
     say(f"measuring this machine for {seconds:g} s; --no-calibrate leaves it out")
-    with progress_bar("calibrate", ceil(seconds), "s") as bar:
+    with progress_bar("calibrate", ceil(seconds), "second") as bar:
         shown = 0
 
         def on_step(elapsed_s: float, note: str) -> None:
@@ -141,7 +168,7 @@ def _measure(counted: _Counted, seconds: float | None) -> tuple[Calibration | No
             bar.advance(steps, note)
 
         try:
-            measured = calibrate(config, config.extract, counted.found, seconds=seconds, beside=beside, on_step=on_step)
+            measured = calibrate(config, config.extract, survey.found, seconds=seconds, beside=beside, on_step=on_step)
         except UserError as error:
             return None, str(error)
         bar.advance(ceil(seconds) - shown, "")
@@ -151,23 +178,24 @@ def _measure(counted: _Counted, seconds: float | None) -> tuple[Calibration | No
 # --- for machines
 
 
-def _as_json(counted: _Counted, measured: Calibration | None, why_not: str) -> dict[str, Any]:
-    config, state, plan = counted.config, counted.state, counted.plan
+def _as_json(survey: _Survey, measured: Calibration | None, why_not: str) -> dict[str, Any]:
+    config, state, plan = survey.config, survey.state, survey.plan
     lengths = [len(times) for times in plan.times_s.values()]
-    exported = total_bytes(counted.sizes, lengths, zarr=False)
-    stored = total_bytes(counted.sizes, lengths, zarr=True)
+    exported = total_bytes(survey.sizes, lengths, zarr=False)
+    stored = total_bytes(survey.sizes, lengths, zarr=True)
     return {
-        "dataset": counted.manifest.dataset,
+        "dataset": survey.manifest.dataset,
         "task": config.data.task,
         "preset": config.preset,
         "videos": plan.num_videos,
-        "videos_found": len(counted.found),
-        "videos_remote": counted.remote,
-        "samples": len(counted.manifest.samples),
-        "windows": count_windows(counted.manifest),
+        "videos_found": len(survey.found),
+        "videos_remote": survey.remote,
+        "samples": len(survey.manifest.samples),
+        "windows": count_windows(survey.manifest),
         "frames": plan.num_frames,
-        "splits": counted.manifest.splits,
-        "frame": asdict(counted.shape),
+        "splits": survey.manifest.splits,
+        "frame": asdict(survey.shape),
+        "downloads": survey.downloads,
         "storage": config.extract.storage,
         "bytes": stored,
         "bytes_by_backend": {"zarr": stored, "webdataset": exported, "hdf5": exported},
@@ -180,13 +208,13 @@ def _as_json(counted: _Counted, measured: Calibration | None, why_not: str) -> d
         },
         "left": {
             "videos": len(state.work),
-            "frames": counted.frames_left,
-            "bytes": bytes_left(counted.sizes, state.work),
-            **_times(measured, counted.frames_left),
+            "frames": survey.frames_left,
+            "bytes": bytes_left(survey.sizes, state.work),
+            **_times(measured, survey.frames_left),
         },
         "calibration": None if measured is None else asdict(measured),
         "not_calibrated": why_not or None,
-        "disk": None if counted.disk is None else {**asdict(counted.disk), "enough": counted.disk.enough},
+        "disk": None if survey.disk is None else {**asdict(survey.disk), "enough": survey.disk.enough},
     }
 
 
@@ -207,45 +235,51 @@ def _times(measured: Calibration | None, frames: int) -> dict[str, Any]:
 # --- for people
 
 
-def _show(counted: _Counted, measured: Calibration | None, why_not: str) -> None:
-    config, manifest, plan, state = counted.config, counted.manifest, counted.plan, counted.state
-    say(
+def _show(survey: _Survey, measured: Calibration | None, why_not: str) -> None:
+    config, manifest, plan, state = survey.config, survey.manifest, survey.plan, survey.state
+    print_answer(
         f"{manifest.dataset}, {config.data.task if config.data.task != 'all' else 'all tasks'}, preset "
-        f"{config.preset}: {plan.num_videos:,} videos, {len(manifest.samples):,} samples ({', '.join(manifest.splits)})"
-        f" on {count_windows(manifest):,} windows, {plan.num_frames:,} distinct frames"
+        f"{config.preset}: {counted(plan.num_videos, 'video')}, {counted(len(manifest.samples), 'sample')} "
+        f"({', '.join(manifest.splits)}) on {counted(count_windows(manifest), 'window')}, "
+        f"{counted(plan.num_frames, 'distinct frame')}"
     )
     for split, file in manifest.absent_splits.items():
-        say(f"  without {split}: no file {file}")
-    remote = f", {counted.remote:,} more are addresses" if counted.remote else ""
-    say(f"videos: {len(counted.found):,} found in {locations.videos_root(config)}{remote}")
-    say(
+        print_answer(f"  without {split}: no file {file}")
+    remote = f", {counted(survey.remote, 'more is an address', 'more are addresses')}" if survey.remote else ""
+    print_answer(f"videos: {len(survey.found):,} found in {locations.videos_root(config)}{remote}")
+    print_answer(
         f"cache:  {state.done:,} done, {state.failed:,} failed, {state.pending:,} pending in "
-        f"{locations.cache_root(config)}; left: {len(state.work):,} videos, {counted.frames_left:,} frames"
+        f"{locations.cache_root(config)}; left: {counted(len(state.work), 'video')}, "
+        f"{counted(survey.frames_left, 'frame')}"
     )
-    shape = counted.shape
-    say(f"frame:  features {shape.tokens} x {shape.width}, y* {shape.teacher_width}")
+    shape = survey.shape
+    print_answer(f"frame:  features {shape.tokens} x {shape.width}, y* {shape.teacher_width}")
     if shape.assumed:
-        say(f"  published sizes, because this machine has no {' and no '.join(shape.assumed)} yet")
-    _show_bytes(counted)
+        print_answer(f"  published sizes, because this machine has no {' and no '.join(shape.assumed)} yet")
+    if survey.downloads:
+        weigh = {name: "size unknown" if size is None else _bytes(size) for name, size in survey.downloads.items()}
+        named = ", ".join(f"{name} ({size})" for name, size in weigh.items())
+        print_answer(f"to be downloaded: {named}; plan fetches nothing")
+    _show_bytes(survey)
     if measured is None:
-        say(f"times: unknown, decoding too: {why_not}")
+        print_answer(f"times: unknown, decoding too: {why_not}")
     else:
-        _show_times(measured, plan.num_frames, counted.frames_left)
-    _show_disk(counted)
+        _show_times(measured, plan.num_frames, survey.frames_left)
+    _show_disk(survey)
 
 
-def _show_bytes(counted: _Counted) -> None:
-    lengths = [len(times) for times in counted.plan.times_s.values()]
-    stored, exported = (total_bytes(counted.sizes, lengths, zarr=zarr) for zarr in (True, False))
-    left = bytes_left(counted.sizes, counted.state.work)
+def _show_bytes(survey: _Survey) -> None:
+    lengths = [len(times) for times in survey.plan.times_s.values()]
+    stored, exported = (total_bytes(survey.sizes, lengths, zarr=zarr) for zarr in (True, False))
+    left = bytes_left(survey.sizes, survey.state.work)
     rows = [
         (
-            f"{name} (chosen)" if name == counted.config.extract.storage else name,
+            f"{name} (chosen)" if name == survey.config.extract.storage else name,
             _bytes(stored[name]),
             _bytes(left[name]),
             _bytes(exported[name]),
         )
-        for name in counted.sizes
+        for name in survey.sizes
     ]
     table("size by extract.storage", ("storage type", "Zarr", "of it left", "WebDataset, HDF5"), rows)
 
@@ -259,30 +293,36 @@ def _show_times(measured: Calibration, frames: int, frames_left: int) -> None:
         "total": "the slowest decides" if measured.is_gpu else "cores are shared",
     }
     rests_on = {
-        "decode": f"{measured.decode.frames:,} frames of {measured.videos} videos",
-        "networks": f"{measured.networks.frames:,} frames, {measured.batch_frames} at once",
-        "write": f"{measured.write.frames:,} frames",
+        "decode": f"{counted(measured.decode.frames, 'frame')} of {counted(measured.videos, 'video')}",
+        "networks": f"{counted(measured.networks.frames, 'frame')}, {measured.batch_frames} at once",
+        "write": counted(measured.write.frames, "frame"),
         "total": "",
     }
     rows = [(stage, rates[stage], rests_on[stage], _time(whole[stage]), _time(left[stage])) for stage in _STAGES]
     table("time on this machine, start-up not counted", ("stage", "measured", "on", "all", "left"), rows)
     if measured.is_gpu:
         used, rest = (_times(measured, count)["gpu_hours"] for count in (frames, frames_left))
-        say(f"GPU-hours of {measured.device}: {used:,.2f}, left {rest:,.2f}; {frames / used:,.0f} frames a GPU-hour")
+        print_answer(
+            f"GPU-hours of {measured.device}: {used:,.2f}, left {rest:,.2f}; {frames / used:,.0f} frames a GPU-hour"
+        )
     for video, reason in list(measured.failed.items())[:_NAMED_FAILURES]:
-        say(f"could not be decoded: {video}: {reason}")
+        print_answer(f"could not be decoded: {video}: {reason}")
     if len(measured.failed) > _NAMED_FAILURES:
-        say(f"... and {len(measured.failed) - _NAMED_FAILURES} more of {measured.videos + len(measured.failed)} tried")
+        print_answer(
+            f"... and {len(measured.failed) - _NAMED_FAILURES} more of {measured.videos + len(measured.failed)} tried"
+        )
 
 
-def _show_disk(counted: _Counted) -> None:
-    disk, storage = counted.disk, counted.config.extract.storage
+def _show_disk(survey: _Survey) -> None:
+    disk, storage = survey.disk, survey.config.extract.storage
     if disk is None:
         return
     if disk.enough:
-        say(f"disk: {_bytes(disk.free_bytes)} free at {disk.folder}, {_bytes(disk.needed_bytes)} needed as {storage}")
+        print_answer(
+            f"disk: {_bytes(disk.free_bytes)} free at {disk.folder}, {_bytes(disk.needed_bytes)} needed as {storage}"
+        )
         return
-    fitting = [name for name, need in bytes_left(counted.sizes, counted.state.work).items() if need <= disk.free_bytes]
+    fitting = [name for name, need in bytes_left(survey.sizes, survey.state.work).items() if need <= disk.free_bytes]
     smaller = f", or a smaller type (--set extract.storage={fitting[0]})" if fitting else ""
     say(
         f"WARNING: the disk is too small: {disk.free_bytes:,} bytes free at {disk.folder}, {disk.needed_bytes:,} bytes "

@@ -19,6 +19,7 @@ from stages.device import autocast, move
 from stages.errors import UserError
 from stages.frozen_networks import load_encoder
 from stages.manifest import even_times_s
+from stages.wording import counted
 
 _GIB = 2**30
 _FRAMES_AT_ONCE = 16
@@ -61,7 +62,8 @@ def run(video: Path, question: str, source: str, *, start_s: float, overrides: l
 def _show(result: dict[str, Any]) -> None:
     print_answer(result["answer"])
     spent = f"{result['seconds']:.2f} s, and {result['loading_seconds']:.2f} s to load"
-    say(f"{result['frames']} frames from {result['from_s']:g} s to {result['to_s']:g} s; {spent}")
+    frames = counted(result["frames"], "frame")
+    say(f"{frames} from {result['from_s']:g} s to {result['to_s']:g} s; {spent}")
     scores = result["log_probability"]
     for answer, score in list(zip(result["answers"], scores, strict=True))[1:]:
         say(f"  also {answer!r} ({score - scores[0]:+.2f} in log-probability)")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pipeline import locations
 from pipeline.config import Resolved
-from pipeline.console import emit_json, progress_bar, say, table
+from pipeline.console import beside_json, emit_json, print_answer, progress_bar, table
 from stages.cards import export_manifest, load_card
 from stages.preparation import Preparation, list_downloads, prepare, put_in_place, unmeasured, write_lengths
 from stages.video_lengths import read_lengths
+from stages.wording import counted
 
 # So many of each kind are named on the screen; --json has them all.
 _NAMED = 10
@@ -29,16 +30,17 @@ def run_prepare(
     unreadable: list[str] = []
     if not dry_run:
         files = {**plan.annotations, **plan.videos}
-        with progress_bar("copy" if copy else "link", len(files), "files") as bar:
+        with progress_bar("copy" if copy else "link", len(files), "file") as bar:
             for _ in put_in_place(files, copy=copy):
                 bar.advance()
         if plan.to_measure:
             waiting = unmeasured(card, target)
-            with progress_bar("measure", len(waiting), "videos") as bar:
+            with progress_bar("measure", len(waiting), "video") as bar:
                 write_lengths(card, target, _measure(waiting, unreadable, bar.advance))
     if as_json:
         emit_json({"target": str(target), "dry_run": dry_run, **_as_lists(plan), "unreadable": unreadable})
-    _show(plan, unreadable, dataset, target, dry_run=dry_run)
+    with beside_json(as_json):
+        _show(plan, unreadable, dataset, target, dry_run=dry_run)
 
 
 def _measure(
@@ -81,12 +83,12 @@ def _show(plan: Preparation, unreadable: Sequence[str], dataset: str, target: Pa
     ):
         if names:
             more = f", and {len(names) - _NAMED} more (all with --json)" if len(names) > _NAMED else ""
-            say(f"{title}: {', '.join(names[:_NAMED])}{more}")
+            print_answer(f"{title}: {', '.join(names[:_NAMED])}{more}")
     if plan.to_measure and dry_run:
-        say("the original release does not say how long the videos are; without --dry-run they are measured")
+        print_answer("the original release does not say how long the videos are; without --dry-run they are measured")
     if not dry_run:
         folders = ["--annotations", str(target / "annotations"), "--videos", str(target / "videos")]
-        say(f"next: {shlex.join(['pipeline', 'doctor', '--dataset', dataset, *folders])}")
+        print_answer(f"next: {shlex.join(['pipeline', 'doctor', '--dataset', dataset, *folders])}")
 
 
 def run_export(resolved: Resolved, folder: Path, *, as_json: bool) -> None:
@@ -96,5 +98,7 @@ def run_export(resolved: Resolved, folder: Path, *, as_json: bool) -> None:
     card = export_manifest(locations.card_of(config), manifest, folder)
     if as_json:
         emit_json({"card": str(card), "videos": len(manifest.videos), "samples": len(manifest.samples)})
-    say(f"{len(manifest.videos)} videos and {len(manifest.samples)} samples written to {folder}")
-    say(f"to use it: --dataset {card} --annotations {folder}")
+    counts = f"{counted(len(manifest.videos), 'video')} and {counted(len(manifest.samples), 'sample')}"
+    with beside_json(as_json):
+        print_answer(f"{counts} written to {folder}")
+        print_answer(f"to use it: --dataset {card} --annotations {folder}")

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.console import emit_json, say, table
+from pipeline.console import beside_json, emit_json, print_answer, table
 from pipeline.reporting.page import render
 from pipeline.reporting.paper import lay_out, print_section
 from pipeline.reporting.runs import read_runs
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
+from stages.wording import counted
 
 _FILE = "report.html"
 
@@ -38,11 +39,12 @@ def run(runs: Sequence[Path], output: Path | None, *, paper: bool = False, as_js
     if as_json:
         tables = {} if section is None else {"paper": asdict(section)}
         emit_json({"report": None if target is None else str(target), **tables})
-    if section is not None:
-        print_section(section, table, say)
-    if target is not None:
-        of_runs = f" of {len(shown)} run{'s' if len(shown) > 1 else ''}" if shown else ""
-        say(f"report{of_runs}: {target}")
+    with beside_json(as_json):
+        if section is not None:
+            print_section(section, table, print_answer)
+        if target is not None:
+            of_runs = f" of {counted(len(shown), 'run')}" if shown else ""
+            print_answer(f"report{of_runs}: {target}")
     return target
 
 

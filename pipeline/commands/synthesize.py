@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.console import progress_bar, say
+from pipeline.console import print_answer, progress_bar
 from stages.errors import UserError
 from stages.synthetic import DEFAULT_VIDEOS_PER_SPLIT, generate
+from stages.wording import counted
 
 
 def run(folder: Path, *, seed: int, sizes: Mapping[str, int] = DEFAULT_VIDEOS_PER_SPLIT) -> None:
     """Generate videos (`sizes` of each split) and annotations into `folder`; nothing if they are there already."""
-    with progress_bar("generate", sum(sizes.values()), "videos") as bar:
+    with progress_bar("generate", sum(sizes.values()), "video") as bar:
         summary = generate(folder, seed=seed, videos_per_split=sizes, on_video=lambda _done, _total: bar.advance())
     found = "found" if summary.reused else "wrote"
-    say(f"{found} {summary.videos} videos, {summary.duration_s:.0f} s, {summary.size_bytes / 1e6:.0f} MB in {folder}")
+    size = f"{summary.duration_s:.0f} s, {summary.size_bytes / 1e6:.0f} MB"
+    print_answer(f"{found} {counted(summary.videos, 'video')}, {size} in {folder}")
 
 
 def parse_sizes(given: Sequence[str]) -> dict[str, int]:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved, valid_keys
-from pipeline.console import Bar, emit_json, progress_bar, say, table
+from pipeline.console import Bar, beside_json, emit_json, print_answer, progress_bar, say, table
 from pipeline.outcome import Outcome
 from pipeline.run_folder import RunFolder
 from pipeline.stage2 import (
     LoadedModel,
     build_for_training,
     find_training_data,
+    left_out_text,
     warn_of_absent_labels,
     warn_of_long_questions,
     write_loading,
@@ -30,6 +31,7 @@ from stages.step_profile import TRACE, Breakdown, StepProfile
 from stages.stop import StopRequest, Terminated, terminable
 from stages.train import Data, Ending, Trainer
 from stages.windows import WindowDataset
+from stages.wording import counted
 
 # What a resumed run may change: how it is computed and kept, not what comes out.
 FREE = (
@@ -73,7 +75,7 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = Fals
     require_quantization(config.language.quantize, sharded=config.train.shard_language != "none")
     request = StopRequest()
     try:
-        with terminable():
+        with terminable(), beside_json(as_json):
             if config.train.processes > 1 or address is not None:
                 outcome = _by_several(config, path, request, resume=resume, address=address, profile=profile)
             else:
@@ -149,10 +151,11 @@ def prepare(
     if found.leaks:
         say(f"warning: {leakage_sentence(found.leaks)}")
     if found.manifest.left_out:
-        say(f"warning: {len(found.manifest.left_out)} annotated videos have no samples; see `pipeline doctor`")
+        left_out = counted(len(found.manifest.left_out), "annotated video has", "annotated videos have")
+        say(f"warning: {left_out} no samples; see `pipeline doctor`")
     say(
-        f"{len(train)} training and {len(val)} validation samples"
-        + (f"; {len(absent)} videos failed extraction and are left out" if absent else "")
+        f"{len(train)} training and {counted(len(val), 'validation sample')}"
+        + (f"; {left_out_text(absent)}" if absent else "")
         + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
     )
     tolerance, distils = config.cache.tolerance_s, config.alignment.kd_weight > 0
@@ -180,7 +183,7 @@ def prepare(
 
 
 def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) -> Ending:
-    with progress_bar("train", trainer.total_steps, "steps", done=trainer.position.step) as bar:
+    with progress_bar("train", trainer.total_steps, "step", done=trainer.position.step) as bar:
 
         def after_step(row: dict[str, float]) -> None:
             _show(bar, row, config.train.epochs)
@@ -222,8 +225,11 @@ def _tell(outcome: Outcome, path: Path, *, as_json: bool) -> None:
         return
     assert best is not None
     accuracy = "" if best.val_top1 is None else f", validation accuracy {best.val_top1:.1%}"
-    early = f" (of {outcome.total_steps}: validation was no better {ending.at.stale} times)" if ending.early else ""
-    say(f"trained {ending.at.step} steps{early}; best after epoch {best.epoch}{accuracy}; run {path}")
+    stale = counted(ending.at.stale, "time")
+    early = f" (of {outcome.total_steps}: validation was no better {stale})" if ending.early else ""
+    trained = f"trained {counted(ending.at.step, 'step')}{early}"
+    with beside_json(as_json):
+        print_answer(f"{trained}; best after epoch {best.epoch}{accuracy}; run {path}")
 
 
 def _tell_profile(profile: StepProfile) -> None:
@@ -237,7 +243,7 @@ def _tell_profile(profile: StepProfile) -> None:
         for part, seconds in [*found.seconds.items(), ("whole step", found.step_s)]
     ]
     table(f"one training step (mean of {found.steps})", ["part", "ms", "share"], rows)
-    say(f"trace: {profile.folder / TRACE} (open it with https://ui.perfetto.dev or chrome://tracing)")
+    print_answer(f"trace: {profile.folder / TRACE} (open it with https://ui.perfetto.dev or chrome://tracing)")
 
 
 def _require_same(saved: PipelineConfig, asked: PipelineConfig) -> None:

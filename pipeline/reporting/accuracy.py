@@ -65,7 +65,7 @@ def accuracy_groups(runs: Sequence[RunData]) -> Iterator[AccuracyGroup]:
 
 
 def shown_evaluation(run: RunData) -> Evaluation | None:
-    """The one whose classes and mistakes are shown: of the reported split, by beam search, where there is one."""
+    """The one whose classes and answers are shown: of the reported split, by beam search, where there is one."""
     return next(iter(run.evaluations), None)
 
 

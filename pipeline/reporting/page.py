@@ -10,12 +10,13 @@ from pipeline.reporting import frames
 from pipeline.reporting.accuracy import accuracy_groups, shown_evaluation, unit_of
 from pipeline.reporting.departures import in_ranges
 from pipeline.reporting.frames import Strip
-from pipeline.reporting.mistakes import Mistakes, choose_mistakes
+from pipeline.reporting.mistakes import Examples, choose_examples
 from pipeline.reporting.paired import paired_groups
 from pipeline.reporting.paper import PaperSection, printed
 from pipeline.reporting.runs import Evaluation, RunData, cautions, shortfalls
 from pipeline.reporting.training import plot_groups
 from stages.config import DataConfig
+from stages.wording import counted
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Notice:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one run answered; `strips` are the mistakes' pictures by sample id, `problem` one that all share."""
+    """What one run answered; `strips` are the examples' pictures by sample id, `problem` one that all share."""
 
     evaluation: Evaluation
-    mistakes: Mistakes
+    examples: Examples
     strips: dict[str, Strip]
     problem: str
 
@@ -45,7 +46,8 @@ def render(runs: Sequence[RunData], paper: PaperSection | None = None) -> str:
         paper: the paper's tables with the runs' own numbers in them.
     """
     environment = page_environment()
-    environment.filters.update(percent=_percent, span=_span, points=_points, printed=printed, in_ranges=in_ranges)
+    environment.filters.update(counted=counted, percent=_percent, span=_span, points=_points)
+    environment.filters.update(printed=printed, in_ranges=in_ranges)
     page: str = environment.get_template("report.html").render(
         title=", ".join(run.name for run in runs) or "The paper's tables",
         runs=runs,
@@ -116,7 +118,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "samples": samples or "unknown",
         "trained": "nothing yet"
         if last is None
-        else f"{last.step + 1} steps, epoch {run.log.epoch} of {config.train.epochs}",
+        else f"{counted(last.step + 1, 'step')}, epoch {run.log.epoch} of {config.train.epochs}",
         "best validation": _best_validation(run),
         "created": str(stamp.get("created", "unknown")),
         "source": str(stamp.get("git") or "unknown"),
@@ -137,9 +139,10 @@ def _answers(run: RunData) -> Answers | None:
     evaluation = shown_evaluation(run)
     if evaluation is None or not evaluation.predictions:
         return None
-    mistakes = choose_mistakes(evaluation.predictions)
+    examples = choose_examples(evaluation.predictions)
+    every = (*examples.confident, *examples.hardest, *examples.right)
     asked = run.config.model_copy(update={"data": DataConfig.model_validate(evaluation.record.settings["data"])})
-    shown = frames.strips(asked, [one.row.sample for one in (*mistakes.confident, *mistakes.hardest)])
+    shown = frames.strips(asked, [one.row.sample for one in every])
     problems = {strip.problem for strip in shown.values()}
     shared = problems.pop() if len(problems) == 1 else ""
-    return Answers(evaluation, mistakes, shown, shared)
+    return Answers(evaluation, examples, shown, shared)

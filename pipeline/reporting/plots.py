@@ -87,9 +87,10 @@ def curves_plot(name: str, description: str, curves: Sequence[Curve], *, percent
                 markersize=2.5,
             )
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.set_ylim(bottom=0)
         return _inline(figure, name, description)
 
 

@@ -19,6 +19,7 @@ from stages.leakage import leakage_sentence
 from stages.manifest import Split
 from stages.records import parse_record, read_text
 from stages.scoring import METHODS, Method, Prediction, TaskScore
+from stages.wording import counted
 
 SPLIT_ORDER: tuple[Split, ...] = ("test", "val", "train")
 """The split that results are reported on stands first."""
@@ -210,9 +211,13 @@ def shortfalls(run: RunData) -> list[str]:
     missing = run.stamp.get("videos_missing") or []
     if missing:
         named = ", ".join(missing[:_NAMED_VIDEOS]) + (", ..." if len(missing) > _NAMED_VIDEOS else "")
-        lines.append(f"trained on a partial set: {len(missing)} videos failed extraction and are left out ({named})")
+        failed = counted(
+            len(missing), "video failed extraction and is left out", "videos failed extraction and are left out"
+        )
+        lines.append(f"trained on a partial set: {failed} ({named})")
     if left_out := run.stamp.get("videos_left_out"):
-        lines.append(f"trained on a partial set: {len(left_out)} annotated videos have no known length and no samples")
+        unknown = counted(len(left_out), "annotated video has", "annotated videos have")
+        lines.append(f"trained on a partial set: {unknown} no known length and no samples")
     if leaks := run.stamp.get("leaks"):
         lines.append(leakage_sentence(leaks))
     tasks = [run.config.data.task] if run.config.data.task != "all" else list(run.card.tasks if run.card else ())
@@ -220,16 +225,17 @@ def shortfalls(run: RunData) -> list[str]:
     for split, used in (run.stamp.get("samples") or {}).items():
         counts = [published_samples(run.card, task, split) for task in tasks]
         if all(counts) and 0 < used < sum(counts):
-            fewer.append(f"{used} of {sum(counts)} {split} samples")
+            fewer.append(f"{used} of {counted(sum(counts), f'{split} sample')}")
     if fewer:
         lines.append(f"trained with fewer samples than are published: {', '.join(fewer)}")
     for one in run.evaluations:
-        counted = [(task, score.n, published_samples(run.card, task, one.split)) for task, score in one.scores.items()]
-        fewer = [f"{task} {scored} of {published}" for task, scored, published in counted if scored < published]
+        scores = [(task, score.n, published_samples(run.card, task, one.split)) for task, score in one.scores.items()]
+        fewer = [f"{task} {scored} of {published}" for task, scored, published in scores if scored < published]
         if fewer:
             lines.append(f"scored on fewer {one.split} samples than are published: {', '.join(fewer)}")
         if gone := one.record.data.videos_left_out:
-            left = f"{one.record.data.samples_left_out} {one.split} samples of {len(gone)} videos"
+            samples = counted(one.record.data.samples_left_out, f"{one.split} sample")
+            left = f"{samples} of {counted(len(gone), 'video')}"
             lines.append(f"scored without {left}, which failed extraction")
     return list(dict.fromkeys(lines))
 

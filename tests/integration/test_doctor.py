@@ -379,15 +379,50 @@ def test_a_package_that_is_gone_or_too_old_is_flagged(tmp_path, monkeypatch):
     assert found["no-such-package"].status == "missing"
 
 
-def test_people_read_the_lines_on_stderr(tmp_path, capsys):
+def test_people_read_the_lines_on_stdout(tmp_path, capsys):
     make_dataset(tmp_path, present=["v1"])
     doctor.run(resolved(tmp_path), as_json=False, quick=True)
     shown = capsys.readouterr()
-    assert shown.out == ""
-    lines = shown.err.splitlines()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
     videos = next(index for index, line in enumerate(lines) if line.startswith("  missing  videos: 1 of 3"))
     assert lines[videos + 1].lstrip().startswith("-> put the video files into ")
     assert lines[-1].startswith("not in place: ")
+
+
+def test_strict_exits_with_3_where_something_needed_is_missing(tmp_path, pipeline):
+    make_dataset(tmp_path, present=["v1"])
+    call = ["doctor", "--preset", "tiny", "--dataset", tmp_path / "films.yaml", "--quick"]
+    call += ["--annotations", tmp_path / "annotations", "--videos", tmp_path / "videos", "--cache", tmp_path / "cache"]
+    pipeline(*call)
+    out, _ = pipeline(*call, "--strict", status=3)
+    assert "missing  videos: 1 of 3" in out
+    found = json.loads(pipeline(*call, "--strict", "--json", status=3)[0])
+    assert [one["item"] for one in found if one["status"] != "ok" and one["needed"]] == ["videos"]
+    for video in VIDEOS:
+        (tmp_path / "videos" / f"{video}.mp4").touch()
+    out, _ = pipeline(*call, "--strict")
+    assert "missing  cache: none at" in out, "the next command makes it"
+
+
+def test_strict_does_not_ask_for_published_counts(tmp_path, pipeline):
+    make_dataset(tmp_path, expected_samples=4)
+    call = ["doctor", "--preset", "tiny", "--dataset", tmp_path / "films.yaml", "--quick"]
+    out, _ = pipeline(*call, "--annotations", tmp_path / "annotations", "--videos", tmp_path / "videos", "--strict")
+    assert "problem  samples: scene train: 3 videos and 3 samples, published 3 and 4" in out
+
+
+def test_the_advice_is_made_of_sentences(tmp_path, capsys):
+    make_dataset(tmp_path, present=["v1"])
+    for settings, advice in (
+        (resolved(tmp_path), "to their folder. Ask the author of the films. Without them, extraction counts"),
+        (resolved(tmp_path, "data.videos=nowhere"), "to their folder. Ask the author of the films."),
+    ):
+        assert advice in diagnose(settings, capsys)["data/videos"]["fix"]
+    (tmp_path / "plain").mkdir()
+    make_dataset(tmp_path / "plain", present=["v1"], download="")
+    videos = diagnose(resolved(tmp_path / "plain"), capsys)["data/videos"]
+    assert "to their folder. Without them, extraction counts these videos as failed." in videos["fix"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -6,6 +6,7 @@ checkpoint random weights.
 
 import hashlib
 import json
+import re
 
 import pytest
 import yaml
@@ -156,16 +157,31 @@ def test_an_evaluation_says_which_parameters_answered_what_under_which_settings(
 
 
 def test_the_tables_fit_a_screen_of_80_columns(run, pipeline, monkeypatch):
-    monkeypatch.setattr("pipeline.console.PEOPLE.width", 80)
-    _, err = pipeline("evaluate", "--run", run, "--method", "both")
-    lines = err.splitlines()
+    monkeypatch.setattr("pipeline.console.RESULTS.width", 80)
+    out, err = pipeline("evaluate", "--run", run, "--method", "both")
+    assert "relationship" not in err
+    lines = out.splitlines()
     assert max(len(line) for line in lines if "relationship" in line) <= 80
     # Each task is one line in each of the two tables of both methods: nothing is wrapped or cut.
     assert sum("way_speaking" in line for line in lines) == 4
-    assert "…" not in err
+    assert "…" not in out
     found = json.loads((run / "metrics.json").read_text())["way_speaking"]
     low, high = found["ci95_videos"]
     assert f"{100 * low:.1f}-{100 * high:.1f}" in next(line for line in lines if "way_speaking" in line)
+
+
+@pytest.mark.parametrize("method", ["generate", "rank"])
+def test_without_a_terminal_lines_show_how_far_it_is(run, pipeline, monkeypatch, method, tmp_path):
+    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.05)
+    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.05)
+    how = ["--method", method, "--set", "evaluate.batch_size=7", "--output", tmp_path]
+    out, err = pipeline("evaluate", "--run", run, *how)
+    total = len(lines_of(next(tmp_path.glob("predictions*.jsonl"))))
+    *within, last = [line for line in err.splitlines() if line.startswith("evaluate test ")]
+    shape = rf"evaluate test \d+/{total} samples, [\d.,]+ samples/(s|min), 0:\d\d:\d\d left"
+    assert any(re.fullmatch(shape, line) for line in within), err
+    assert re.fullmatch(rf"evaluate test {total}/{total} samples in 0:\d\d:\d\d, [\d.,]+ samples/(s|min)", last)
+    assert "samples/" not in out
 
 
 def test_videos_that_failed_are_counted_as_left_out(run, config, folder, tmp_path, pipeline):

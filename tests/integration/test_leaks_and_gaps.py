@@ -48,12 +48,12 @@ def options(tmp_path):
 def test_leaks_are_refused_and_when_allowed_stand_in_the_run_and_the_report(options, tmp_path, monkeypatch, capfd):
     pipeline = in_this_process(monkeypatch, capfd)
     _, err = pipeline("train", *options, status=2)
-    assert "training on 2 tasks together would show 1 videos that are in a test split (genre 1)" in err
+    assert "training on 2 tasks together would show 1 video that is in a test split (genre 1)" in err
     assert not (tmp_path / "run").exists()
     _, err = pipeline("train", *options, "--set", "data.allow_leakage=true")
     leak = "trained on videos that are in a test split, by task: genre 1"
     assert f"warning: {leak}" in err
-    assert "warning: 1 annotated videos have no samples" in err
+    assert "warning: 1 annotated video has no samples" in err
     stamp = RunFolder.open(tmp_path / "run").stamp()
     assert (stamp["leaks"], stamp["videos_left_out"]) == ({"genre": 1}, ["v9"])
     pipeline("evaluate", "--run", tmp_path / "run")
@@ -62,7 +62,7 @@ def test_leaks_are_refused_and_when_allowed_stand_in_the_run_and_the_report(opti
     source, page = read_page(tmp_path / "run" / "report.html")
     top = source[: source.index('<section id="accuracy">')]
     assert leak in top
-    assert "1 annotated videos have no known length and no samples" in top
+    assert "1 annotated video has no known length and no samples" in top
     assert not page.problems
 
 

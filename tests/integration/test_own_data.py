@@ -136,7 +136,7 @@ def test_downloads_are_prepared_and_then_in_place(tmp_path):
     assert not (tmp_path / "lvu").exists()
     done = run_pipeline(*call)
     assert done.returncode == 0, done.stderr
-    hint = done.stderr.partition("next: pipeline ")[2].split()
+    hint = done.stdout.partition("next: pipeline ")[2].split()
     found = run_pipeline(*hint, "--preset", "tiny", "--json")
     data = {finding["item"]: finding for finding in json.loads(found.stdout) if finding["section"] == "data"}
     assert data["videos"]["names"] == ["abcdefghij3.mp4"]

@@ -343,6 +343,6 @@ def test_the_baseline_on_msvd_qa_is_held_against_ma_lmms_recipe(tmp_path):
 
 def test_without_runs_the_tables_are_printed_and_no_page_is_written_unless_asked_for(tmp_path, capsys):
     assert report.run([], None, paper=True) is None
-    assert "Table 3: MSVD-QA" in capsys.readouterr().err
+    assert "Table 3: MSVD-QA" in capsys.readouterr().out
     page = report.run([], tmp_path / "paper.html", paper=True)
     assert "Figure 4: LVU relationship, aligned levels" in page.read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """`pipeline plan`: exact before anything runs, and equal to what an extraction then stores."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.extraction import fingerprint, settle_precision
 from stages.frame_plan import plan_frames
+from stages.tiny_networks import bundled_folder
 from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 
 LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
@@ -175,6 +177,72 @@ def test_files_that_are_no_videos_leave_the_times_unknown_and_the_counts_known(w
     assert not (tmp_path / "cache").exists()
 
 
+# --- the hub
+
+# Whoever looks for an address or opens a connection is noted, and gets no further.
+GUARD = """\
+import socket, sys
+asked = []
+def refuse(*arguments, **keywords):
+    asked.append(arguments)
+    raise OSError("no network here")
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = socket.socket.connect_ex = refuse
+from pipeline.cli import main
+sys.argv = ["pipeline", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not asked, asked
+    raise
+"""
+
+
+def plan_under_guard(hub, *arguments):
+    """Run `pipeline plan` with this folder as the hub's, free to ask the network; returns its JSON and its text."""
+    free = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run(
+        [sys.executable, "-c", GUARD, "plan", *map(str, arguments), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=hub,
+        env={**free, "HF_HOME": str(hub)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_without_weights_no_connection_is_tried_and_the_download_is_named(world, tmp_path):
+    published = ["--preset", "diff-lmm-7b", "--dataset", "synthetic", *world.options()[2:6]]
+    planned, told = plan_under_guard(tmp_path, *published)
+    assert planned["videos_found"] == 24
+    assert planned["downloads"] == {"Salesforce/instructblip-vicuna-7b": 31.7e9, "facebook/DiT-XL-2-256": None}
+    assert "Salesforce/instructblip-vicuna-7b (31.7 GB), facebook/DiT-XL-2-256 (size unknown)" in told
+    assert planned["not_calibrated"].startswith("weights are not on this machine: Salesforce/instructblip-vicuna-7b:")
+    assert planned["calibration"] is None
+    assert sum("weights are not on this machine" in line for line in told.splitlines()) == 1
+    assert planned["frame"] == {
+        "tokens": 257,
+        "width": 1408,
+        "teacher_width": 1152,
+        "assumed": ["Salesforce/instructblip-vicuna-7b", "facebook/DiT-XL-2-256"],
+    }
+
+
+def test_weights_that_were_downloaded_are_measured_without_asking_the_hub(world, tmp_path):
+    settings = []
+    for setting, name in (("encoder", "tiny-instructblip"), ("teacher", "tiny-dit")):
+        repository = tmp_path / "hub" / f"models--someone--{name}"
+        shutil.copytree(bundled_folder(name), repository / "snapshots" / "0")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0")
+        settings += ["--set", f"{setting}.source=someone/{name}"]
+    measured = ["--calibrate-s", "0.5", "--set", "extract.decode_workers=1", "--cache", tmp_path / "cache"]
+    planned, _ = plan_under_guard(tmp_path, *world.options()[:6], *settings, *measured)
+    assert (planned["downloads"], planned["not_calibrated"]) == ({}, None)
+    assert planned["calibration"]["networks"]["frames"] >= 1
+
+
 # --- dry run
 
 
@@ -201,7 +269,7 @@ def test_no_ray_is_loaded(world):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "24 videos" in done.stderr
+    assert "24 videos" in done.stdout
 
 
 # --- the disk

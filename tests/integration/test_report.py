@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from pipeline.commands import report
-from pipeline.reporting.mistakes import choose_mistakes
-from pipeline.reporting.plots import dash_of, thin
+from pipeline.reporting.mistakes import choose_examples
+from pipeline.reporting.plots import Curve, curves_plot, dash_of, thin
 from pipeline.reporting.runs import Series, read_runs
 from stages.checkpoint import Checkpoints, Position
 from stages.errors import UserError
@@ -100,6 +100,21 @@ def test_plots_take_their_colours_from_the_page_and_say_in_words_what_they_show(
     assert all("aria-label=" in one or "aria-hidden=" in one for one in drawn)
     assert "Total loss (Eq. 9)2 to 1.5" in page.text
     assert "level 8 0 to 0.5; level 13 0.1 to 0.1" in page.text
+
+
+def test_an_axis_shows_its_values_and_nothing_to_be_added_to_them():
+    series = Series(np.arange(10), 0.974984 + 1e-7 * np.arange(10))
+    svg = curves_plot("flat", "a flat curve", [Curve(0, series)])
+    assert "0.9749842" in svg
+    assert "e-1" not in svg
+
+
+def test_the_axes_of_a_single_point_have_whole_steps_and_no_negative_share():
+    svg = curves_plot("one", "one point", [Curve(0, Series(np.array([15]), np.array([0.2857])))], percent=True)
+    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert "15" in ticks
+    assert not [tick for tick in ticks if "." in tick and "%" not in tick]
+    assert "0.0%" in ticks
 
 
 def test_neighbouring_curves_differ_in_dash_and_not_in_colour_alone():
@@ -196,7 +211,7 @@ def test_leaks_and_whatever_was_left_out_are_said_before_the_numbers(tmp_path):
     assert re.findall(r"<li>([^<]+)</li>", top) == [
         "trained on a partial set: 2 annotated videos have no known length and no samples",
         "trained on videos that are in a test split, by task: relation 3, scene 1",
-        "scored without 2 test samples of 1 videos, which failed extraction",
+        "scored without 2 test samples of 1 video, which failed extraction",
         "its training has come to epoch 2 of 5",
         "its answers on split test (generate) are those of checkpoint step-00000006, but the best one is "
         "step-00000009; evaluate it again",
@@ -210,10 +225,10 @@ def test_a_whole_and_finished_run_has_nothing_to_be_said_of(tmp_path):
     assert 'class="notices"' not in source
 
 
-# --- mistakes
+# --- answers
 
 
-def test_confident_mistakes_come_by_certainty_and_hard_ones_by_the_right_answers_distance():
+def test_confident_answers_come_by_certainty_and_hard_ones_by_the_right_answers_distance():
     def wrong(name, video, answers, scores):
         return Prediction(name, video, "task", "q?", "right", answers, scores)
 
@@ -225,14 +240,27 @@ def test_confident_mistakes_come_by_certainty_and_hard_ones_by_the_right_answers
         wrong("far", "v3", ("a", "b", "right"), (-1.0, -1.2, -3.0)),
         wrong("absent", "v4", ("a", "b", "c"), (-1.0, -1.1, -1.2)),
     ]
-    found = choose_mistakes(rows, 1)
+    found = choose_examples(rows, 1)
     assert [one.row.sample for one in found.confident] == ["sure"]
     assert [one.row.sample for one in found.hardest] == ["absent"]
-    everything = choose_mistakes(rows, 2)
+    everything = choose_examples(rows, 2)
     assert [one.row.sample for one in everything.confident] == ["sure", "near"]
     assert [one.row.sample for one in everything.hardest] == ["absent", "far"]
     assert everything.hardest[1].right_stood == "number 3, 2.00 behind in log-probability"
     assert (everything.num_wrong, everything.num_videos) == (5, 4)
+    assert [(one.row.sample, one.right_stood) for one in everything.right] == [
+        ("fine", "first, 0.90 ahead in log-probability")
+    ]
+
+
+def test_right_answers_stand_beside_the_mistakes(evaluated):
+    source, page = evaluated
+    headings = ["Most confident mistakes", "Most confident right answers"]
+    assert all(page.text.count(heading) == 1 for heading in headings)
+    wrong, right = (source.partition(f">{heading}<")[2].partition("</div>")[0] for heading in headings)
+    assert (wrong.count("<article"), right.count("<article")) == (2, 4)
+    assert "first, " in right
+    assert "first, " not in wrong
 
 
 @pytest.fixture(scope="module")
@@ -287,11 +315,11 @@ def test_videos_that_cannot_be_shown_say_why_in_their_place(with_videos):
     assert "/v2.mp4" in said[1]
 
 
-def test_without_annotations_all_mistakes_say_once_why_they_have_no_frames(evaluated):
+def test_without_annotations_all_answers_say_once_why_they_have_no_frames(evaluated):
     _, page = evaluated
     assert page.pictures == []
-    assert page.text.count("Mistakes are shown without frames: ") == 1
-    assert "annotations" in page.text.partition("Mistakes are shown without frames: ")[2][:120]
+    assert page.text.count("Answers are shown without frames: ") == 1
+    assert "annotations" in page.text.partition("Answers are shown without frames: ")[2][:120]
 
 
 # --- several runs

@@ -124,7 +124,7 @@ def test_hostile_text_is_shown_and_not_run(browser, page):
     browser.open(page, width=DESKTOP_PX)
     assert browser.evaluate("document.scripts.length") == 0
     assert EVIL in browser.evaluate("document.querySelector('.confusion').innerText")
-    assert EVIL in browser.evaluate("document.querySelector('.mistakes').innerText")
+    assert EVIL in browser.evaluate("document.querySelector('.examples').innerText")
 
 
 def test_the_browser_would_notice_what_these_tests_forbid(browser, page, tmp_path):

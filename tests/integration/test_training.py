@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -50,6 +51,19 @@ def resolved(world, tmp_path, monkeypatch):
 
 def trained(resolved, *, resume=False, **keywords):
     return command.run(resolved, resume=resume, as_json=False, **keywords)
+
+
+def test_without_a_terminal_lines_show_how_far_it_is(resolved, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.05)
+    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.05)
+    run = trained(resolved("train.epochs=1"))
+    shown = capsys.readouterr()
+    assert shown.out == f"trained 8 steps; best after epoch 1, {shown.out.partition(', ')[2]}"
+    assert shown.out.endswith(f"; run {run}\n")
+    *within, last = [line for line in shown.err.splitlines() if line.startswith("train ")]
+    shape = r"train \d/8 steps, [\d.]+ steps/(s|min), 0:\d\d:\d\d left; epoch 1/1  answer [\d.]+  kd -?[\d.]+"
+    assert any(re.fullmatch(shape, line) for line in within), shown.err
+    assert last.startswith("train 8/8 steps in 0:")
 
 
 # --- gradient accumulation
@@ -349,7 +363,7 @@ def test_the_profile_breaks_a_step_down_and_its_trace_names_the_parts(resolved, 
     with gzip.open(run / "profile" / "trace.json.gz") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert {"read", "Q-Former", "LLM", "backward", "optimizer"} <= names
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "one training step (mean of 3)" in said
 
 

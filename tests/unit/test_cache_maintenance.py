@@ -279,14 +279,14 @@ def test_the_commands_verify_repair_and_prune_go_together(cache):
     (cache.root / "commits" / "lost.json").unlink()
     found = pipeline_cache("verify", cache.root)
     assert found.returncode == 3
-    assert "video lost: the ledger lists it as done" in found.stderr
+    assert "video lost: the ledger lists it as done" in found.stdout
     assert " 2/2 " in found.stderr  # videos that are there to be read
-    assert "video bad: targets: chunk 2" in found.stderr
-    assert f"pipeline cache verify {cache.root} --repair" in found.stderr.replace("\n", " ")
+    assert "video bad: targets: chunk 2" in found.stdout
+    assert f"pipeline cache verify {cache.root} --repair" in found.stdout.replace("\n", " ")
     mended = pipeline_cache("verify", cache.root, "--repair", "--json")
     assert mended.returncode == 0
     assert json.loads(mended.stdout)["requeued"] == ["bad", "lost"]
-    assert "1 damaged videos and 1 leftovers removed" in mended.stderr
+    assert "1 damaged video and 1 leftover removed" in mended.stderr
     assert "it extracts 2 videos anew" in mended.stderr
     assert pipeline_cache("verify", cache.root).returncode == 0
     shutil.copytree(group_of(cache, "good"), cache.root / "videos" / "good.00c0ffee")
@@ -321,9 +321,9 @@ def test_the_command_verify_says_of_a_cut_shard_what_helps(cache, tmp_path):
     found = pipeline_cache("verify", target)
     assert found.returncode == 3
     assert " 2/2 " in found.stderr
-    assert f"video b: {shard}: this file is cut short\n" in found.stderr
-    assert "part shards/000000.tar: this shard has" in found.stderr
-    assert found.stderr.endswith("problems; export the cache anew\n")
+    assert f"video b: {shard}: this file is cut short\n" in found.stdout
+    assert "part shards/000000.tar: this shard has" in found.stdout
+    assert found.stdout.endswith("problems; export the cache anew\n")
     with pytest.raises(DamagedCacheError, match=r"cut short\. Run `pipeline cache verify`, then export the cache anew"):
         FeatureCache.open(target).read("b", [0.0])
 

@@ -103,7 +103,7 @@ def test_other_counts_than_published_are_listed(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"v1": CLIP}))
     card = load_card("lvu")
     lines = differences_from_expected(card, build_manifest(card, annotations=tmp_path, videos=None))
-    assert "scene train: 1 videos and 2 samples, published 515 and 1202" in lines
+    assert "scene train: 1 video and 2 samples, published 515 and 1202" in lines
     assert len(lines) == len(card.tasks)  # val and test are absent, which is not a difference
 
 

@@ -27,7 +27,7 @@ OPTIONS = {
     "predict": {"video", "--question", "--run", "--start", "--set", "--json"},
     "export": {"run", "folder", "--with-heads", "--json"},
     "report": {"runs", "--output", "--paper", "--json"},
-    "doctor": SETTINGS | DATA | {"--quick"},
+    "doctor": SETTINGS | DATA | {"--quick", "--strict"},
     "cache": set(),
     "cache info": {"root", "--json"},
     "cache verify": {"root", "--repair", "--json"},

@@ -17,9 +17,9 @@ SHOW = f"from pipeline.console import table; table('a title', {COLUMNS!r}, {ROWS
 
 @pytest.mark.parametrize(("width", "tables"), [(100, 1), (80, 1), (50, 2), (36, 3)])
 def test_on_a_narrow_terminal_columns_go_below_and_every_cell_is_whole(width, tables, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.console.PEOPLE.width", width)
+    monkeypatch.setattr("pipeline.console.RESULTS.width", width)
     table("a title", COLUMNS, ROWS)
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     for row in ROWS:
         mine = [line for line in lines if row[0] in line]
@@ -28,16 +28,16 @@ def test_on_a_narrow_terminal_columns_go_below_and_every_cell_is_whole(width, ta
 
 
 def test_a_number_and_its_interval_stay_beside_each_other(capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.console.PEOPLE.width", 40)
+    monkeypatch.setattr("pipeline.console.RESULTS.width", 40)
     table("a title", COLUMNS, ROWS)
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert all("-12.5 to +37.5" in line for line in lines if "+10.0" in line)
 
 
 def test_a_cell_too_wide_for_the_terminal_is_folded_and_not_cut(capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.console.PEOPLE.width", 30)
+    monkeypatch.setattr("pipeline.console.RESULTS.width", 30)
     table("a title", ["run", "folder"], [["first", "runs/" + "abcdefghij" * 5]])
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 30
     assert "runs/" + "abcdefghij" * 5 in "".join(line.removeprefix("first").strip() for line in lines)
 
@@ -45,12 +45,12 @@ def test_a_cell_too_wide_for_the_terminal_is_folded_and_not_cut(capsys, monkeypa
 def test_without_a_terminal_tables_are_wide_and_on_one_they_fit_it():
     command = [sys.executable, "-c", SHOW]
     plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
-    piped = subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stderr
+    piped = subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout
     assert all("│" in line and "1234567" in line for line in piped.splitlines() if "relationship" in line)
     assert "difference ┃ 95% over videos ┃ only second right" in piped
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 50))
-    with subprocess.Popen(command, stderr=theirs, env={**plain, "TERM": "xterm"}) as process:
+    with subprocess.Popen(command, stdout=theirs, env={**plain, "TERM": "xterm"}) as process:
         os.close(theirs)
         shown = os.read(ours, 1 << 16)
         while chunk := _read(ours):
@@ -63,7 +63,7 @@ def test_without_a_terminal_tables_are_wide_and_on_one_they_fit_it():
 
 def test_what_stands_in_brackets_is_text(capsys):
     table("[/b] of [red]", ["[/i]"], [["[bold] and no markup"]])
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert all(text in shown for text in ("[/b] of [red]", "[/i]", "[bold]"))
 
 

@@ -26,7 +26,7 @@ def test_a_training_video_of_one_task_that_another_is_tested_on_is_refused():
     mixed = manifest(("a", "v1", "train"), ("a", "v2", "test"), ("b", "v1", "test"), ("b", "v2", "val"))
     with pytest.raises(UserError) as error:
         refuse_leakage(mixed, ["a", "b"], allow=False)
-    assert "training on 2 tasks together would show 1 videos that are in a test split (b 1). Train one task" in str(
+    assert "training on 2 tasks together would show 1 video that is in a test split (b 1). Train one task" in str(
         error.value
     )
     assert "data.allow_leakage=true" in str(error.value)
@@ -37,7 +37,7 @@ def test_the_splits_of_a_single_task_may_not_overlap_either():
     assert refuse_leakage(mixed, ["a"], allow=False) == {}
     again = Sample(id="again", video="v1", task="a", question="?", answer="a", split="test", times_s=(2.0,))
     mixed = Manifest("mine", mixed.videos, (*mixed.samples, again))
-    with pytest.raises(UserError, match=r"training would show 1 videos that are in a test split \(a 1\)\. Give each"):
+    with pytest.raises(UserError, match=r"training would show 1 video that is in a test split \(a 1\)\. Give each"):
         refuse_leakage(mixed, ["a"], allow=False)
 
 

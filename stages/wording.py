@@ -1,0 +1,23 @@
+"""Counts and times as every message writes them."""
+
+
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """`1 video`, `2 videos`, `1,234 videos`; `plural` where an s does not make it, as in `file is`, `files are`."""
+    shown = f"{number:,g}" if isinstance(number, float) else f"{number:,}"
+    return f"{shown} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds as `1:02:03`; None is unknown."""
+    if seconds is None:
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def rate(per_s: float, noun: str, plural: str | None = None) -> str:
+    """Three digits of so many per second, or per minute or hour where that would be less than one."""
+    each, name = next(((each, name) for each, name in ((1, "s"), (60, "min")) if per_s * each >= 1), (3600, "h"))
+    value = per_s * each
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f} {plural or f'{noun}s'}/{name}"
