@@ -9,6 +9,7 @@ import typer
 
 from pipeline.command_groups import cache_app, config_app, data_app
 from pipeline.options import (
+    Commands,
     DataOptions,
     Json,
     Overrides,
@@ -18,7 +19,7 @@ from pipeline.options import (
     with_groups,
 )
 
-app = typer.Typer(
+app = Commands(
     name="pipeline",
     no_args_is_help=True,
     add_completion=False,
@@ -36,16 +37,22 @@ _INTERRUPTED = 130
 _CALIBRATE_S = 20.0
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("diff-lmm"))
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the stages do.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    # Eager, so that no command is asked for.
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("diff-lmm"))
-        raise typer.Exit
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from pipeline.console import set_up_logging
 
@@ -201,7 +208,8 @@ def evaluate(
 ) -> None:
     """Answer a split and score it by exact match; writes predictions and metrics into the run.
 
-    Data set, task and folders are the model's own unless given. docs/evaluation.md says what each number means.
+    Data set, task and folders are the model's own unless given. docs/evaluation.md in the project's repository
+    explains each number.
     """
     from pipeline.commands.evaluate import run as work
 
@@ -248,7 +256,7 @@ def ablate(
     """Studies: many trainings that differ in a few settings, from one cache, in one table over seeds.
 
     Each training is an ordinary run in runs/<study>. Run it again to go on where it stopped. Exit code 3 when any
-    training failed. docs/ablations.md says how to read the tables and how to write a study.
+    training failed. docs/ablations.md in the project's repository explains the tables, and how to write a study.
     """
     from pipeline.commands.ablate import Resources, run
 
@@ -306,16 +314,17 @@ def predict(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write the model; empty, new, or an older export.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the model; an empty folder or a new one.")],
     with_heads: Annotated[
         bool, typer.Option("--with-heads", help="Alignment heads and gate too, to go on distilling from them.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the exported model that is there.")] = False,
     json: Json = False,
 ) -> None:
     """Write a run's best checkpoint as a model of its own: trained parameters, configuration and a model card."""
     from pipeline.commands.export import run as work
 
-    work(run, folder, with_heads=with_heads, as_json=json)
+    work(run, folder, with_heads=with_heads, as_json=json, overwrite=overwrite)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from model.config import ModelConfig
 from stages.cards import load_card
 from stages.config import CacheConfig, DataConfig, EvaluateConfig, ExtractConfig, RunConfig, TrainConfig
 from stages.errors import UserError
-from stages.records import parse_yaml, read_yaml
+from stages.records import parse_yaml, read_yaml, text_hint
 
 
 class PipelineConfig(ModelConfig):
@@ -159,7 +159,8 @@ def _bad_value(error: ValidationError, sources: Mapping[str, str]) -> UserError:
     # A value of several allowed kinds has one reason for each.
     reasons = [entry["msg"].removeprefix("Value error, ") for entry in error.errors() if key_of(entry) == key]
     where = sources.get(key, "configuration")
-    return UserError(f"{key}: {' or: '.join(dict.fromkeys(reasons))}", where=where, received=first["input"])
+    what, value = f"{key}: {' or: '.join(dict.fromkeys(reasons))}", first["input"]
+    return UserError(what, where=where, received=value, hint=text_hint(first["type"], value))
 
 
 def _parse_override(text: str) -> Layer:

@@ -243,4 +243,7 @@ def print_section(
         emit_line(f"{name} fills no cell: {'; '.join(reasons)}")
     for name, lines in section.remarks.items():
         emit_line(f"{name} differs from the paper's recipe: {'; '.join(lines)}")
-    emit_line("not run: no run given here measured it; -: the paper gives no number; docs/paper-numbers.md says more")
+    emit_line(
+        "not run: no run given here measured it; -: the paper gives no number; "
+        "docs/paper-numbers.md in the project's repository has more"
+    )

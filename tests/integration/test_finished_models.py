@@ -5,7 +5,10 @@ checkpoint random weights.
 """
 
 import json
+import os
+import stat
 
+import pytest
 from safetensors.torch import load_file
 
 from pipeline import locations
@@ -56,18 +59,43 @@ def test_a_run_is_exported_and_the_export_predicts_as_the_run(run, folder, tmp_p
     assert len(json.loads(out)["answers"]) == 2
 
 
-def test_an_export_goes_over_an_older_export_only(run, tmp_path, pipeline):
+def test_an_export_goes_over_an_older_export_only_and_only_when_told_to(run, tmp_path, pipeline):
     pipeline("export", run, tmp_path, "--with-heads")
     assert any(name.startswith("alignment.") for name in load_file(tmp_path / "model.safetensors"))
-    pipeline("export", run, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert pipeline("export", run, tmp_path, status=2)[1] == (
+        f"error: {tmp_path}: an exported model is there already. "
+        "Name another folder, or add --overwrite to replace it\n"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    pipeline("export", run, tmp_path, "--overwrite")
     assert not any(name.startswith("alignment.") for name in load_file(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("{}")
-    _, err = pipeline("export", run, tmp_path, status=2)
+    _, err = pipeline("export", run, tmp_path, "--overwrite", status=2)
     assert err == (
         f"error: {tmp_path}: the folder holds something else than an exported model. Name a new or empty folder\n"
     )
     file = tmp_path / "README.md"
     assert "a file of this name is there already" in pipeline("export", run, file, status=2)[1]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_every_file_of_a_run_and_an_export_has_the_permissions_of_the_umask(config, folder, tmp_path, pipeline, mask):
+    data = ["--annotations", folder / "data" / "annotations", "--cache", folder / "cache"]
+    here = ["--set", f"run.folder={tmp_path}", "--name", "run", "--set", "train.epochs=1"]
+    before = os.umask(mask)
+    try:
+        pipeline("train", "--preset", "tiny", *data, *here)
+        pipeline("evaluate", "--run", tmp_path / "run")
+        pipeline("report", tmp_path / "run")
+        pipeline("export", tmp_path / "run", tmp_path / "model")
+    finally:
+        os.umask(before)
+    written = [path for name in ("run", "model") for path in (tmp_path / name).rglob("*")]
+    assert {path.suffix for path in written} >= {".safetensors", ".json", ".yaml", ".jsonl", ".html", ".md"}
+    permissions = {path: stat.S_IMODE(path.stat().st_mode) for path in written}
+    expected = {path: (0o777 if path.is_dir() else 0o666) & ~mask for path in written}
+    assert permissions == expected
 
 
 def test_an_export_of_another_encoder_is_refused(run, folder, tmp_path, pipeline):
