@@ -302,13 +302,26 @@ def predict(
     question: Annotated[str, typer.Option(help='For example "what is the relationship of the movie?".')],
     run: RunOrModel,
     start: Annotated[float, typer.Option(help="Where the window begins, in seconds.")] = 0.0,
+    method: Annotated[str, typer.Option(help="generate (beam search) or rank (a task's labels).")] = "generate",
+    task: Annotated[
+        str | None, typer.Option(help="The task whose labels are ranked; default the one that asks this question.")
+    ] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
     """Answer one question about one video file, without a cache."""
     from pipeline.commands.predict import run as work
 
-    work(video, question, run, start_s=start, overrides=overrides or [], as_json=json)
+    work(
+        video,
+        question,
+        run,
+        start_s=start,
+        method=method,
+        task=task,
+        overrides=overrides or [],
+        as_json=json,
+    )
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from stages.errors import UserError
 
@@ -46,8 +46,9 @@ class OneOfEach(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer parses them; UserError names the option."""
         _, _, given = self.make_parser(ctx).parse_args(list(args))
-        for one in given:
-            if one.param_type_name == "option" and not (one.is_flag or one.multiple) and given.count(one) > 1:
+        single = (one for one in given if isinstance(one, TyperOption) and not (one.is_flag or one.multiple))
+        for one in single:
+            if given.count(one) > 1:
                 raise UserError("given more than once, and takes one value", where=one.opts[0])
         return super().parse_args(ctx, args)
 

@@ -86,9 +86,9 @@ class Checkpoints:
         final = self.folder / name
         with self._temporary(name) as temporary:
             own = {key: value.detach().cpu().contiguous() for key, value in model.items()}
-            for file, tensors in ((_MODEL, own), (_OPTIMIZER, optimizer)):
-                with usual_permissions(temporary / file):
-                    save_file(tensors, temporary / file)
+            for part, tensors in ((_MODEL, own), (_OPTIMIZER, optimizer)):
+                with usual_permissions(temporary / part):
+                    save_file(tensors, temporary / part)
             (temporary / _STATE).write_text(json.dumps(asdict(position)), encoding="utf-8")
             sums = {file: _crc32(temporary / file) for file in (_MODEL, _OPTIMIZER, _STATE)}
             (temporary / _CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")

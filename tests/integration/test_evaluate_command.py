@@ -246,6 +246,36 @@ def test_a_run_answers_another_data_set_of_open_questions(run, cache, own_card, 
     assert any(" " in text for row in rows for text in row["answers"])
     _, err = pipeline("evaluate", "--run", run, *options, "--method", "rank", status=2)
     assert "task 'qa' has open answers" in err
+    pipeline("evaluate", "--run", run, *options)
+    out, err = pipeline("evaluate", "--run", run, *options, "--method", "both")
+    assert json.loads(out) == {"generate": {"qa": whole}}
+    assert "12 of 12 samples have open answers, with nothing to rank" in err
+    assert lines_of(tmp_path / "predictions.jsonl") == rows
+    assert not (tmp_path / "predictions-rank.jsonl").exists()
+
+
+def test_both_methods_rank_what_has_candidates_and_generate_the_rest(run, cache, own_card, tmp_path, pipeline):
+    card = yaml.safe_load(own_card.read_text())
+    card["tasks"]["who"] = {**card["tasks"]["qa"], "labels": ["man", "woman"]}
+    mixed = own_card.with_name("mixed.yaml")
+    mixed.write_text(yaml.safe_dump(card), encoding="utf-8")
+    samples = tmp_path / "samples.jsonl"
+    lines = lines_of(own_card.with_suffix("") / "samples.jsonl")
+    closed = [{**line, "task": "who"} for line in lines if line["question"].startswith("who")]
+    samples.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *closed]))
+    options = ["--dataset", mixed, "--annotations", tmp_path, "--cache", cache.root, "--output", tmp_path / "out"]
+    out, err = pipeline("evaluate", "--run", run, *options, "--method", "both", "--json")
+    assert f"{len(lines)} of {len(lines) + len(closed)} samples have open answers" in err
+    generated, ranked = (lines_of(tmp_path / "out" / f"predictions{name}.jsonl") for name in ("", "-rank"))
+    assert {row["task"] for row in generated} == {"qa", "who"}
+    assert (len(generated), len(ranked)) == (len(lines) + len(closed), len(closed))
+    assert {tuple(sorted(row["answers"])) for row in ranked} == {("man", "woman")}
+    assert {method: list(scores) for method, scores in json.loads(out).items()} == {
+        "generate": ["qa", "who"],
+        "rank": ["who"],
+    }
+    record = json.loads((tmp_path / "out" / "evaluation-rank.json").read_text())
+    assert record["data"]["samples"] == len(closed)
 
 
 def test_another_data_set_has_its_own_default_folders(run, own_card, tmp_path, pipeline, monkeypatch):

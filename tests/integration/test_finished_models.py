@@ -79,9 +79,31 @@ def test_an_export_goes_over_an_older_export_only_and_only_when_told_to(run, tmp
     assert "a file of this name is there already" in pipeline("export", run, file, status=2)[1]
 
 
+def test_a_prediction_ranks_the_labels_of_the_task_that_asks_the_question(run, config, folder, pipeline):
+    """As the evaluation ranks them, whose features are the cache's random ones here; only the labels are compared."""
+    video = folder / "data" / "videos" / "test_0000.mp4"
+    ask = ["predict", video, "--run", run, "--method", "rank", "--json", "--question"]
+    labels = {name: task.labels for name, task in locations.card_of(config).tasks.items()}
+    found = json.loads(pipeline(*ask, "What is the SCENE of the movie?")[0])
+    assert found["method"] == "rank"
+    assert sorted(found["answers"]) == sorted(labels["scene"])
+    assert found["answer"] == found["answers"][0]
+    assert found["log_probability"] == sorted(found["log_probability"], reverse=True)
+    found = json.loads(pipeline(*ask, "where is it?", "--task", "genre")[0])
+    assert sorted(found["answers"]) == sorted(labels["genre"])
+    _, err = pipeline(*ask, "where is it?", status=2)
+    assert err == (
+        f"error: --task: the task that has the candidates to rank is not known; allowed: {', '.join(labels)}\n"
+    )
+    _, err = pipeline(*ask, "where is it?", "--task", "gen", status=2)
+    assert "is not known; got 'gen'; allowed: " in err
+    _, err = pipeline("predict", video, "--question", "where?", "--run", run, "--method", "beam", status=2)
+    assert err == "error: --method: unknown method; got 'beam'; allowed: generate, rank\n"
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_every_file_of_a_run_and_an_export_has_the_permissions_of_the_umask(config, folder, tmp_path, pipeline, mask):
-    data = ["--annotations", folder / "data" / "annotations", "--cache", folder / "cache"]
+def test_every_file_of_a_run_and_an_export_has_the_permissions_of_the_umask(cache, folder, tmp_path, pipeline, mask):
+    data = ["--annotations", folder / "data" / "annotations", "--cache", cache.root]
     here = ["--set", f"run.folder={tmp_path}", "--name", "run", "--set", "train.epochs=1"]
     before = os.umask(mask)
     try:

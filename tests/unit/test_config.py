@@ -25,7 +25,7 @@ OPTIONS = {
     | DATA
     | {"--study", "--seeds", "--parallel", "--cpus", "--gpus", "--address", "--retry-failed", "--dry-run"},
     "compare": {"first", "second", "--split", "--method", "--common", "--json"},
-    "predict": {"video", "--question", "--run", "--start", "--set", "--json"},
+    "predict": {"video", "--question", "--run", "--start", "--method", "--task", "--set", "--json"},
     "export": {"run", "folder", "--with-heads", "--overwrite", "--json"},
     "report": {"runs", "--output", "--paper", "--json"},
     "doctor": SETTINGS | DATA | {"--quick"},
