@@ -160,7 +160,12 @@ def train(
     *,
     data: DataOptions,
     name: Annotated[str | None, typer.Option(help="Name of the run; default <dataset>-<task>-<preset>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="With --resume: folder of the run to go on with.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run, with its own settings, from its newest checkpoint.")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Watch a few steps: a trace in RUN/profile and where the time goes.")
     ] = False,
@@ -180,13 +185,15 @@ def train(
 ) -> None:
     """Stage 2: train Q-Former, projections and gate from the cache.
 
-    It may be killed at any moment: --resume goes on from the newest checkpoint as if nothing had happened. After
-    Ctrl-C and SIGTERM it saves first; after SIGTERM, a scheduler's preemption, the exit code is 75.
+    It may be killed at any moment: `pipeline train --resume RUN` goes on from the newest checkpoint as if nothing had
+    happened, and takes more epochs with --set train.epochs=N. After Ctrl-C and SIGTERM it saves first; after SIGTERM, a
+    scheduler's preemption, the exit code is 75.
     """
-    from pipeline.commands.train import run
+    from pipeline.commands.train import of_folder
+    from pipeline.commands.train import run as work
 
-    resolved = settings.resolve({**data.dotted(), "run.name": name, "train.processes": workers})
-    run(resolved, resume=resume, as_json=json, profile=profile, address=address)
+    options = {**data.dotted(), "run.name": name, "train.processes": workers, **of_folder(run, name, resume=resume)}
+    work(settings.resolve(options), resume=resume, as_json=json, profile=profile, address=address)
 
 
 @app.command()

@@ -58,9 +58,12 @@ class Windows(NamedTuple):
 
 def stack_windows(windows: Sequence[Window], *, collate_fn_map: object = None) -> Windows:  # noqa: ARG001 - torch gives it
     """Windows -> `Windows`, which a plain `DataLoader` over a `WindowDataset` yields."""
-    samples, *parts = zip(*windows, strict=True)
-    features, targets, scales = (None if part[0] is None else default_collate(list(part)) for part in parts)
-    return Windows(samples, features, targets, scales)
+    features, targets, scales = (
+        None if part[0] is None else default_collate(list(part))
+        for part in zip(*((one.features, one.targets, one.scales) for one in windows), strict=True)
+    )
+    assert features is not None
+    return Windows(tuple(one.sample for one in windows), features, targets, scales)
 
 
 # So torch.utils.data.default_collate's documentation tells one to teach it another class.

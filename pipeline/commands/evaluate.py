@@ -11,6 +11,7 @@ from pipeline.console import emit_json, progress_bar, say, table
 from pipeline.evaluated import Evaluated, open_evaluated
 from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, metrics_of, write_results
 from pipeline.run_folder import versions
+from pipeline.small_world import warn_of_unknown_data
 from pipeline.stage2 import (
     cached_samples,
     open_cache,
@@ -63,6 +64,7 @@ def run(
     model = open_evaluated(str(source), options or {}, [*overrides, *methods])
     folder = model.results_folder(output)
     asked = _asked(model, split)
+    warn_of_unknown_data(model.config)
     answering = model.identify()
     predictions = _predict(model, asked)
     labels, settings = labels_of(asked.samples), model.config.evaluate

@@ -10,6 +10,7 @@ import torch
 from model.vision import VisionEncoder
 from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, print_answer, say
+from pipeline.small_world import warn_of_unknown_video
 from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room
 from stages.card_schema import FrameRule
 from stages.decode.child import DecodeChild
@@ -32,7 +33,6 @@ def run(
     source: str,
     *,
     start_s: float,
-    overrides: list[str],
     method: str,
     task: str | None,
     overrides: list[str],
@@ -84,6 +84,7 @@ def run(
         emit_json(result)
     else:
         _show(result)
+    warn_of_unknown_video(config)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ OPTIONS = {
     "synthesize": {"folder", "--seed", "--size"},
     "plan": SETTINGS | DATA | {"--retry-failed", "--calibrate-s", "--no-calibrate"},
     "extract": SETTINGS | DATA | {"--address", "--retry-failed", "--dry-run", "--json-lines"},
-    "train": SETTINGS | DATA | {"--name", "--resume", "--profile", "--workers", "--address"},
+    "train": SETTINGS | DATA | {"run", "--name", "--resume", "--profile", "--workers", "--address"},
     "evaluate": DATA | {"--run", "--split", "--method", "--output", "--set", "--json"},
     "ablate": SETTINGS
     | DATA
