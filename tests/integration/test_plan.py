@@ -54,8 +54,8 @@ def plan(command):
     return run
 
 
-def without_videos(world):
-    options = world.options()
+def without_videos(world, **changed):
+    options = world.options(**changed)
     at = options.index("--videos")
     return options[:at] + options[at + 2 :]
 
@@ -179,7 +179,7 @@ def test_files_that_are_no_videos_leave_the_times_unknown_and_the_counts_known(w
 
 
 def test_a_dry_run_is_the_plan_and_extracts_nothing(world, command, tmp_path):
-    options = [*without_videos(world), "--cache", tmp_path / "cache", "--json"]
+    options = [*without_videos(world, cache=tmp_path / "cache"), "--json"]
     planned, dry = command("plan", *options), command("extract", *options, "--dry-run")
     assert planned[0] == dry[0] == 0
     first, second = json.loads(planned[1]), json.loads(dry[1])
