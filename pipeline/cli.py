@@ -160,9 +160,7 @@ def train(
     *,
     data: DataOptions,
     name: Annotated[str | None, typer.Option(help="Name of the run; default <dataset>-<task>-<preset>.")] = None,
-    run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="With --resume: folder of the run to go on with.")
-    ] = None,
+    run: Annotated[Path | None, typer.Argument(help="With --resume: folder of the run to go on with.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run, with its own settings, from its newest checkpoint.")
     ] = False,

@@ -6,17 +6,21 @@ checkpoint random weights.
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import yaml
 
 from pipeline import locations
-from pipeline.config import resolve
+from pipeline.config import overlay, resolve
 from pipeline.results import EvaluationRecord, read_predictions, write_results
+from pipeline.run_folder import RunFolder
+from pipeline.studies.members import Training, is_evaluated
 from stages.config import EvaluateConfig
 from stages.evaluate import first_words
 from stages.records import parse_record
 from stages.scoring import TaskScore, labels_of, majority_answers, score
+from stages.study import Member
 from tests.finished_run import fill_cache
 from tests.in_this_process import lines_of
 
@@ -252,6 +256,19 @@ def test_a_run_answers_another_data_set_of_open_questions(run, cache, own_card, 
     assert "12 of 12 samples have open answers, with nothing to rank" in err
     assert lines_of(tmp_path / "predictions.jsonl") == rows
     assert not (tmp_path / "predictions-rank.jsonl").exists()
+
+
+def test_a_studys_open_questions_asked_both_ways_are_done_once_they_are_generated(run, own_card, tmp_path, pipeline):
+    shutil.copytree(run, tmp_path / "open")
+    data = {"data.dataset": str(own_card), "data.annotations": str(own_card.with_suffix(""))}
+    more = {"evaluate.method": "both", "run.folder": str(tmp_path), "run.name": "open"}
+    config = overlay(RunFolder.open(run).config(), {**data, **more}, "this test")
+    RunFolder(tmp_path / "open").keep(config)
+    one = Training(Member(name="open", settings={"train.seed": 0}), 0, config, "")
+    (tmp_path / "open" / "metrics.json").unlink(missing_ok=True)
+    assert not is_evaluated(one)
+    pipeline("evaluate", "--run", tmp_path / "open")
+    assert is_evaluated(one)
 
 
 def test_both_methods_rank_what_has_candidates_and_generate_the_rest(run, cache, own_card, tmp_path, pipeline):

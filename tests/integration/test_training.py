@@ -12,6 +12,7 @@ import torch
 
 from pipeline.commands import train as command
 from pipeline.config import resolve
+from pipeline.reporting.runs import cautions, read_runs
 from pipeline.run_folder import RunFolder
 from stages.checkpoint import Checkpoints, Position
 from stages.errors import UserError
@@ -288,6 +289,7 @@ def test_more_epochs_go_on_as_the_longer_schedule_says(resolved, pipeline):
         assert row["lr"] == learning_rate(recipe, epoch=epoch, step_in_epoch=step, steps_per_epoch=8)
     assert RunFolder.open(path).config().train.epochs == 4
     assert RunFolder.open(path).stamp()["more_epochs"] == [{"step": 16, "before": 2, "now": 4}]
+    assert cautions(read_runs([path])[0]) == ["its learning rate was that of 2 epochs until step 16, then that of 4"]
     pipeline("train", "--resume", path)
     assert len(rows_of(path)) == 32
     _, err = pipeline("train", "--resume", path, "--set", "train.epochs=3", status=2)
