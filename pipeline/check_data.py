@@ -18,6 +18,7 @@ from stages.errors import UserError
 from stages.frame_plan import plan_frames
 from stages.manifest import SPLITS, Manifest
 from stages.video_lengths import read_lengths
+from stages.video_paths import named_alike
 from stages.wording import counted
 
 # So many missing videos, failed videos or differing counts are named.
@@ -115,13 +116,15 @@ def _check_videos(
     config: PipelineConfig, card: Card, manifest: Manifest, folder: Path, *, quick: bool
 ) -> Iterator[Finding]:
     local = {video.id: folder / video.path for video in manifest.videos.values() if "://" not in video.path}
-    missing = tuple(manifest.videos[name].path for name, path in local.items() if not path.is_file())
+    gone = {name: path for name, path in local.items() if not path.is_file()}
+    alike = named_alike(gone.values())
+    beside = {name: f" ({alike[path]} is there)" for name, path in gone.items() if path in alike}
+    missing = tuple(manifest.videos[name].path + beside.get(name, "") for name in gone)
     remote = len(manifest.videos) - len(local)
     elsewhere = f", {remote} more are addresses and not looked at" if remote else ""
     found = f"{len(local) - len(missing)} of {len(local)} are in {folder}{elsewhere}"
     if missing:
         fix = f"{_how_to_get(card, 'video', folder)} Without them, extraction counts these videos as failed."
-        gone = {name for name, path in local.items() if not path.is_file()}
         counts = Counter(sample.split for sample in manifest.samples if sample.video in gone)
         samples = ", ".join(counted(count, f"{split} sample") for split, count in counts.items())
         detail = f"{found}; missing {len(missing)}, with {samples}: {_named(missing)}"

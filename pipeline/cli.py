@@ -9,6 +9,7 @@ import typer
 
 from pipeline.command_groups import cache_app, config_app, data_app
 from pipeline.options import (
+    Commands,
     DataOptions,
     Json,
     Overrides,
@@ -18,7 +19,7 @@ from pipeline.options import (
     with_groups,
 )
 
-app = typer.Typer(
+app = Commands(
     name="pipeline",
     no_args_is_help=True,
     add_completion=False,
@@ -36,16 +37,22 @@ _INTERRUPTED = 130
 _CALIBRATE_S = 20.0
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("diff-lmm"))
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the stages do.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    # Eager, so that no command is asked for.
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(installed("diff-lmm"))
-        raise typer.Exit
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from pipeline.console import set_up_logging
 
@@ -154,7 +161,10 @@ def train(
     *,
     data: DataOptions,
     name: Annotated[str | None, typer.Option(help="Name of the run; default <dataset>-<task>-<preset>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    run: Annotated[Path | None, typer.Argument(help="With --resume: folder of the run to go on with.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run, with its own settings, from its newest checkpoint.")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Watch a few steps: a trace in RUN/profile and where the time goes.")
     ] = False,
@@ -174,13 +184,15 @@ def train(
 ) -> None:
     """Stage 2: train Q-Former, projections and gate from the cache.
 
-    It may be killed at any moment: --resume goes on from the newest checkpoint as if nothing had happened. After
-    Ctrl-C and SIGTERM it saves first; after SIGTERM, a scheduler's preemption, the exit code is 75.
+    It may be killed at any moment: `pipeline train --resume RUN` goes on from the newest checkpoint as if nothing had
+    happened, and takes more epochs with --set train.epochs=N. After Ctrl-C and SIGTERM it saves first; after SIGTERM, a
+    scheduler's preemption, the exit code is 75.
     """
-    from pipeline.commands.train import run
+    from pipeline.commands.train import of_folder
+    from pipeline.commands.train import run as work
 
-    resolved = settings.resolve({**data.dotted(), "run.name": name, "train.processes": workers})
-    run(resolved, resume=resume, as_json=json, profile=profile, address=address)
+    options = {**data.dotted(), "run.name": name, "train.processes": workers, **of_folder(run, name, resume=resume)}
+    work(settings.resolve(options), resume=resume, as_json=json, profile=profile, address=address)
 
 
 @app.command()
@@ -202,7 +214,8 @@ def evaluate(
 ) -> None:
     """Answer a split and score it by exact match; writes predictions and metrics into the run.
 
-    Data set, task and folders are the model's own unless given. docs/evaluation.md says what each number means.
+    Data set, task and folders are the model's own unless given. docs/evaluation.md in the project's repository
+    explains each number.
     """
     from pipeline.commands.evaluate import run as work
 
@@ -249,7 +262,7 @@ def ablate(
     """Studies: many trainings that differ in a few settings, from one cache, in one table over seeds.
 
     Each training is an ordinary run in runs/<study>. Run it again to go on where it stopped. Exit code 3 when any
-    training failed. docs/ablations.md says how to read the tables and how to write a study.
+    training failed. docs/ablations.md in the project's repository explains the tables, and how to write a study.
     """
     from pipeline.commands.ablate import Resources, run
 
@@ -295,28 +308,42 @@ def predict(
     question: Annotated[str, typer.Option(help='For example "what is the relationship of the movie?".')],
     run: RunOrModel,
     start: Annotated[float, typer.Option(help="Where the window begins, in seconds.")] = 0.0,
+    method: Annotated[str, typer.Option(help="generate (beam search) or rank (a task's labels).")] = "generate",
+    task: Annotated[
+        str | None, typer.Option(help="The task whose labels are ranked; default the one that asks this question.")
+    ] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
     """Answer one question about one video file, without a cache."""
     from pipeline.commands.predict import run as work
 
-    work(video, question, run, start_s=start, overrides=overrides or [], as_json=json)
+    work(
+        video,
+        question,
+        run,
+        start_s=start,
+        method=method,
+        task=task,
+        overrides=overrides or [],
+        as_json=json,
+    )
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/lvu-relationship-diff-lmm-7b.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write the model; empty, new, or an older export.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the model; an empty folder or a new one.")],
     with_heads: Annotated[
         bool, typer.Option("--with-heads", help="Alignment heads and gate too, to go on distilling from them.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the exported model that is there.")] = False,
     json: Json = False,
 ) -> None:
     """Write a run's best checkpoint as a model of its own: trained parameters, configuration and a model card."""
     from pipeline.commands.export import run as work
 
-    work(run, folder, with_heads=with_heads, as_json=json)
+    work(run, folder, with_heads=with_heads, as_json=json, overwrite=overwrite)
 
 
 @app.command()

@@ -9,6 +9,7 @@ import typer
 from pipeline.options import (
     Annotations,
     CacheFolder,
+    Commands,
     DataOptions,
     Dataset,
     Json,
@@ -17,9 +18,9 @@ from pipeline.options import (
     with_groups,
 )
 
-config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration.")
-cache_app = typer.Typer(no_args_is_help=True, help="Look at a feature cache, check it, convert it.")
-data_app = typer.Typer(no_args_is_help=True, help="Put a data set's files in their places, write one as plain lines.")
+config_app = Commands(no_args_is_help=True, help="Look at the configuration.")
+cache_app = Commands(no_args_is_help=True, help="Look at a feature cache, check it, convert it.")
+data_app = Commands(no_args_is_help=True, help="Put a data set's files in their places, write one as plain lines.")
 
 
 class CacheKind(StrEnum):

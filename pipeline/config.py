@@ -8,7 +8,7 @@ remembers where it came from (`Resolved.sources`).
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from stages.cards import load_card
 from stages.config import CacheConfig, DataConfig, EvaluateConfig, ExtractConfig, RunConfig, TrainConfig
 from stages.errors import UserError
-from stages.records import parse_yaml, read_yaml
+from stages.records import parse_yaml, read_yaml, text_hint
 
 
 class PipelineConfig(ModelConfig):
@@ -39,10 +39,17 @@ class PipelineConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A complete configuration and, for each dotted key that is not a default, the layer that set it."""
+    """A complete configuration and where it comes from.
+
+    Attributes:
+        config: all of it.
+        sources: for each dotted key that is not a default, the layer that set it.
+        given: the dotted keys that the command names itself, by an option, `--set` or a file; None: all of them.
+    """
 
     config: PipelineConfig
     sources: dict[str, str]
+    given: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,10 @@ def resolve(
     chosen = {key: value for key, value in (options or {}).items() if value is not None}
     command = [Layer("command line", chosen), *(_parse_override(text) for text in overrides)]
     later = [*from_file, *command]
-    if preset is None:
+    given = {key for layer in later for key in layer.values}
+    if preset is not None:
+        given.add("preset")
+    else:
         preset = _last("preset", later) or PipelineConfig.model_fields["preset"].default
     base = Layer(f"preset {preset}", _flatten(_read_preset(preset)))
     card = load_card(_last("data.dataset", [base, *later]) or DataConfig().dataset)
@@ -103,7 +113,8 @@ def resolve(
     both = Layer(f"card {card.name} for {base.source}", _flatten(card.presets.get(preset, {})))
     # The name comes last: it must be that of the preset whose values were taken.
     name = Layer(base.source, {"preset": preset})
-    return _validate([Layer(f"card {card.name}", _flatten(card.settings)), base, both, *later, name])
+    resolved = _validate([Layer(f"card {card.name}", _flatten(card.settings)), base, both, *later, name])
+    return replace(resolved, given=frozenset(given))
 
 
 def dump_yaml(config: PipelineConfig) -> str:
@@ -163,7 +174,8 @@ def _bad_value(error: ValidationError, sources: Mapping[str, str]) -> UserError:
     # A value of several allowed kinds has one reason for each.
     reasons = [entry["msg"].removeprefix("Value error, ") for entry in error.errors() if key_of(entry) == key]
     where = sources.get(key, "configuration")
-    return UserError(f"{key}: {' or: '.join(dict.fromkeys(reasons))}", where=where, received=first["input"])
+    what, value = f"{key}: {' or: '.join(dict.fromkeys(reasons))}", first["input"]
+    return UserError(what, where=where, received=value, hint=text_hint(first["type"], value))
 
 
 def _parse_override(text: str) -> Layer:

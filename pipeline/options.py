@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
+
+from stages.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.config import Resolved
@@ -35,6 +38,27 @@ CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory or URL
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 CacheFolder = Annotated[str, typer.Argument(help="Directory or URL of the cache, or an export of it.")]
 RunOrModel = Annotated[str, typer.Option("--run", help="Folder of a run, or an exported model: its folder or hub id.")]
+
+
+class OneOfEach(TyperCommand):
+    """Refuses an option that is given twice and takes one value, of which the last would silently win."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer parses them; UserError names the option."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        single = (one for one in given if isinstance(one, TyperOption) and not (one.is_flag or one.multiple))
+        for one in single:
+            if given.count(one) > 1:
+                raise UserError("given more than once, and takes one value", where=one.opts[0])
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """A group of commands, each of which is a `OneOfEach`."""
+
+    def command(self, name: str | None = None, **keywords: Any) -> Callable[[Any], Any]:
+        """As typer registers a command."""
+        return super().command(name, cls=OneOfEach, **keywords)
 
 
 @dataclass(frozen=True)

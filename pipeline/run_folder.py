@@ -17,6 +17,7 @@ from stages.atomic import atomic_write_text
 from stages.errors import UserError
 
 CONFIG, STAMP = "config.yaml", "run.json"
+_LONGER = "more_epochs"
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,22 @@ class RunFolder:
         """
         cls.require_free(path)
         path.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path / STAMP, json.dumps({**stamp, **versions()}, indent=2, sort_keys=True) + "\n")
-        atomic_write_text(path / CONFIG, dump_yaml(config))
-        return cls(path)
+        run = cls(path)
+        run._write_stamp({**stamp, **versions()})
+        run.keep(config)
+        return run
+
+    def keep(self, config: PipelineConfig) -> None:
+        """Write the configuration."""
+        atomic_write_text(self.path / CONFIG, dump_yaml(config))
+
+    def note_more_epochs(self, *, step: int, before: int, now: int) -> None:
+        """Add to the stamp that the training was made longer after so many steps."""
+        stamp = self.stamp()
+        self._write_stamp({**stamp, _LONGER: [*stamp.get(_LONGER, []), {"step": step, "before": before, "now": now}]})
+
+    def _write_stamp(self, content: dict[str, Any]) -> None:
+        atomic_write_text(self.path / STAMP, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     @staticmethod
     def require_free(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +17,27 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}.tmp"
-    # Created with the permissions that any new file gets, so that others of a cluster can read what is shared.
-    temporary.touch(exist_ok=False)
     try:
-        yield temporary
+        with usual_permissions(temporary):
+            yield temporary
         sync_file(temporary)
         temporary.replace(target)
         sync_directory(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """Whatever the block writes at `path`, a new file, ends with the permissions that the umask gives any new file.
+
+    So others of a cluster can read what is shared. safetensors writes files that their owner alone can read.
+    """
+    path.touch(exist_ok=False)
+    permissions = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(permissions)
 
 
 def atomic_write_text(target: Path, text: str) -> None:

@@ -76,14 +76,23 @@ class AnnotationFiles(_Part):
         return list(dict.fromkeys(self.files[split].replace("{task}", task) for task in tasks))
 
 
+# What the containers that the reader opens are usually called; what is most likely first.
+_EXTENSIONS = (
+    *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".3gp", ".3g2", ".gif", ".ts", ".m2ts", ".mts", ".mpg"),
+    *(".mpeg", ".vob", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".mxf", ".dv", ".wtv", ".rm", ".rmvb", ".nut", ".ivf"),
+)
+
+
 class VideoFiles(_Part):
     """How a video's file is called: `pattern` with `{id}`; when absent, the same name with each of `extensions`.
+
+    Those are tried as written and in capitals.
 
     `longer_by_s` is how many seconds a file may run on past the annotated duration and still be the right one.
     """
 
     pattern: str = "{id}.mp4"
-    extensions: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+    extensions: tuple[str, ...] = _EXTENSIONS
     longer_by_s: FiniteFloat = Field(default=1.0, ge=0)
 
     @field_validator("pattern")
@@ -99,7 +108,8 @@ class VideoFiles(_Part):
         if folder is None or (folder / plain).exists():
             return plain
         stem = plain.removesuffix(Path(self.pattern).suffix)
-        return next((stem + ext for ext in self.extensions if (folder / (stem + ext)).exists()), plain)
+        others = (stem + ext for name in self.extensions for ext in (name, name.upper()))
+        return next((other for other in others if (folder / other).exists()), plain)
 
 
 class TaskCard(_Part):

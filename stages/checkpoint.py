@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stages.atomic import atomic_write_text, sync_directory, sync_file
+from stages.atomic import atomic_write_text, sync_directory, sync_file, usual_permissions
 from stages.errors import UserError
 
 BestBy = Literal["accuracy", "loss"]
@@ -92,8 +92,10 @@ class Checkpoints:
         name = _name(position.step)
         final = self.folder / name
         with self._temporary(name) as temporary:
-            save_file({key: value.detach().cpu().contiguous() for key, value in model.items()}, temporary / _MODEL)
-            save_file(optimizer, temporary / _OPTIMIZER)
+            own = {key: value.detach().cpu().contiguous() for key, value in model.items()}
+            for part, tensors in ((_MODEL, own), (_OPTIMIZER, optimizer)):
+                with usual_permissions(temporary / part):
+                    save_file(tensors, temporary / part)
             (temporary / _STATE).write_text(json.dumps(asdict(position)), encoding="utf-8")
             sums = {file: _crc32(temporary / file) for file in (_MODEL, _OPTIMIZER, _STATE)}
             (temporary / _CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")

@@ -21,12 +21,12 @@ from stages.scoring import METHODS, Method, Prediction, answer_type_of
 from stages.tokens import Tokenizers
 from stages.windows import Batch, bad_inputs
 
-# Answers, best first, and their scores.
-_Scored = tuple[tuple[str, ...], tuple[float, ...]]
+Scored = tuple[tuple[str, ...], tuple[float, ...]]
+"""Answers, best first, and their scores."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What the language model is told: queries [B, Q, W], prompt [B, L'] and its mask."""
 
     queries: Tensor
@@ -47,9 +47,14 @@ def predict_batches(
         yield found["generate"]
 
 
-def methods_of(config: EvaluateConfig) -> tuple[Method, ...]:
-    """The ways of answering that the configuration asks for, in the order in which they are shown."""
-    return METHODS if config.method == "both" else (config.method,)
+def methods_of(config: EvaluateConfig, *, candidates: bool = True) -> tuple[Method, ...]:
+    """The ways of answering that the configuration asks for, in the order in which they are shown.
+
+    Both are one where no sample has `candidates` to rank.
+    """
+    if config.method == "both":
+        return METHODS if candidates else ("generate",)
+    return (config.method,)
 
 
 def first_words(text: str, words: int | None) -> str:
@@ -64,7 +69,7 @@ def require_candidates(samples: Iterable[Sample]) -> None:
             raise UserError(
                 f"task {sample.task!r} has open answers, so there are no candidates to rank",
                 where=f"sample {sample.id!r}",
-                hint="evaluate it with evaluate.method=generate",
+                hint="generate the answers, or, with evaluate.method=both, rank the samples that have candidates",
             )
 
 
@@ -79,7 +84,8 @@ def answer_batches(
 ) -> Iterator[dict[Method, Prediction]]:
     """Answer batch after batch in every way asked for, watching each clip once; one dictionary for each sample.
 
-    The model is in eval mode afterwards.
+    Asked for both ways, a sample without candidates has the generated answer alone. The model is in eval mode
+    afterwards.
 
     Raises:
         UserError: candidates are to be ranked and a sample has none; or features are not finite.
@@ -89,17 +95,17 @@ def answer_batches(
         clips = batch.on(device)
         prompts = [tokenizers.fitted(sample.question, sample.prompt) for sample in batch.samples]
         prompt, mask = tokenizers.prompts(prompts)
-        found: dict[Method, list[_Scored]] = {}
+        found: dict[Method, dict[int, Scored]] = {}
         with autocast(device, dtype):
             queries, _ = model.watch(clips.features, clips.question)
             # Whatever is wrong in the cache comes through, and the queries are fewer than the features.
             if not queries.isfinite().all() and (planted := batch.not_finite()):
                 videos = [sample.video for sample in planted]
                 raise bad_inputs([sample.id for sample in planted], videos, "these cannot be answered")
-            asked = _Asked(queries, prompt.to(device), mask.to(device))
+            asked = Asked(queries, prompt.to(device), mask.to(device))
             for method in methods_of(config):
                 if method == "generate":
-                    found[method] = _generate(model.language, asked, tokenizers, language)
+                    found[method] = dict(enumerate(_generate(model.language, asked, tokenizers, language)))
                 else:
                     found[method] = _rank(model.language, asked, batch.samples, tokenizers, config)
         for index, sample in enumerate(batch.samples):
@@ -114,12 +120,11 @@ def answer_batches(
                     answer_type=answer_type_of(sample),
                 )
                 for method, answers in found.items()
+                if index in answers
             }
 
 
-def _generate(
-    model: FrozenLanguageModel, asked: _Asked, tokenizers: Tokenizers, config: LanguageConfig
-) -> list[_Scored]:
+def _generate(model: FrozenLanguageModel, asked: Asked, tokenizers: Tokenizers, config: LanguageConfig) -> list[Scored]:
     """Every sample's beams, best first, each cut to the words that count."""
     found = model.generate(asked.queries, asked.prompt, asked.mask, config)
     texts = [tuple(first_words(beam, config.answer_words) for beam in beams) for beams in tokenizers.decode(found.ids)]
@@ -128,25 +133,38 @@ def _generate(
 
 def _rank(
     model: FrozenLanguageModel,
-    asked: _Asked,
+    asked: Asked,
     samples: Sequence[Sample],
     tokenizers: Tokenizers,
     config: EvaluateConfig,
-) -> list[_Scored]:
-    """Every sample's candidates, most likely first; samples with the same candidates are ranked together."""
-    require_candidates(samples)
+) -> dict[int, Scored]:
+    """The candidates of every sample that has some; samples with the same candidates are ranked together."""
+    if config.method != "both":
+        require_candidates(samples)
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, sample in enumerate(samples):
-        groups.setdefault(sample.candidates or (), []).append(index)
-    found: dict[int, _Scored] = {}
+        if sample.candidates is not None:
+            groups.setdefault(sample.candidates, []).append(index)
+    found: dict[int, Scored] = {}
     for answers, rows in groups.items():
-        candidates = move(tokenizers.candidates(answers), asked.prompt.device)
-        chosen = (asked.queries[rows], asked.prompt[rows], asked.mask[rows])
-        scores = model.rank(*chosen, candidates, normalise=config.rank_score, rows=config.rank_rows)
-        best = scores.sort(dim=1, descending=True, stable=True)
-        for row, values, indices in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
-            found[row] = (tuple(answers[index] for index in indices), tuple(values))
-    return [found[index] for index in range(len(samples))]
+        chosen = Asked(asked.queries[rows], asked.prompt[rows], asked.mask[rows])
+        found.update(zip(rows, rank_answers(model, chosen, answers, tokenizers, config), strict=True))
+    return found
+
+
+def rank_answers(
+    model: FrozenLanguageModel, asked: Asked, answers: Sequence[str], tokenizers: Tokenizers, config: EvaluateConfig
+) -> list[Scored]:
+    """The same answers for each of what is asked, most likely first, with their log-likelihoods."""
+    candidates = move(tokenizers.candidates(answers), asked.prompt.device)
+    scores = model.rank(
+        asked.queries, asked.prompt, asked.mask, candidates, normalise=config.rank_score, rows=config.rank_rows
+    )
+    best = scores.sort(dim=1, descending=True, stable=True)
+    return [
+        (tuple(answers[index] for index in indices), tuple(values))
+        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 @torch.no_grad()

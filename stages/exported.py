@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.config import EncoderConfig, LanguageConfig, ModelConfig
 from stages.atomic import atomic_path, atomic_write_text
-from stages.card_schema import Card
+from stages.card_schema import Card, TaskCard
 from stages.errors import UserError
 from stages.instructblip import is_instructblip
 from stages.networks import TRAINED_FILE
@@ -65,12 +65,43 @@ class About(_Record):
         networks = ModelConfig(**{name: getattr(config, name) for name in ModelConfig.model_fields})
         return cls(networks=networks, card=card, task=task, precision=precision)
 
+    @property
+    def tasks(self) -> dict[str, TaskCard]:
+        """The tasks that the model was trained on."""
+        return self.card.tasks if self.task == "all" else {self.task: self.card.tasks[self.task]}
+
     def prompt(self, question: str) -> tuple[str, str]:
         """The question as training put it, cleaned, and the template that the model's tasks share."""
-        tasks = self.card.tasks.values() if self.task == "all" else [self.card.tasks[self.task]]
-        templates = {one.template for one in tasks}
+        templates = {one.template for one in self.tasks.values()}
         cleaned = TEXT_PROCESSORS[self.card.text](question)
         return cleaned, templates.pop() if len(templates) == 1 else "{}"
+
+    def candidates(self, question: str, task: str | None = None) -> tuple[str, ...]:
+        """The answers that a question may have: the labels of the task.
+
+        Args:
+            question: as the user asks it.
+            task: which; None: the one with labels that asks so, or the only one with labels.
+
+        Raises:
+            UserError: there is no such task, it has no labels, or which one is meant is not known.
+        """
+        labels = {name: one.labels for name, one in self.tasks.items() if one.labels is not None}
+        if task is None and len(labels) > 1:
+            clean = TEXT_PROCESSORS[self.card.text]
+            asked = [name for name in labels if clean(self.tasks[name].prompt) == clean(question)]
+            task = asked[0] if len(asked) == 1 else None
+        elif task is None:
+            task = next(iter(labels), None)
+        if task not in labels:
+            raise UserError(
+                "the task that has the candidates to rank is not known" if labels else "no task has candidates to rank",
+                where="--task",
+                received=task,
+                allowed=", ".join(labels) or None,
+                hint=None if labels else "leave out --method rank",
+            )
+        return labels[task]
 
 
 class FrozenNetwork(_Record):
@@ -198,9 +229,9 @@ def model_card(record: ExportRecord) -> str:
     """The text of an exported folder's README.md, with the metadata that the hub reads."""
     about, networks = record.description, record.description.networks
     teacher = networks.teacher.source if networks.alignment.kd_weight > 0 else None
-    tasks = about.card.tasks if about.task == "all" else {about.task: about.card.tasks[about.task]}
     rows = [
-        f"| {name} | {task.prompt} | {', '.join(task.labels or ('open answers',))} |" for name, task in tasks.items()
+        f"| {name} | {task.prompt} | {', '.join(task.labels or ('open answers',))} |"
+        for name, task in about.tasks.items()
     ]
     return _CARD.format(
         title=about.card.title,

@@ -165,5 +165,5 @@ def _require_keys(described: Mapping[str, Any], keys: tuple[str, ...], where: st
             f"not {what}: {missing[0]} is missing",
             where=where,
             received=described.get("_class_name"),
-            hint="set teacher.source to a DiT pipeline, or to another network that docs/teachers.md names",
+            hint="set teacher.source to a DiT pipeline, an original DiT file, a DINOv2 or a vision tower",
         )

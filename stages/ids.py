@@ -7,7 +7,7 @@ from stages.errors import UserError
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
-def check_id(value: object, *, kind: str, where: str | None = None) -> str:
+def check_id(value: object, *, kind: str, where: str | None = None, hint: str | None = None) -> str:
     """Return `value` when it is a safe identifier: ASCII letters, digits, `.`, `_`, `-`; 1 to 200; no leading dot.
 
     Identifiers become folder names in the cache, so a slash, `..` or a control character must never get through.
@@ -16,6 +16,7 @@ def check_id(value: object, *, kind: str, where: str | None = None) -> str:
         value: the identifier received.
         kind: what it names, for the message ("video id").
         where: the file and line it came from.
+        hint: what to do about it.
 
     Raises:
         UserError: `value` is no such string.
@@ -27,4 +28,5 @@ def check_id(value: object, *, kind: str, where: str | None = None) -> str:
         where=where,
         received=value if not isinstance(value, str) else value[:210],
         allowed="1 to 200 of A-Z a-z 0-9 . _ -, not starting with a dot",
+        hint=hint,
     )

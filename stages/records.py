@@ -180,7 +180,16 @@ def _as_user_error(error: ValidationError, model: type[BaseModel], where: str) -
     what = f"{key}: {message}" if key else message
     # An error of the record as a whole would print the whole record.
     received = None if isinstance(first["input"], dict) else _shortened(first["input"])
-    return UserError(what, where=where, received=received)
+    return UserError(what, where=where, received=received, hint=text_hint(first["type"], first["input"]))
+
+
+def text_hint(kind: str, value: object) -> str | None:
+    """What to do about something that should be text (an error of this kind of pydantic's) and is read as another."""
+    if kind != "string_type" or value is None or isinstance(value, list | dict):
+        return None
+    if isinstance(value, bool):
+        return 'write it in quotes, as in "yes": YAML reads a bare yes, no, on or off as true or false'
+    return f'write it in quotes: "{value}"'
 
 
 def _shortened(value: object) -> object:

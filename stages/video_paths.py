@@ -5,7 +5,7 @@ Relative paths cannot leave the root. Links below a local root are followed: who
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
@@ -74,6 +74,23 @@ def join_video_path(root: Path | str, path: str, protocols: Collection[str], *, 
             hint="extract.protocols names the protocols",
         )
     return path
+
+
+def named_alike(absent: Iterable[Path]) -> dict[Path, str]:
+    """Of absent files, those beside which there are others that differ in extension or capitals alone; and their names.
+
+    Each folder is listed once.
+    """
+    folders: dict[Path, dict[str, list[str]]] = {}
+    found = {}
+    for path in absent:
+        if path.parent not in folders:
+            listed = folders[path.parent] = {}
+            for other in sorted(path.parent.iterdir()) if os.access(path.parent, os.R_OK) else ():
+                listed.setdefault(other.stem.lower(), []).append(other.name)
+        if alike := folders[path.parent].get(path.stem.lower()):
+            found[path] = ", ".join(alike)
+    return found
 
 
 def _below(root: Path | str, path: str, where: str) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from model.diff_lmm import Clips
 from stages.device import each_tensor, move
@@ -41,6 +42,32 @@ class Window(NamedTuple):
     features: Tensor
     targets: Tensor | None
     scales: Tensor | None
+
+
+class Windows(NamedTuple):
+    """Several windows as torch's own `DataLoader` stacks them: features [B, T, P, C], targets [B, T, D], scales [B, C].
+
+    They are as stored; `widened` makes numbers of them to compute with.
+    """
+
+    samples: tuple[Sample, ...]
+    features: Tensor
+    targets: Tensor | None
+    scales: Tensor | None
+
+
+def stack_windows(windows: Sequence[Window], *, collate_fn_map: object = None) -> Windows:  # noqa: ARG001 - torch gives it
+    """Windows -> `Windows`, which a plain `DataLoader` over a `WindowDataset` yields."""
+    features, targets, scales = (
+        None if part[0] is None else default_collate(list(part))
+        for part in zip(*((one.features, one.targets, one.scales) for one in windows), strict=True)
+    )
+    assert features is not None
+    return Windows(tuple(one.sample for one in windows), features, targets, scales)
+
+
+# So torch.utils.data.default_collate's documentation tells one to teach it another class.
+default_collate_fn_map[Window] = stack_windows
 
 
 @dataclass(frozen=True)
@@ -107,6 +134,8 @@ def widened(features: Tensor, scales: Tensor | None) -> Tensor:
 
 class WindowDataset(Dataset[Window]):
     """Samples of one split, each with its frames out of the cache.
+
+    A plain `DataLoader` over it yields `Windows`; with `stages.feed.Collate` as `collate_fn`, tokens too.
 
     Args:
         cache: where the features are.

@@ -7,10 +7,11 @@ from typing import cast
 
 from pipeline import locations
 from pipeline.config import PipelineConfig
-from pipeline.console import beside_json, emit_json, print_answer, progress_bar, table
+from pipeline.console import beside_json, emit_json, print_answer, progress_bar, say, table
 from pipeline.evaluated import Evaluated, open_evaluated
 from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, metrics_of, write_results
 from pipeline.run_folder import versions
+from pipeline.small_world import warn_of_unknown_data
 from pipeline.stage2 import (
     cached_samples,
     open_cache,
@@ -64,6 +65,7 @@ def run(
     model = open_evaluated(str(source), options or {}, [*overrides, *methods])
     folder = model.results_folder(output)
     asked = _asked(model, split)
+    warn_of_unknown_data(model.config)
     answering = model.identify()
     predictions = _predict(model, asked)
     labels, settings = labels_of(asked.samples), model.config.evaluate
@@ -80,10 +82,10 @@ def run(
         for name, rows in predictions.items()
     }
     for name, rows in predictions.items():
-        write_results(folder, _record(model, asked, answering, name), rows, scores[name])
+        write_results(folder, _record(model, asked, answering, name, len(rows)), rows, scores[name])
     if as_json:
         metrics = {name: metrics_of(found) for name, found in scores.items()}
-        emit_json(metrics if len(metrics) > 1 else next(iter(metrics.values())))
+        emit_json(metrics if settings.method == "both" else next(iter(metrics.values())))
     with beside_json(as_json):
         for name, found in scores.items():
             show_scores(found, split, name)
@@ -118,7 +120,7 @@ def _asked(model: Evaluated, split: str) -> _Asked:
     samples, absent = cached_samples(cache, of_split)
     if not samples:
         raise UserError(f"no sample of split {split} has its video in the cache", where=cache.root)
-    if "rank" in methods_of(model.config.evaluate):
+    if model.config.evaluate.method == "rank":
         require_candidates(samples)
     say_left_out(absent)
     left_out = len(of_split.samples) - len(samples)
@@ -136,7 +138,10 @@ def _train_majority(manifest: Manifest) -> dict[str, str]:
 
 def _predict(model: Evaluated, asked: _Asked) -> dict[Method, list[Prediction]]:
     config, samples, cache = model.config, asked.samples, asked.cache
-    methods = methods_of(config.evaluate)
+    unranked = sum(sample.candidates is None for sample in samples)
+    methods = methods_of(config.evaluate, candidates=unranked < len(samples))
+    if unranked and config.evaluate.method == "both":
+        say(f"{unranked} of {len(samples)} samples have open answers, with nothing to rank: these are only generated")
     tolerance = config.cache.tolerance_s
     require_room(config, len(samples[0].frame_times_s()))
     loaded = model.finished.load(visual_width_of(cache, samples[0], tolerance))
@@ -164,7 +169,7 @@ def _answers_of(samples: list[Sample]) -> list[str]:
     return list(dict.fromkeys(answer for one in samples for answer in (*(one.candidates or ()), one.answer)))
 
 
-def _record(model: Evaluated, asked: _Asked, answering: ModelRecord, method: Method) -> EvaluationRecord:
+def _record(model: Evaluated, asked: _Asked, answering: ModelRecord, method: Method, answered: int) -> EvaluationRecord:
     config = model.config
     return EvaluationRecord(
         made=versions(),
@@ -176,7 +181,7 @@ def _record(model: Evaluated, asked: _Asked, answering: ModelRecord, method: Met
             task=config.data.task,
             cache=str(asked.cache.root),
             fingerprint=asked.cache.fingerprint.digest,
-            samples=len(asked.samples),
+            samples=answered,
             samples_left_out=asked.samples_left_out,
             videos_left_out=tuple(sorted(asked.videos_left_out)),
         ),

@@ -11,12 +11,12 @@ from stages.errors import UserError
 from stages.exported import is_export, write_export
 
 
-def run(path: Path, folder: Path, *, with_heads: bool, as_json: bool) -> None:
+def run(path: Path, folder: Path, *, with_heads: bool, as_json: bool, overwrite: bool = False) -> None:
     """Write the folder and say what is in it."""
     config = RunFolder.open(path).config()
     checkpoints = Checkpoints(path)
     best = checkpoints.best()
-    _require_free(folder)
+    _require_free(folder, overwrite=overwrite)
     tensors = checkpoints.model(best)
     write_export(folder, tensors, about_of(config, locations.card_of(config)), with_heads=with_heads)
     result = {
@@ -32,11 +32,19 @@ def run(path: Path, folder: Path, *, with_heads: bool, as_json: bool) -> None:
         print_answer(f"{best} of {path} is in {folder}, {size}; the frozen networks stay where they are")
 
 
-def _require_free(folder: Path) -> None:
-    """UserError if something else than an older export is there."""
+def _require_free(folder: Path, *, overwrite: bool) -> None:
+    """UserError if anything is there but an older export that may be replaced."""
     if folder.exists() and not folder.is_dir():
         raise UserError("a file of this name is there already", where=folder, hint="name another folder")
-    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not is_export(folder):
         raise UserError(
             "the folder holds something else than an exported model", where=folder, hint="name a new or empty folder"
+        )
+    if not overwrite:
+        raise UserError(
+            "an exported model is there already",
+            where=folder,
+            hint="name another folder, or add --overwrite to replace it",
         )

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say
+from pipeline.small_world import warn_of_unknown_data
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
@@ -44,6 +45,7 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
     config = resolved.config
     with _stoppable():
         extraction = _prepare(config, retry_failed=retry_failed)
+        warn_of_unknown_data(config)
         summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
     if as_lines:

@@ -10,6 +10,7 @@ import torch
 from model.vision import VisionEncoder
 from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, print_answer, say
+from pipeline.small_world import warn_of_unknown_video
 from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room, warn_of_long_questions
 from stages.card_schema import FrameRule
 from stages.decode.child import DecodeChild
@@ -17,33 +18,63 @@ from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.length import video_length_s
 from stages.device import autocast, move
 from stages.errors import UserError
+from stages.evaluate import Asked, Scored, rank_answers
 from stages.frozen_networks import load_encoder
 from stages.manifest import even_times_s
+from stages.scoring import METHODS
 from stages.wording import counted
 
 _GIB = 2**30
 _FRAMES_AT_ONCE = 16
 
 
-def run(video: Path, question: str, source: str, *, start_s: float, overrides: list[str], as_json: bool) -> None:
-    """Answer the question and print the answer, the other beams and the seconds it took."""
+def run(
+    video: Path,
+    question: str,
+    source: str,
+    *,
+    start_s: float,
+    method: str,
+    task: str | None,
+    overrides: list[str],
+    as_json: bool,
+) -> None:
+    """Answer the question and print the answer, the other beams or candidates, and the seconds it took.
+
+    Args:
+        video: the file.
+        question: as the user asks it.
+        source: folder of the run; folder or hub id of the exported model.
+        start_s: where the window begins, in seconds.
+        method: generate, or rank: the labels of the task.
+        task: whose labels; None: as `About.candidates` finds it.
+        overrides: settings that differ from the model's own.
+        as_json: whether the result goes to stdout as JSON.
+    """
+    if method not in METHODS:
+        raise UserError("unknown method", where="--method", received=method, allowed=", ".join(METHODS))
+    if task is not None and method != "rank":
+        raise UserError("only a ranking needs to know the task", where="--task", hint="add --method rank")
     finished = open_exported(source, overrides) if is_exported(source) else open_run(Path(source), overrides)
-    config, card = finished.config, finished.about.card
+    config, about = finished.config, finished.about
+    candidates = about.candidates(question, task) if method == "rank" else None
     looking = time.perf_counter()
-    times_s = _frame_times(video, card.frame_rule, start_s, config)
+    times_s = _frame_times(video, about.card.frame_rule, start_s, config)
     loading = time.perf_counter()
     encoder = load_encoder(config.encoder)
     loaded = finished.load(encoder.width)
     encoder.to(loaded.compute.device, loaded.compute.dtype)
     started = time.perf_counter()
     frames = _decode(video, times_s, encoder.size_px, config)
-    asked, template = finished.about.prompt(question)
+    asked, template = about.prompt(question)
     warn_of_long_questions(loaded.tokenizers, [(asked, template)])
-    answers, scores = _answer(loaded, encoder, frames, loaded.tokenizers.fitted(asked, template), config)
+    prompt = loaded.tokenizers.fitted(asked, template)
+    answers, scores = _answer(loaded, encoder, frames, prompt, config, candidates)
     seconds = time.perf_counter() - started + loading - looking
     result = {
         "video": str(video),
         "question": question,
+        "method": method,
         "answer": answers[0],
         "answers": answers,
         "log_probability": scores,
@@ -57,6 +88,7 @@ def run(video: Path, question: str, source: str, *, start_s: float, overrides: l
         emit_json(result)
     else:
         _show(result)
+    warn_of_unknown_video(config)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -100,9 +132,17 @@ def _decode(video: Path, times_s: np.ndarray, size_px: int, config: PipelineConf
 
 
 def _answer(
-    loaded: LoadedModel, encoder: VisionEncoder, frames: np.ndarray, prompt: str, config: PipelineConfig
-) -> tuple[list[str], list[float]]:
-    """Stream the frames through encoder and memory, one batch at a time, then ask the language model."""
+    loaded: LoadedModel,
+    encoder: VisionEncoder,
+    frames: np.ndarray,
+    prompt: str,
+    config: PipelineConfig,
+    candidates: tuple[str, ...] | None,
+) -> Scored:
+    """Stream the frames through encoder and memory, one batch at a time, then ask the language model.
+
+    It ranks the candidates, if there are some, and else generates.
+    """
     model, compute = loaded.model.eval(), loaded.compute
     question = move(loaded.tokenizers.question([prompt]), compute.device)
     memory, queries = None, None
@@ -112,5 +152,8 @@ def _answer(
             queries, memory = model.watch(encoder(pictures)[None], question, memory)
         assert queries is not None
         ids, mask = loaded.tokenizers.prompts([prompt])
-        found = model.language.generate(queries, ids.to(compute.device), mask.to(compute.device), config.language)
-    return loaded.tokenizers.decode(found.ids)[0], found.log_probability[0].tolist()
+        asked = Asked(queries, ids.to(compute.device), mask.to(compute.device))
+        if candidates is not None:
+            return rank_answers(model.language, asked, candidates, loaded.tokenizers, config.evaluate)[0]
+        found = model.language.generate(asked.queries, asked.prompt, asked.mask, config.language)
+    return tuple(loaded.tokenizers.decode(found.ids)[0]), tuple(found.log_probability[0].tolist())

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import locations
-from pipeline.config import PipelineConfig, Resolved, valid_keys
+from pipeline.config import PipelineConfig, Resolved, overlay, valid_keys
 from pipeline.console import Bar, beside_json, emit_json, print_answer, progress_bar, say, table
 from pipeline.outcome import Outcome
 from pipeline.run_folder import RunFolder
+from pipeline.small_world import warn_of_unknown_data
 from pipeline.stage2 import (
     LoadedModel,
     build_for_training,
@@ -20,6 +21,7 @@ from pipeline.stage2 import (
     write_loading,
 )
 from stages.atomic import atomic_write_text
+from stages.checkpoint import Checkpoints
 from stages.control_targets import ShuffledTargets
 from stages.errors import UserError
 from stages.group import Group
@@ -33,7 +35,7 @@ from stages.train import Data, Ending, Trainer
 from stages.windows import WindowDataset
 from stages.wording import counted
 
-# What a resumed run may change: how it is computed and kept, not what comes out.
+# What changes nothing of what comes out: how it is computed and kept.
 FREE = (
     "cache.root",
     "cache.local_copy",
@@ -46,6 +48,15 @@ FREE = (
     "train.keep_checkpoints",
     "train.trackers",
     "train.wandb_project",
+)
+# What a run may have changed when it is resumed.
+_MAY_CHANGE = (
+    *FREE,
+    "data.videos",  # training reads none
+    # Rounding and dropout's draws, as above.
+    *("train.micro_batch_size", "train.frames_per_run", "evaluate.batch_size"),
+    # When it ends.
+    *("train.epochs", "train.patience"),
 )
 
 
@@ -60,7 +71,7 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = Fals
     config = resolved.config
     path = locations.run_folder(config)
     if resume:
-        _require_same(RunFolder.open(path).config(), config)
+        config = _resumed(RunFolder.open(path), resolved)
     else:
         RunFolder.require_free(path)
     if "wandb" in config.train.trackers:
@@ -124,7 +135,9 @@ def _by_several(
 def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[str, object], *, resume: bool) -> None:
     """Fill a new run's folder, or look at an old one again; UserError if its data are not what they were."""
     if resume:
-        RunFolder.open(path).require_same(stamp, ("fingerprint", "samples", "videos_missing"))
+        folder = RunFolder.open(path)
+        folder.require_same(stamp, ("fingerprint", "samples", "videos_missing"))
+        _keep_changes(folder, config)
         return
     RunFolder.require_free(path)  # another may have begun it since this command looked
     write_loading(path, loaded.loading)
@@ -137,6 +150,7 @@ def prepare(
     """Look at the data, build the model; and what the run is stamped with."""
     found = find_training_data(config)
     cache, train, val, absent = found.cache, found.train, found.val, found.absent
+    warn_of_unknown_data(config)
     warn_of_absent_labels(train, found.manifest.samples)
     loaded = build_for_training(config, cache, train[0])
     warn_of_long_questions(loaded.tokenizers, [(sample.question, sample.prompt) for sample in [*train, *val]])
@@ -246,16 +260,52 @@ def _tell_profile(profile: StepProfile) -> None:
     print_answer(f"trace: {profile.folder / TRACE} (open it with https://ui.perfetto.dev or chrome://tracing)")
 
 
-def _require_same(saved: PipelineConfig, asked: PipelineConfig) -> None:
-    """UserError if the command line asks for another training than the run's."""
-    for key in valid_keys():
-        mine, theirs = _at(saved, key), _at(asked, key)
-        if key not in FREE and mine != theirs:
+def of_folder(run: Path | None, name: str | None, *, resume: bool) -> dict[str, str]:
+    """The settings that name a run by its folder; UserError if there is none to go on with, or another name as well."""
+    if run is None:
+        return {}
+    if not resume:
+        raise UserError("a run's folder is given to go on with it", where=run, hint="add --resume")
+    if name is not None:
+        raise UserError("the run has its name already", where=run, received=f"--name {name}", hint="leave out --name")
+    path = run if run.name not in ("", "..") else run.resolve()
+    return {"run.folder": str(path.parent), "run.name": path.name}
+
+
+def _resumed(run: RunFolder, resolved: Resolved) -> PipelineConfig:
+    """The run's own settings with what the command names itself; UserError if that would be another training."""
+    saved = run.config()
+    given = {key: _at(resolved.config, key) for key in valid_keys() if resolved.given is None or key in resolved.given}
+    for key, value in given.items():
+        was = _at(saved, key)
+        if value != was and key not in _MAY_CHANGE and not key.startswith("run."):
             raise UserError(
-                f"--resume keeps the run's own settings, but the command differs in {key} ({mine!r}, now {theirs!r})",
-                where=locations.run_folder(asked),
-                hint="give the options of the first call, or another --name for a new run",
+                f"--resume keeps the run's own settings, but the command differs in {key} ({was!r}, now {value!r})",
+                where=run.path,
+                hint="leave it out, or give another --name for a new run",
             )
+    config = overlay(saved, {**given, "run.folder": str(run.path.parent), "run.name": run.path.name}, "command line")
+    if config.train.epochs < saved.train.epochs:
+        raise UserError(
+            "a run that is resumed can only be given more epochs",
+            where=f"{run.path}: train.epochs",
+            received=config.train.epochs,
+            allowed=f"{saved.train.epochs} or more",
+        )
+    return config
+
+
+def _keep_changes(run: RunFolder, config: PipelineConfig) -> None:
+    """Have the run's folder say what the run is from now on."""
+    saved = run.config()
+    before, now = saved.train.epochs, config.train.epochs
+    if now > before:
+        last = Checkpoints(run.path).last()
+        step = 0 if last is None else Checkpoints(run.path).position(last).step
+        say(f"train.epochs is {now}, and was {before}; from step {step} on the learning rate is that of {now} epochs")
+        run.note_more_epochs(step=step, before=before, now=now)
+    if saved != config:
+        run.keep(config)
 
 
 def _at(config: PipelineConfig, key: str) -> object:

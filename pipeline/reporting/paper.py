@@ -272,7 +272,10 @@ def print_section(
     for name, lines in section.remarks.items():
         emit_line(f"{name} differs from the recipe of its row: {'; '.join(lines)}")
     if section.departures:
-        emit_line("in brackets: where numbers measured here depart from MA-LMM and the paper (docs/method.md)")
+        emit_line("in brackets: where numbers measured here depart from MA-LMM and the paper")
     for number, remark in section.departures.items():
         emit_line(f"[{number}] {remark}")
-    emit_line("not run: no run given here measured it; -: the paper gives no number; docs/paper-numbers.md says more")
+    emit_line(
+        "not run: no run given here measured it; -: the paper gives no number; "
+        "docs/paper-numbers.md in the project's repository has more"
+    )

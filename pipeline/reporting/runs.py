@@ -246,6 +246,9 @@ def cautions(run: RunData) -> list[str]:
     epochs, come_to = run.config.train.epochs, run.log.epoch
     if run.config.train.patience is None and come_to is not None and come_to < epochs:
         lines.append(f"its training has come to epoch {come_to} of {epochs}")
+    for more in run.stamp.get("more_epochs") or []:
+        before, now = more["before"], more["now"]
+        lines.append(f"its learning rate was that of {before} epochs until step {more['step']}, then that of {now}")
     for one in run.evaluations:
         answered = one.record.model.checkpoint
         if run.best is not None and answered != run.best:

@@ -281,7 +281,9 @@ def is_evaluated(one: Training) -> bool:
     checkpoints = Checkpoints(one.path)
     with (checkpoints.folder / checkpoints.best() / TRAINED_FILE).open("rb") as file:
         model = hashlib.file_digest(file, "sha256").hexdigest()
-    return all(_is_answered(one, method, model) for method in methods_of(one.config.evaluate))
+    card, task = locations.card_of(one.config), one.config.data.task
+    ranked = any(part.labels for name, part in card.tasks.items() if task in (name, "all"))
+    return all(_is_answered(one, method, model) for method in methods_of(one.config.evaluate, candidates=ranked))
 
 
 def _is_answered(one: Training, method: Method, model: str) -> bool:

@@ -7,8 +7,11 @@ from pydantic import Field, FiniteFloat
 
 from stages.annotations.questions import Question, Source
 from stages.errors import UserError
+from stages.ids import check_id
 from stages.manifest import Record, Split
 from stages.records import nearest_hint, parse_record, read_json_lines
+
+_PLAIN_ID = "give the video a plain id under 'video', and its file's name, which may be any, under 'path'"
 
 
 class _Line(Record):
@@ -40,6 +43,7 @@ def questions(source: Source, path: Path) -> Iterator[Question]:
                 received=f"{line.start_s} and {end_s}",
                 allowed=f"0 <= start_s < end_s <= duration_s = {line.duration_s}",
             )
+        check_id(line.video, kind="video id", where=where, hint=_PLAIN_ID)
         source.add_video(line.video, line.duration_s, where, line.path)
         yield Question(
             stem=f"{line.video}_line{where.rpartition(':')[2]}",

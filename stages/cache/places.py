@@ -48,7 +48,7 @@ def place_of(named: str | Path) -> Place:
             f"a {protocol.rpartition(':')[2]}:// address with a user, a password or a query in it is refused, because "
             "it would be written into run folders and logs",
             where="--cache",
-            hint="leave it out, and give credentials to fsspec: see docs/cache.md, Caches at a URL",
+            hint="leave it out, and give credentials to fsspec by its configuration or the environment",
         )
     if "::" in named or ".." in rest.split("/") or not rest.strip("/"):
         raise UserError(

@@ -291,7 +291,10 @@ def _says_no_bucket(error: BaseException) -> bool:
 def _told(error: Exception, root: CacheUrl) -> Exception:
     """The error as one line for the user; what is a bug of ours stays what it is."""
     detail = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    hint = "see docs/cache.md, Caches at a URL, for credentials and endpoints"
+    hint = (
+        "credentials and endpoints are fsspec's and its driver's, such as AWS_ACCESS_KEY_ID; "
+        "see docs/cache.md in the project's repository, Caches at a URL"
+    )
     status = getattr(error, "status", None)
     if isinstance(error, PermissionError) or status in (401, 403):
         return UserError(f"no permission ({detail})", where=root, hint=hint)

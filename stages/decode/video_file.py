@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from stages.decode.frames import DecodeError
+from stages.video_paths import named_alike
 
 # Only self-contained files are opened: a playlist, session description or picture sequence could name any other file
 # or address. Sound formats are listed so that a sound file fails for its true reason.
@@ -102,7 +103,8 @@ def check_regular_file(path: Path) -> None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise DecodeError("missing", f"no such file: {path}") from None
+        beside = "".join(f"; {names} is there" for names in named_alike([path]).values())
+        raise DecodeError("missing", f"no such file: {path}{beside}") from None
     except (OSError, ValueError) as error:
         raise DecodeError("missing", f"{error}: {path}") from None
     if not stat.S_ISREG(status.st_mode):

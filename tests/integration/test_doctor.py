@@ -113,6 +113,8 @@ def test_missing_videos_are_counted_and_named(tmp_path, capsys):
     assert videos["detail"].startswith("2 of 3 are in ")
     assert "v2" in videos["detail"].partition("missing")[2]
     assert "v1" not in videos["detail"].partition("missing")[2]
+    (tmp_path / "videos" / "v2.rar").touch()
+    assert "v2.mp4 (v2.rar is there)" in diagnose(resolved(tmp_path), capsys)["data/videos"]["detail"]
 
 
 def test_a_third_of_the_videos_missing_is_counted_by_split_and_listed_in_full(tmp_path, capsys):

@@ -7,18 +7,21 @@ checkpoint random weights.
 import hashlib
 import json
 import re
+import shutil
 
 import pytest
 import yaml
 
 from pipeline import locations
-from pipeline.config import resolve
+from pipeline.config import overlay, resolve
 from pipeline.results import EvaluationRecord, read_predictions, write_results
 from pipeline.run_folder import RunFolder
+from pipeline.studies.members import Training, is_evaluated
 from stages.config import EvaluateConfig
 from stages.evaluate import first_words
 from stages.records import parse_record
 from stages.scoring import TaskScore, labels_of, majority_answers, score
+from stages.study import Member
 from stages.tokens import Tokenizers
 from tests.finished_run import fill_cache
 from tests.in_this_process import lines_of
@@ -264,6 +267,49 @@ def test_a_run_answers_another_data_set_of_open_questions(run, cache, own_card, 
     assert any(" " in text for row in rows for text in row["answers"])
     _, err = pipeline("evaluate", "--run", run, *options, "--method", "rank", status=2)
     assert "task 'qa' has open answers" in err
+    pipeline("evaluate", "--run", run, *options)
+    out, err = pipeline("evaluate", "--run", run, *options, "--method", "both")
+    assert json.loads(out) == {"generate": {"qa": whole}}
+    assert "12 of 12 samples have open answers, with nothing to rank" in err
+    assert lines_of(tmp_path / "predictions.jsonl") == rows
+    assert not (tmp_path / "predictions-rank.jsonl").exists()
+
+
+def test_a_studys_open_questions_asked_both_ways_are_done_once_they_are_generated(run, own_card, tmp_path, pipeline):
+    shutil.copytree(run, tmp_path / "open")
+    data = {"data.dataset": str(own_card), "data.annotations": str(own_card.with_suffix(""))}
+    more = {"evaluate.method": "both", "run.folder": str(tmp_path), "run.name": "open"}
+    config = overlay(RunFolder.open(run).config(), {**data, **more}, "this test")
+    RunFolder(tmp_path / "open").keep(config)
+    one = Training(Member(name="open", settings={"train.seed": 0}), 0, config, "")
+    (tmp_path / "open" / "metrics.json").unlink(missing_ok=True)
+    assert not is_evaluated(one)
+    pipeline("evaluate", "--run", tmp_path / "open")
+    assert is_evaluated(one)
+
+
+def test_both_methods_rank_what_has_candidates_and_generate_the_rest(run, cache, own_card, tmp_path, pipeline):
+    card = yaml.safe_load(own_card.read_text())
+    card["tasks"]["who"] = {**card["tasks"]["qa"], "labels": ["man", "woman"]}
+    mixed = own_card.with_name("mixed.yaml")
+    mixed.write_text(yaml.safe_dump(card), encoding="utf-8")
+    samples = tmp_path / "samples.jsonl"
+    lines = lines_of(own_card.with_suffix("") / "samples.jsonl")
+    closed = [{**line, "task": "who"} for line in lines if line["question"].startswith("who")]
+    samples.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *closed]))
+    options = ["--dataset", mixed, "--annotations", tmp_path, "--cache", cache.root, "--output", tmp_path / "out"]
+    out, err = pipeline("evaluate", "--run", run, *options, "--method", "both", "--json")
+    assert f"{len(lines)} of {len(lines) + len(closed)} samples have open answers" in err
+    generated, ranked = (lines_of(tmp_path / "out" / f"predictions{name}.jsonl") for name in ("", "-rank"))
+    assert {row["task"] for row in generated} == {"qa", "who"}
+    assert (len(generated), len(ranked)) == (len(lines) + len(closed), len(closed))
+    assert {tuple(sorted(row["answers"])) for row in ranked} == {("man", "woman")}
+    assert {method: list(scores) for method, scores in json.loads(out).items()} == {
+        "generate": ["qa", "who"],
+        "rank": ["who"],
+    }
+    record = json.loads((tmp_path / "out" / "evaluation-rank.json").read_text())
+    assert record["data"]["samples"] == len(closed)
 
 
 def test_questions_that_are_too_long_are_counted_once_and_keep_the_words_that_ask_for_an_answer(

@@ -5,6 +5,8 @@ checkpoint random weights.
 """
 
 import json
+import os
+import stat
 
 import pytest
 from safetensors.torch import load_file
@@ -60,18 +62,66 @@ def test_a_run_is_exported_and_the_export_predicts_as_the_run(run, folder, tmp_p
     assert (shifted["from_s"], shifted["to_s"]) == (0.0, pytest.approx(answers[0]["to_s"] - 0.1))
 
 
-def test_an_export_goes_over_an_older_export_only(run, tmp_path, pipeline):
+def test_an_export_goes_over_an_older_export_only_and_only_when_told_to(run, tmp_path, pipeline):
     pipeline("export", run, tmp_path, "--with-heads")
     assert any(name.startswith("alignment.") for name in load_file(tmp_path / "model.safetensors"))
-    pipeline("export", run, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert pipeline("export", run, tmp_path, status=2)[1] == (
+        f"error: {tmp_path}: an exported model is there already. "
+        "Name another folder, or add --overwrite to replace it\n"
+    )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    pipeline("export", run, tmp_path, "--overwrite")
     assert not any(name.startswith("alignment.") for name in load_file(tmp_path / "model.safetensors"))
     (tmp_path / "config.json").write_text("{}")
-    _, err = pipeline("export", run, tmp_path, status=2)
+    _, err = pipeline("export", run, tmp_path, "--overwrite", status=2)
     assert err == (
         f"error: {tmp_path}: the folder holds something else than an exported model. Name a new or empty folder\n"
     )
     file = tmp_path / "README.md"
     assert "a file of this name is there already" in pipeline("export", run, file, status=2)[1]
+
+
+def test_a_prediction_ranks_the_labels_of_the_task_that_asks_the_question(run, config, folder, pipeline):
+    """As the evaluation ranks them, whose features are the cache's random ones here; only the labels are compared."""
+    video = folder / "data" / "videos" / "test_0000.mp4"
+    ask = ["predict", video, "--run", run, "--method", "rank", "--json", "--question"]
+    labels = {name: task.labels for name, task in locations.card_of(config).tasks.items()}
+    found = json.loads(pipeline(*ask, "What is the SCENE of the movie?")[0])
+    assert found["method"] == "rank"
+    assert sorted(found["answers"]) == sorted(labels["scene"])
+    assert found["answer"] == found["answers"][0]
+    assert found["log_probability"] == sorted(found["log_probability"], reverse=True)
+    found = json.loads(pipeline(*ask, "where is it?", "--task", "genre")[0])
+    assert sorted(found["answers"]) == sorted(labels["genre"])
+    _, err = pipeline(*ask, "where is it?", status=2)
+    assert err == (
+        f"error: --task: the task that has the candidates to rank is not known; allowed: {', '.join(labels)}\n"
+    )
+    _, err = pipeline(*ask, "where is it?", "--task", "gen", status=2)
+    assert "is not known; got 'gen'; allowed: " in err
+    _, err = pipeline("predict", video, "--question", "where?", "--run", run, "--method", "beam", status=2)
+    assert err == "error: --method: unknown method; got 'beam'; allowed: generate, rank\n"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_every_file_of_a_run_and_an_export_has_the_permissions_of_the_umask(cache, folder, tmp_path, pipeline, mask):
+    data = ["--annotations", folder / "data" / "annotations", "--cache", cache.root]
+    here = ["--set", f"run.folder={tmp_path}", "--name", "run", "--set", "train.epochs=1"]
+    before = os.umask(mask)
+    try:
+        said = pipeline("train", "--preset", "tiny", *data, *here)[1]
+        said += pipeline("evaluate", "--run", tmp_path / "run")[1]
+        pipeline("report", tmp_path / "run")
+        pipeline("export", tmp_path / "run", tmp_path / "model")
+    finally:
+        os.umask(before)
+    written = [path for name in ("run", "model") for path in (tmp_path / name).rglob("*")]
+    assert {path.suffix for path in written} >= {".safetensors", ".json", ".yaml", ".jsonl", ".html", ".md"}
+    permissions = {path: stat.S_IMODE(path.stat().st_mode) for path in written}
+    expected = {path: (0o777 if path.is_dir() else 0o666) & ~mask for path in written}
+    assert permissions == expected
+    assert "synthetic videos only" not in said, "these are the synthetic videos"
 
 
 def test_an_export_of_another_encoder_is_refused(run, folder, tmp_path, pipeline):

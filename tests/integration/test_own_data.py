@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,7 @@ def test_the_readmes_own_data_set_is_ten_lines_and_in_place(kitchen):
     folder, commands = kitchen
     lines = (folder / "kitchen.yaml").read_text() + (folder / "samples.jsonl").read_text()
     assert len(lines.splitlines()) <= 10
-    done = run_pipeline(*commands["doctor"], "--preset", "tiny", "--json", cwd=folder)
+    done = run_pipeline(*commands["doctor"], "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     found = {finding["item"]: finding for finding in json.loads(done.stdout) if finding["section"] == "data"}
     assert {finding["status"] for finding in found.values()} == {"ok"}
@@ -46,19 +48,53 @@ def test_the_readmes_own_data_set_is_ten_lines_and_in_place(kitchen):
     assert found["durations"]["detail"] == "3 files are as long as annotated"
 
 
-def test_the_readmes_own_data_set_is_planned_and_extracted(kitchen):
+UNKNOWN = "warning: the bundled tiny networks know the synthetic videos only;"
+
+
+def test_the_readmes_own_data_set_goes_all_the_way_to_an_answer(kitchen):
+    """Every command as printed, from the plan on; those that use the tiny networks say in one line what they are."""
     folder, commands = kitchen
-    planned = run_pipeline(*commands["plan"], "--preset", "tiny", "--no-calibrate", "--json", cwd=folder)
+    planned = run_pipeline(*commands["plan"], "--no-calibrate", "--json", cwd=folder)
     assert planned.returncode == 0, planned.stderr
     assert json.loads(planned.stdout)["frames"] == 24
-    done = run_pipeline(*commands["extract"], "--preset", "tiny", "--json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["done"] == 3
+    told = {}
+    for name in ("extract", "train", "evaluate", "predict"):
+        done = run_pipeline(*commands[name], "--json", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        told[name] = json.loads(done.stdout)
+        assert [line.startswith(UNKNOWN) for line in done.stderr.splitlines()].count(True) == 1, done.stderr
+        assert "no training sample" not in done.stderr
+    assert list(commands) == ["doctor", "plan", *told]
+    assert told["extract"]["done"] == 3
+    assert told["train"]["run"] == "runs/kitchen"
+    assert {method: scores["action"]["n"] for method, scores in told["evaluate"].items()} == {"generate": 1, "rank": 1}
+    assert sorted(told["predict"]["answers"]) == ["cut", "stir"]
     cache = FeatureCache.open(folder / "cache")
     manifest = build_manifest(load_card(folder / "kitchen.yaml"), annotations=folder, videos=folder / "clips")
     for sample in manifest.samples:
         frames = cache.read(sample.video, sample.frame_times_s(), tolerance_s=0.0)
         assert frames.features.shape[0] == 8
+
+
+def test_the_readmes_commands_are_found_once_its_environment_is_activated(tmp_path):
+    """What `make demo` sets up lies where README activates it."""
+    root = README.parent
+    venv = re.search(r"^VENV := (.*)$", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    block = README.read_text(encoding="utf-8").partition("## On real data\n\n```bash\n")[2]
+    activate = shlex.split(block.splitlines()[0], comments=True)
+    assert activate == ["source", f"{venv}/bin/activate"]
+    if not (Path(sys.prefix) / "bin" / "activate").is_file():
+        pytest.skip("the tests do not run in a virtual environment")
+    (tmp_path / venv).symlink_to(sys.prefix)
+    found = subprocess.run(
+        ["bash", "-c", f"{shlex.join(activate)} && command -v pipeline"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout == f"{sys.prefix}/bin/pipeline\n", found.stderr
 
 
 def test_an_exported_data_set_is_the_same_data_set(kitchen, tmp_path):
@@ -88,7 +124,7 @@ def test_an_exported_sample_may_name_its_frames_and_mistakes_have_their_line(kit
     write_lines(samples, [{**first, "times_s": [0.5, 0.25]}, *rest])
     with pytest.raises(UserError, match=rf"{samples}:1: times_s must be sorted"):
         build_manifest(exported, annotations=tmp_path, videos=None)
-    write_lines(samples, [{**rest[0], "candidates": ["cut", "stir"]}])
+    write_lines(samples, [{**rest[0], "candidates": ["cut", "pour"]}])
     with pytest.raises(UserError, match=r"has a task or candidates that the card 'kitchen' has not"):
         build_manifest(exported, annotations=tmp_path, videos=None)
 

@@ -56,8 +56,8 @@ def plan(command):
     return run
 
 
-def without_videos(world):
-    options = world.options()
+def without_videos(world, **changed):
+    options = world.options(**changed)
     at = options.index("--videos")
     return options[:at] + options[at + 2 :]
 
@@ -247,7 +247,7 @@ def test_weights_that_were_downloaded_are_measured_without_asking_the_hub(world,
 
 
 def test_a_dry_run_is_the_plan_and_extracts_nothing(world, command, tmp_path):
-    options = [*without_videos(world), "--cache", tmp_path / "cache", "--json"]
+    options = [*without_videos(world, cache=tmp_path / "cache"), "--json"]
     planned, dry = command("plan", *options), command("extract", *options, "--dry-run")
     assert planned[0] == dry[0] == 0
     first, second = json.loads(planned[1]), json.loads(dry[1])

@@ -13,12 +13,14 @@ import torch
 
 from pipeline.commands import train as command
 from pipeline.config import resolve
+from pipeline.reporting.runs import cautions, read_runs
 from pipeline.run_folder import RunFolder
 from stages.checkpoint import Checkpoints, Position
 from stages.errors import UserError
 from stages.evaluate import predict_batches
 from stages.feed import Collate
 from stages.run_lock import training
+from stages.schedule import learning_rate
 from stages.step import Stepper
 from stages.stop import StopRequest
 from tests.training_world import SETTINGS, STEPS, make, numbers, rows_of, weights
@@ -347,6 +349,71 @@ def test_a_run_of_the_name_is_refused_without_resume_and_with_other_settings(res
     with pytest.raises(UserError, match=rf"differs in train.lr \({config.config.train.lr}, now 0.1\)"):
         trained(resolved("train.epochs=1", "train.lr=0.1"), resume=True)
     trained(resolved("train.epochs=1", "train.workers=1", "train.prefetch=3"), resume=True)
+
+
+# --- going on with what the run itself says
+
+
+def test_a_run_is_resumed_by_its_folder_alone(resolved, pipeline):
+    config = resolved("train.epochs=1", "train.lr=5e-4", "train.workers=0")
+    path = trained(config)
+    before = (path / "config.yaml").read_bytes()
+    out, _ = pipeline("train", "--resume", path, "--json")
+    assert json.loads(out)["steps"] == 8
+    assert (path / "config.yaml").read_bytes() == before
+    # By name, too; and what the command names and the run has is no difference.
+    pipeline("train", "--resume", "--name", "run", "--preset", "tiny", "--set", "train.lr=5e-4")
+    for wrong, line in [
+        (["--resume", path, "--set", "train.lr=1e-4"], "differs in train.lr (0.0005, now 0.0001)"),
+        (["--resume", path, "--preset", "ma-lmm-7b"], "differs in preset ('tiny', now 'ma-lmm-7b')"),
+        (["--resume", path, "--task", "scene"], "differs in data.task ('all', now 'scene')"),
+        (["--resume", path, "--name", "other"], f"{path}: the run has its name already; got '--name other'"),
+        ([path], f"{path}: a run's folder is given to go on with it. Add --resume"),
+    ]:
+        _, err = pipeline("train", *wrong, status=2)
+        assert line in err
+        assert err.count("\n") == 1
+    assert (path / "config.yaml").read_bytes() == before
+
+
+def test_a_resumed_run_takes_and_keeps_what_may_change(resolved, pipeline):
+    path = trained(resolved("train.epochs=1"))
+    changed = ["--set", "train.workers=1", "--set", "train.trackers=[]", "--set", "train.micro_batch_size=2"]
+    pipeline("train", "--resume", path, *changed)
+    kept = RunFolder.open(path).config()
+    assert (kept.train.workers, kept.train.trackers, kept.train.micro_batch_size) == (1, (), 2)
+    assert kept == resolved("train.epochs=1", *changed[1::2]).config
+
+
+def test_more_epochs_go_on_as_the_longer_schedule_says(resolved, pipeline):
+    path = trained(resolved(name="longer"))
+    pipeline("train", "--resume", path, "--set", "train.epochs=4")
+    short, long = resolved().config.train, resolved("train.epochs=4").config.train
+    rows = rows_of(path)
+    assert [row["step"] for row in rows] == list(range(32))
+    for row in rows:
+        epoch, step = divmod(row["step"], 8)
+        recipe = short if epoch < 2 else long
+        assert row["lr"] == learning_rate(recipe, epoch=epoch, step_in_epoch=step, steps_per_epoch=8)
+    assert RunFolder.open(path).config().train.epochs == 4
+    assert RunFolder.open(path).stamp()["more_epochs"] == [{"step": 16, "before": 2, "now": 4}]
+    assert cautions(read_runs([path])[0]) == ["its learning rate was that of 2 epochs until step 16, then that of 4"]
+    pipeline("train", "--resume", path)
+    assert len(rows_of(path)) == 32
+    _, err = pipeline("train", "--resume", path, "--set", "train.epochs=3", status=2)
+    assert err == (
+        f"error: {path}: train.epochs: a run that is resumed can only be given more epochs; got 3; allowed: 4 or more\n"
+    )
+
+
+def test_with_a_constant_rate_more_epochs_are_the_training_that_had_them_from_the_start(resolved, pipeline):
+    constant = ["train.schedule=cosine", "train.warmup_steps=0", "train.lr=1e-3", "train.min_lr=1e-3"]
+    path = trained(resolved(*constant, name="longer"))
+    pipeline("train", "--resume", path, "--set", "train.epochs=4")
+    whole = trained(resolved(*constant, "train.epochs=4", name="whole"))
+    assert numbers(path) == numbers(whole)
+    mine, theirs = weights(path), weights(whole)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
 # --- how it is shown

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,31 @@ def test_nothing_in_the_house_imports_its_tests_benchmarks_or_recipes():
     strangers = {"tests", "benchmarks", "recipes"}
     for package in ("model", "stages", "pipeline"):
         assert [where for where in imports_of(package) if where[2].split(".")[0] in strangers] == []
+
+
+def texts_of(path):
+    """The strings of a source file but its docstrings, save those of commands, which `--help` prints."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    commands = path.name in ("cli.py", "command_groups.py")
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        " ".join(node.value.split())
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (commands or id(node) not in bare)
+    ]
+
+
+def test_no_message_cites_a_page_that_a_wheel_lacks():
+    """The pages are in the repository alone, so whoever is sent to one is told so."""
+    bare = re.compile(r"docs/[\w-]+\.md(?! in the project's repository)")
+    packages = [ROOT / name for name in ("pipeline", "stages", "model", "data_manifests")]
+    texts = {path: texts_of(path) for package in packages for path in package.rglob("*.py")}
+    for path in (path for package in packages for kind in ("yaml", "html") for path in package.rglob(f"*.{kind}")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        texts[path] = [" ".join(line for line in lines if not line.lstrip().startswith("#"))]
+    cited = [text for found in texts.values() for text in found if "docs/" in text]
+    assert any("docs/evaluation.md in the project's repository" in text for text in cited)
+    assert [text for text in cited if bare.search(text)] == []
 
 
 def modules_after(statements):

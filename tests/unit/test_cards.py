@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.card_schema import FrameRule
+from stages.card_schema import FrameRule, VideoFiles
 from stages.cards import build_manifest, bundled_cards, differences_from_expected, load_card
+from stages.decode.frames import DecodeError
+from stages.decode.video_file import check_regular_file
 from stages.errors import UserError
+from stages.video_paths import named_alike
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 LVU, MSVD = DATA / "lvu" / "annotation", DATA / "msvd_qa" / "annotation"
@@ -116,6 +119,23 @@ def test_a_video_is_found_by_any_listed_extension(tmp_path):
     (videos / "in_mkv.mkv").touch()
     found = build_manifest(load_card("lvu"), annotations=tmp_path, videos=videos).videos
     assert [video.path for video in found.values()] == ["in_mp4.mp4", "in_mkv.mkv", "nowhere.mp4"]
+
+
+def test_an_own_video_is_found_in_any_container_that_the_reader_opens(tmp_path):
+    files = VideoFiles()
+    names = ["a.gif", "b.ts", "c.MP4", "d.wmv", "e.mpg"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [files.path_of(name[0], tmp_path) for name in names] == names
+
+
+def test_an_absent_files_namesakes_are_named(tmp_path):
+    for name in ("clip06.gif", "Clip06.txt", "clip060.mp4"):
+        (tmp_path / name).touch()
+    absent = [tmp_path / "clip06.mp4", tmp_path / "clip07.mp4", tmp_path / "nowhere" / "clip06.mp4"]
+    assert named_alike(absent) == {absent[0]: "Clip06.txt, clip06.gif"}
+    with pytest.raises(DecodeError, match=r"clip06.mp4; Clip06.txt, clip06.gif is there$"):
+        check_regular_file(absent[0])
 
 
 def lvu_error(folder, content):
@@ -274,6 +294,11 @@ def test_a_users_own_data_set_is_one_card_and_one_jsonl_file(tmp_path):
         ('{"duration_s": 20}', r"kitchen.jsonl:2: video 'a1' was given before with duration_s 30.5"),
         ('{"spilt": "val"}', r"kitchen.jsonl:2: unknown key 'spilt'; .*Did you mean 'split'\?"),
         ('{"path": "../x.mp4"}', r"kitchen.jsonl:2: path: a relative path must stay below the videos folder"),
+        (
+            '{"video": "my clip"}',
+            r"kitchen.jsonl:2: video id cannot be used.*\. Give the video a plain id.*under 'path'",
+        ),
+        ('{"video": "Küche"}', r"kitchen.jsonl:2: video id cannot be used.*\. Give the video a plain id.*under 'path'"),
     ],
 )
 def test_a_mistake_in_the_users_lines_is_named_with_its_line(tmp_path, line, message):
@@ -309,7 +334,11 @@ def changed_card(**changes):
         ),
         (
             changed_card(tasks={"year": {"labels": [0, 1]}}),
-            r"tasks.year.labels.0: Input should be a valid string; got 0",
+            r"tasks.year.labels.0: Input should be a valid string; got 0. Write it in quotes: \"0\"",
+        ),
+        (
+            changed_card(tasks={"room": {"labels": ["yes", "no"]}}).replace("'", ""),
+            r"tasks.room.labels.0: Input should be a valid string; got True. Write it in quotes, as in \"yes\": YAML",
         ),
         (changed_card(tasks={"room": {"labels": ["A."]}}, text="caption"), r"'A.' becomes 'a' under text: caption"),
         (changed_card(tasks={"room": {"labels": ["a", "a"]}}), r"tasks.room.labels names a label twice"),

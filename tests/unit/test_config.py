@@ -1,5 +1,6 @@
 """The layers of the configuration, where each value came from, and the options that the commands have."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,14 @@ OPTIONS = {
     "synthesize": {"folder", "--seed", "--size"},
     "plan": SETTINGS | DATA | {"--retry-failed", "--calibrate-s", "--no-calibrate"},
     "extract": SETTINGS | DATA | {"--address", "--retry-failed", "--dry-run", "--json-lines"},
-    "train": SETTINGS | DATA | {"--name", "--resume", "--profile", "--workers", "--address"},
+    "train": SETTINGS | DATA | {"run", "--name", "--resume", "--profile", "--workers", "--address"},
     "evaluate": DATA | {"--run", "--split", "--method", "--output", "--set", "--json"},
     "ablate": SETTINGS
     | DATA
     | {"--study", "--seeds", "--parallel", "--cpus", "--gpus", "--address", "--retry-failed", "--dry-run"},
     "compare": {"first", "second", "--split", "--method", "--common", "--json"},
-    "predict": {"video", "--question", "--run", "--start", "--set", "--json"},
-    "export": {"run", "folder", "--with-heads", "--json"},
+    "predict": {"video", "--question", "--run", "--start", "--method", "--task", "--set", "--json"},
+    "export": {"run", "folder", "--with-heads", "--overwrite", "--json"},
     "report": {"runs", "--output", "--paper", "--json"},
     "doctor": SETTINGS | DATA | {"--quick", "--strict"},
     "cache": set(),
@@ -89,6 +90,23 @@ def differing(one: PipelineConfig, other: PipelineConfig) -> dict[str, tuple]:
 
 def test_the_command_line_has_these_options_and_no_others():
     assert dict(options_of(typer.main.get_command(app))) == OPTIONS
+
+
+def test_the_version_needs_no_command(pipeline):
+    assert pipeline("--version") == (f"{version('diff-lmm')}\n", "")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["predict", "clip.mp4", "--question", "who?", "--question", "where?", "--run", "runs/mine"],
+        ["evaluate", "--run", "runs/mine", "--split", "val", "--split=test"],
+        ["data", "export", "folder", "--task", "scene", "--task", "genre"],
+    ],
+)
+def test_an_option_of_one_value_that_is_given_twice_is_refused(pipeline, call):
+    repeated = next(part for part in call if call.count(part) == 2 or f"{part}=test" in call)
+    assert pipeline(*call, status=2) == ("", f"error: {repeated}: given more than once, and takes one value\n")
 
 
 # --- layers

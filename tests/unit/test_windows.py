@@ -5,11 +5,12 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pipeline.config import resolve
 from stages.cache import FeatureCache, Fingerprint, MissingFramesError
 from stages.errors import UserError
-from stages.feed import feed
+from stages.feed import Collate, feed
 from stages.manifest import Sample
 from stages.order import NEAR_BATCHES, EpochOrder
 from stages.tokens import Tokenizers
@@ -212,6 +213,40 @@ def test_pinning_reaches_every_tensor(cache, tokenizers):
     seen = []
     each_tensor(batch, lambda tensor: seen.append(tensor.shape) or tensor)
     assert len(seen) == 2 + 2 + 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_a_plain_loader_stacks_the_windows(cache, workers, with_targets):
+    """With torch's defaults, so its workers are forked from a process that has read the cache."""
+    samples = [sample(index) for index in range(5)]
+    dataset = windows(cache, samples, with_targets=with_targets)
+    assert dataset[0].features.shape == (4, 2, 3)
+    batches = list(DataLoader(dataset, batch_size=2, num_workers=workers))
+    assert [one.id for batch in batches for one in batch.samples] == [one.id for one in samples]
+    assert [batch.features.shape for batch in batches] == [(2, 4, 2, 3), (2, 4, 2, 3), (1, 4, 2, 3)]
+    assert torch.equal(torch.cat([batch.features for batch in batches]), torch.stack([one.features for one in dataset]))
+    assert [batch.targets is not None for batch in batches] == [with_targets] * 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_with_our_collation_gives_batches_with_tokens(cache, tokenizers, workers):
+    dataset = windows(cache, [sample(index) for index in range(4)])
+    loader = DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=Collate(tokenizers))
+    (batch,) = loader
+    (fed,) = feed(dataset, [range(4)], tokenizers, workers=0)
+    assert torch.equal(batch.clips.features, fed.clips.features)
+    assert torch.equal(batch.clips.question.ids, fed.clips.question.ids)
+
+
+def test_a_plain_loader_keeps_what_is_stored(stored):
+    dataset = windows(stored, [sample(index) for index in range(3)])
+    (batch,) = DataLoader(dataset, batch_size=3)
+    assert batch.features.dtype == getattr(torch, stored.fingerprint.fields["storage"])
+    for row in range(3):
+        read = torch.from_numpy(stored.read(f"v{row}", dataset.samples[row].frame_times_s()).features)
+        read = read.view(torch.bfloat16) if read.dtype == torch.uint16 else read
+        assert torch.equal(widened(batch.features, batch.scales)[row], read)
 
 
 def test_targets_are_left_out_unless_asked_for(cache):

@@ -45,7 +45,7 @@ def test_a_run_name_that_is_taken(made, refused):
 def test_resuming_with_other_settings(made, refused):
     assert refused("train", *made.options(name="taken"), "--resume", "--set", "train.seed=7") == (
         f"{made.run}: --resume keeps the run's own settings, but the command differs in train.seed (42, now 7). "
-        "Give the options of the first call, or another --name for a new run"
+        "Leave it out, or give another --name for a new run"
     )
 
 

@@ -41,7 +41,8 @@ TASKS = "relationship, way_speaking, scene, director, genre, writer, year, all"
     ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else "",
 )
 def test_a_wrong_setting(made, refused, command, wrong, line):
-    assert refused(command, *made.options(), *wrong) == line
+    given = made.options(preset=wrong[1]) if wrong[0] == "--preset" else [*made.options(), *wrong]
+    assert refused(command, *given) == line
 
 
 @pytest.mark.parametrize(
