@@ -29,7 +29,7 @@ class ProcessLock:
 
     def __init__(self, path: Path, *, purpose: str, hint: str) -> None:
         self.path, self._purpose, self._hint = path, purpose, hint
-        self._lock = filelock.FileLock(path, timeout=_WAIT_S, mode=0o666, thread_local=False)
+        self._lock = filelock.FileLock(path, timeout=_WAIT_S, thread_local=False)
 
     def acquire(self) -> None:
         """Take the lock. Where nothing can be written, or the file system has no locks, a warning is logged instead.
