@@ -141,7 +141,7 @@ class QFormerConfig(Settings):
     max_frames: PositiveInt = 120
     """Rows of the learned temporal table of Eq. 1; no clip may be longer."""
     max_text_tokens: PositiveInt = 128
-    """Longest question in Q-Former tokens; longer ones lose their beginning."""
+    """Longest prompt in Q-Former tokens; a longer one loses the beginning of its question."""
 
 
 # What the equations of model/alignment.py are told of their switches.
@@ -210,7 +210,7 @@ class LanguageConfig(Settings):
     """How the matrices of its layers are held: in the arithmetic's type (`none`), or in 8 (`int8`) or 4 bits (`nf4`) by
     bitsandbytes, the extra `quant`. Training, answering and ranking work with each, with slightly other numbers."""
     max_prompt_tokens: PositiveInt = 128
-    """Longest prompt in tokens of the language model."""
+    """Longest prompt in tokens of the language model; a longer one loses the beginning of its question."""
     num_beams: PositiveInt = 5
     """Beams of the search; as many answers are returned."""
     max_new_tokens: PositiveInt = 4

@@ -158,6 +158,22 @@ def warn_of_long_answers(tokenizers: Tokenizers, answers: Sequence[str], config:
         )
 
 
+def warn_of_long_questions(tokenizers: Tokenizers, asked: Sequence[tuple[str, str]]) -> None:
+    """Say how many of these questions, each with its template, lose their beginning.
+
+    Raises:
+        UserError: a template is too long by itself.
+    """
+    for template in {template for _, template in asked}:
+        tokenizers.fitted("", template)
+    cut = tokenizers.num_too_long([template.replace("{}", question) for question, template in asked])
+    if cut:
+        say(
+            f"warning: {cut} of {len(asked)} questions are too long for qformer.max_text_tokens="
+            f"{tokenizers.max_question} or language.max_prompt_tokens={tokenizers.max_prompt} and lose their beginning"
+        )
+
+
 def warn_of_absent_labels(train: Sequence[Sample], samples: Sequence[Sample]) -> None:
     """Tell the user which labels no training sample has, so that the model cannot learn them, and who needs them."""
     taught = {(sample.task, sample.answer) for sample in train}

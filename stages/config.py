@@ -119,7 +119,8 @@ class TrainConfig(Settings):
     frames_per_run: PositiveInt | None = None
     """Frames the Q-Former computes at once, which bounds the memory of a step; None means twice its memory slots."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast of the networks; losses and alignment are float32. auto is bfloat16 on a GPU that has it, else float32."""
+    """Autocast of the networks; losses and alignment are float32 in any case. auto is bfloat16 on a GPU that has it,
+    else float32."""
     order: Literal["random", "near"] = "random"
     """random: each epoch is a plain permutation of the samples. near: a video's samples come within a few batches of
     one another, so that frames they share are read from disk once."""

@@ -87,7 +87,8 @@ def answer_batches(
     model.eval()
     for batch in batches:
         clips = batch.on(device)
-        prompt, mask = tokenizers.prompts([sample.prompt_text for sample in batch.samples])
+        prompts = [tokenizers.fitted(sample.question, sample.prompt) for sample in batch.samples]
+        prompt, mask = tokenizers.prompts(prompts)
         found: dict[Method, list[_Scored]] = {}
         with autocast(device, dtype):
             queries, _ = model.watch(clips.features, clips.question)
@@ -107,7 +108,7 @@ def answer_batches(
                     sample.id,
                     sample.video,
                     sample.task,
-                    sample.prompt_text,
+                    prompts[index],
                     sample.answer,
                     *answers[index],
                     answer_type=answer_type_of(sample),

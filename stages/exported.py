@@ -64,12 +64,12 @@ class About(_Record):
         networks = ModelConfig(**{name: getattr(config, name) for name in ModelConfig.model_fields})
         return cls(networks=networks, card=card, task=task, precision=precision)
 
-    def prompt(self, question: str) -> str:
-        """The question as training put it: cleaned, and inside the template that the model's tasks share."""
+    def prompt(self, question: str) -> tuple[str, str]:
+        """The question as training put it, cleaned, and the template that the model's tasks share."""
         tasks = self.card.tasks.values() if self.task == "all" else [self.card.tasks[self.task]]
         templates = {one.template for one in tasks}
         cleaned = TEXT_PROCESSORS[self.card.text](question)
-        return templates.pop().replace("{}", cleaned) if len(templates) == 1 else cleaned
+        return cleaned, templates.pop() if len(templates) == 1 else "{}"
 
 
 class FrozenNetwork(_Record):

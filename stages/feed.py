@@ -34,7 +34,7 @@ class Collate:
 
     def __call__(self, windows: Sequence[Window]) -> Batch:
         """Stack windows of equal length into one batch."""
-        prompts = [window.sample.prompt_text for window in windows]
+        prompts = [self.tokenizers.fitted(window.sample.question, window.sample.prompt) for window in windows]
         answers = [window.sample.answer for window in windows]
         features, targets, scales = (
             _stacked([part for window in windows if (part := getattr(window, name)) is not None])

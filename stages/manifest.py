@@ -109,7 +109,7 @@ class Sample(Record):
 
     @property
     def prompt_text(self) -> str:
-        """The question inside its prompt: the text that the Q-Former and the language model read."""
+        """The question inside its prompt: the text that the Q-Former and the language model read, unless too long."""
         return self.prompt.replace("{}", self.question)
 
     def frame_times_s(self) -> np.ndarray:

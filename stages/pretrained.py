@@ -153,7 +153,8 @@ class LoadedModel(ModelHubMixin):
                 received=tuple(features.shape),
                 allowed=f"[{len(questions)}, at most {most} frames, patches, {width}]",
             )
-        model, device, prompts = self.model.eval(), self.compute.device, [self.about.prompt(one) for one in questions]
+        model, device = self.model.eval(), self.compute.device
+        prompts = [self.tokenizers.fitted(*self.about.prompt(one)) for one in questions]
         ids, mask = self.tokenizers.prompts(prompts)
         config = self.about.networks.language
         with autocast(device, self.compute.dtype):

@@ -1,5 +1,7 @@
 """Text to token ids and back, for the Q-Former and for the language model."""
 
+import bisect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,10 +33,10 @@ class Tokenizers:
     """Both tokenizers, and the ids that frame a prompt.
 
     Args:
-        qformer: of the Q-Former; cuts long questions at their beginning.
+        qformer: of the Q-Former.
         language: of the language model.
         special: start and end ids of the language model.
-        max_question: longest question in Q-Former tokens.
+        max_question: longest prompt in Q-Former tokens.
         max_prompt: longest prompt in tokens of the language model.
     """
 
@@ -53,21 +55,56 @@ class Tokenizers:
                 no end of text, or not the one that the published checkpoints were trained with.
         """
         qformer = _load_tokenizer(config.qformer.source, subfolder="qformer_tokenizer")
-        qformer.truncation_side = "left"
         described = instructblip_config(Repository(config.qformer.source)).qformer_config
         _require_rows(qformer, described.vocab_size, f"{config.qformer.source}/qformer_tokenizer")
         language = _load_tokenizer(config.language.source)
         special = _special_tokens(language, Repository(config.language.source))
         return cls(qformer, language, special, config.qformer.max_text_tokens, config.language.max_prompt_tokens)
 
+    def fitted(self, question: str, template: str = "{}") -> str:
+        """The question inside its template: the text that both networks read.
+
+        A prompt that is too long for one of them loses the beginning of the question, word by word where that helps,
+        and nothing of the template, whose words ask for an answer.
+
+        Raises:
+            UserError: the template alone is too long.
+        """
+
+        def without(start: int) -> str:
+            return template.replace("{}", question[start:])
+
+        def fits(start: int) -> bool:
+            return not self.num_too_long([without(start)])
+
+        if fits(0):
+            return without(0)
+        words = [found.end() for found in re.finditer(r"\s+", question) if found.end() < len(question)]
+        cuts = words if words and fits(words[-1]) else range(1, len(question) + 1)
+        place = bisect.bisect_left(cuts, True, key=fits)
+        if place == len(cuts):
+            raise UserError(
+                "the text around a question is too long by itself",
+                where=f"the prompt {template!r}",
+                allowed=f"qformer.max_text_tokens={self.max_question}, language.max_prompt_tokens={self.max_prompt}",
+            )
+        return without(cuts[place])
+
+    def num_too_long(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are too long for one of the networks."""
+        different = list(dict.fromkeys(prompts))
+        pairs = zip(different, self._question_ids(different), self._prompt_ids(different), strict=True)
+        long = {one for one, own, started in pairs if len(own) > self.max_question or len(started) > self.max_prompt}
+        return sum(prompt in long for prompt in prompts)
+
     def question(self, prompts: Sequence[str]) -> TextTokens:
-        """Prompts -> Q-Former tokens, padded on the right."""
-        encoded = self.qformer(list(prompts), truncation=True, max_length=self.max_question)["input_ids"]
+        """Prompts that fit -> Q-Former tokens, padded on the right."""
+        encoded = self._question_ids(prompts)
         ids, mask = _pad_right(encoded, fill=self.qformer.pad_token_id)
         return TextTokens(ids, mask)
 
     def training(self, prompts: Sequence[str], answers: Sequence[str]) -> AnswerTokens:
-        """Prompts and answers -> [start, prompt, answer, end], padded on the right."""
+        """Prompts that fit, and answers -> [start, prompt, answer, end], padded on the right."""
         rows, num_answer = [], []
         for prompt, answer in zip(self._prompt_ids(prompts), self._plain_ids(answers), strict=True):
             rows.append([*prompt, *answer, self.special.end_id])
@@ -79,7 +116,7 @@ class Tokenizers:
         return AnswerTokens(ids, mask, answer_mask)
 
     def prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Prompts -> ids and mask [B, L'] for generation, padded on the left."""
+        """Prompts that fit -> ids and mask [B, L'] for generation, padded on the left."""
         rows = [row[::-1] for row in self._prompt_ids(prompts)]
         ids, mask = _pad_right(rows, fill=self.special.end_id)
         return ids.flip(1), mask.flip(1)
@@ -106,11 +143,15 @@ class Tokenizers:
         ]
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self.language(list(texts), add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = self.language(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _question_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.qformer(list(prompts), verbose=False)["input_ids"]
         return ids
 
     def _prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [[self.special.start_id, *ids[: self.max_prompt - 1]] for ids in self._plain_ids(prompts)]
+        return [[self.special.start_id, *ids] for ids in self._plain_ids(prompts)]
 
 
 def _load_tokenizer(source: str, subfolder: str = "") -> Any:

@@ -18,6 +18,7 @@ from pipeline.stage2 import (
     say_left_out,
     visual_width_of,
     warn_of_long_answers,
+    warn_of_long_questions,
 )
 from pipeline.tables import Columns, without_empty
 from stages.cache.feature_cache import FeatureCache
@@ -138,6 +139,7 @@ def _predict(model: Evaluated, asked: _Asked) -> dict[Method, list[Prediction]]:
     tolerance = config.cache.tolerance_s
     require_room(config, len(samples[0].frame_times_s()))
     loaded = model.finished.load(visual_width_of(cache, samples[0], tolerance))
+    warn_of_long_questions(loaded.tokenizers, [(sample.question, sample.prompt) for sample in samples])
     if "generate" in methods:
         warn_of_long_answers(loaded.tokenizers, _answers_of(samples), config.language)
     dataset = WindowDataset(cache, samples, tolerance_s=tolerance, with_targets=False)

@@ -10,7 +10,7 @@ import torch
 from model.vision import VisionEncoder
 from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, print_answer, say
-from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room
+from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room, warn_of_long_questions
 from stages.card_schema import FrameRule
 from stages.decode.child import DecodeChild
 from stages.decode.frames import DecodeError, FrameRequest
@@ -36,7 +36,9 @@ def run(video: Path, question: str, source: str, *, start_s: float, overrides: l
     encoder.to(loaded.compute.device, loaded.compute.dtype)
     started = time.perf_counter()
     frames = _decode(video, times_s, encoder.size_px, config)
-    answers, scores = _answer(loaded, encoder, frames, finished.about.prompt(question), config)
+    asked, template = finished.about.prompt(question)
+    warn_of_long_questions(loaded.tokenizers, [(asked, template)])
+    answers, scores = _answer(loaded, encoder, frames, loaded.tokenizers.fitted(asked, template), config)
     seconds = time.perf_counter() - started + loading - looking
     result = {
         "video": str(video),

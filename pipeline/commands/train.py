@@ -15,6 +15,7 @@ from pipeline.stage2 import (
     build_for_training,
     find_training_data,
     warn_of_absent_labels,
+    warn_of_long_questions,
     write_loading,
 )
 from stages.atomic import atomic_write_text
@@ -136,6 +137,7 @@ def prepare(
     cache, train, val, absent = found.cache, found.train, found.val, found.absent
     warn_of_absent_labels(train, found.manifest.samples)
     loaded = build_for_training(config, cache, train[0])
+    warn_of_long_questions(loaded.tokenizers, [(sample.question, sample.prompt) for sample in [*train, *val]])
     stamp: dict[str, object] = {
         "cache": str(cache.root),
         "fingerprint": cache.fingerprint.digest,

@@ -13,10 +13,12 @@ import yaml
 from pipeline import locations
 from pipeline.config import resolve
 from pipeline.results import EvaluationRecord, read_predictions, write_results
+from pipeline.run_folder import RunFolder
 from stages.config import EvaluateConfig
 from stages.evaluate import first_words
 from stages.records import parse_record
 from stages.scoring import TaskScore, labels_of, majority_answers, score
+from stages.tokens import Tokenizers
 from tests.finished_run import fill_cache
 from tests.in_this_process import lines_of
 
@@ -246,6 +248,32 @@ def test_a_run_answers_another_data_set_of_open_questions(run, cache, own_card, 
     assert any(" " in text for row in rows for text in row["answers"])
     _, err = pipeline("evaluate", "--run", run, *options, "--method", "rank", status=2)
     assert "task 'qa' has open answers" in err
+
+
+def test_questions_that_are_too_long_are_counted_once_and_keep_the_words_that_ask_for_an_answer(
+    run, cache, own_card, tmp_path, pipeline
+):
+    options = ["--dataset", own_card, "--annotations", own_card.with_suffix(""), "--cache", cache.root]
+    options += ["--output", tmp_path]
+    short = pipeline("evaluate", "--run", run, *options)[1]
+    whole = [row["question"] for row in lines_of(tmp_path / "predictions.jsonl")]
+    longest = max(len(open_tokenizers(run).language(prompt)["input_ids"]) for prompt in whole)
+    settings = ["--set", f"language.max_prompt_tokens={longest - 2}"]
+    _, err = pipeline("evaluate", "--run", run, *options, *settings)
+    asked = [row["question"] for row in lines_of(tmp_path / "predictions.jsonl")]
+    cut = sum(one != other for one, other in zip(asked, whole, strict=True))
+    assert 0 < cut <= len(whole)
+    assert "too long" not in short
+    assert err.count("too long") == 1
+    assert f"warning: {cut} of {len(whole)} questions are too long for qformer.max_text_tokens=" in err
+    for prompt, question in zip(asked, whole, strict=True):
+        assert prompt.startswith("Question: ")
+        assert prompt.endswith(" Short answer:")
+        assert question.endswith(prompt.removeprefix("Question: "))
+
+
+def open_tokenizers(run):
+    return Tokenizers.load(RunFolder.open(run).config())
 
 
 def test_another_data_set_has_its_own_default_folders(run, own_card, tmp_path, pipeline, monkeypatch):

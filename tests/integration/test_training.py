@@ -15,6 +15,7 @@ from pipeline.config import resolve
 from pipeline.run_folder import RunFolder
 from stages.checkpoint import Checkpoints, Position
 from stages.errors import UserError
+from stages.evaluate import predict_batches
 from stages.feed import Collate
 from stages.run_lock import training
 from stages.step import Stepper
@@ -218,6 +219,42 @@ def test_of_equals_the_later_is_the_best_and_by_loss_another_may_be(resolved):
         trainer.position = trainer._judged(position)
         judged.append((trainer.position.best_step, trainer.position.stale))
     assert judged == [(None, 0), (1, 1), (None, 2), (None, 0)]
+
+
+# --- long questions
+
+
+def test_a_training_says_once_how_many_questions_it_cuts_and_reads_them_as_evaluation_does(
+    world, resolved, tmp_path, capfd
+):
+    config = resolved("language.max_prompt_tokens=14")
+    trainer, loaded, _ = command.prepare(config.config, config_path(config), StopRequest())
+    assert "too long" not in capfd.readouterr().err
+    window = trainer.data.train[0]
+    long = window.sample.model_copy(update={"prompt": "what is the {} of the movie?", "question": "scene and the year"})
+    tokenizers = replace(loaded.tokenizers, max_prompt=10)
+    batch = Collate(tokenizers)([window._replace(sample=long)])
+    (answered,) = predict_batches(
+        loaded.model, [batch], tokenizers, config.config.language, loaded.compute.device, loaded.compute.dtype
+    )
+    row, answer = batch.stored.answer.ids[0], batch.stored.answer.answer_mask[0]
+    assert tokenizers.decode(row[~answer][None, None])[0][0] == answered.question
+    assert answered.question.startswith("what is the ")
+    assert answered.question.endswith(" of the movie?")
+    assert len(answered.question) < len(long.prompt_text)
+    assert (~answer & batch.stored.answer.mask[0]).sum() <= 10
+
+    lines = (world.folder / "samples.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "samples.jsonl").write_text(lines.replace('"scene", "a', '"scene and scene and scene", "a', 3))
+    longer = resolved("language.max_prompt_tokens=10", f"data.annotations={tmp_path}")
+    command.prepare(longer.config, config_path(longer), StopRequest())
+    told = capfd.readouterr().err
+    assert told.count("too long") == 1
+    assert "warning: 3 of 40 questions are too long for qformer.max_text_tokens=32 or language.max_prompt_" in told
+
+    tight = resolved("language.max_prompt_tokens=7")
+    with pytest.raises(UserError, match="the text around a question is too long by itself"):
+        command.prepare(tight.config, config_path(tight), StopRequest())
 
 
 # --- one name, one run

@@ -117,9 +117,9 @@ def test_the_model_read_back_gives_the_same_answers(loaded, exported, features):
 
 
 def test_questions_are_put_as_training_put_them(loaded):
-    assert loaded.about.prompt("What is the SCENE of the movie?") == "what is the scene of the movie?"
+    assert loaded.about.prompt("What is the SCENE of the movie?") == ("what is the scene of the movie?", "{}")
     wrapped = loaded.about.model_copy(update={"card": load_card("msvd_qa")})
-    assert wrapped.prompt("Who runs?") == "Question: who runs? Short answer:"
+    assert wrapped.prompt("Who runs?") == ("who runs?", "Question: {} Short answer:")
 
 
 def test_it_is_written_again_as_it_was_read(exported, tmp_path):

@@ -80,13 +80,44 @@ def test_a_prompt_is_read_the_same_in_training_and_in_generation(tokenizers):
     assert torch.equal(tokens.ids[0][~tokens.answer_mask[0]], ids[0])
 
 
-def test_a_long_prompt_loses_its_end_and_keeps_start_and_answer():
-    tokenizers = load("language.max_prompt_tokens=4")
-    tokens = tokenizers.training([LONG], ["office"])
-    prompt = tokens.ids[0][~tokens.answer_mask[0]].tolist()
-    assert prompt == [tokenizers.special.start_id, *plain(tokenizers, LONG)[:3]]
-    assert tokenizers.prompts([LONG])[0][0].tolist() == prompt
-    assert tokens.answer_mask.sum() == len(plain(tokenizers, "office")) + 1
+FRAME = "what is {} of the movie?"
+WORDS = "the scene and the genre and the year"
+
+
+@pytest.mark.parametrize("setting", ["language.max_prompt_tokens=14", "qformer.max_text_tokens=14"])
+def test_a_long_prompt_loses_the_beginning_of_its_question_and_nothing_of_its_frame(setting):
+    tokenizers = load(setting)
+    assert tokenizers.num_too_long([FRAME.replace("{}", WORDS)]) == 1
+    fitted = tokenizers.fitted(WORDS, FRAME)
+    before, after = FRAME.split("{}")
+    left = fitted.removeprefix(before).removesuffix(after)
+    assert fitted == before + left + after
+    assert WORDS.endswith(f" {left}")
+    assert tokenizers.num_too_long([fitted]) == 0
+    longer = WORDS[: -len(left) - 1].rpartition(" ")[2] + " " + left
+    assert tokenizers.num_too_long([FRAME.replace("{}", longer)]) == 1, "no word more than needed is lost"
+
+
+def test_a_prompt_that_fits_is_read_as_it_is(tokenizers):
+    assert tokenizers.fitted(SHORT) == SHORT
+    assert tokenizers.fitted("the scene", FRAME) == "what is the scene of the movie?"
+
+
+def test_a_question_of_one_long_word_is_cut_within_the_word():
+    fitted = load("language.max_prompt_tokens=12").fitted("a" * 300, "what {}?")
+    assert fitted.startswith("what a")
+    assert fitted.endswith("a?")
+    assert 7 < len(fitted) < 300
+
+
+def test_a_frame_that_is_too_long_by_itself_is_refused():
+    with pytest.raises(UserError, match=r"the prompt 'what is \{\} of the movie\?': the text around a question is too"):
+        load("language.max_prompt_tokens=3").fitted("it", FRAME)
+
+
+def test_prompts_that_are_too_long_are_counted_with_their_repetitions():
+    tokenizers = load("language.max_prompt_tokens=10")
+    assert tokenizers.num_too_long([SHORT, LONG, LONG, SHORT]) == 2
 
 
 # --- questions of the Q-Former
@@ -99,14 +130,6 @@ def test_questions_are_framed_and_padded_on_the_right(tokenizers):
     assert question.mask[0].tolist() == [True] * length + [False] * (question.ids.shape[1] - length)
     names = tokenizers.qformer.convert_ids_to_tokens(question.ids[0])
     assert (names[0], names[length - 1], set(names[length:])) == ("[CLS]", "[SEP]", {"[PAD]"})
-
-
-def test_a_question_that_is_too_long_loses_its_beginning():
-    tokenizers = load("qformer.max_text_tokens=8")
-    whole = tokenizers.qformer(LONG)["input_ids"]
-    cut = tokenizers.question([LONG, SHORT]).ids[0].tolist()
-    assert len(whole) > 8
-    assert cut == [whole[0], *whole[-7:]]
 
 
 # --- decoding
