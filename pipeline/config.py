@@ -1,6 +1,7 @@
 """The configuration tree of a run: defaults, card, preset, file and command line in this order, later ones winning.
 
-A preset wins over a data set's card, so that the baseline's lambda of 0 holds on every data set. Defaults live in the
+A preset wins over a data set's card, so that the baseline's lambda of 0 holds on every data set; what the card says for
+this preset alone wins over both. Defaults live in the
 settings classes of `model.config` and `stages.config` alone. Every value that is not a default
 remembers where it came from (`Resolved.sources`).
 """
@@ -97,9 +98,12 @@ def resolve(
         preset = _last("preset", later) or PipelineConfig.model_fields["preset"].default
     base = Layer(f"preset {preset}", _flatten(_read_preset(preset)))
     card = load_card(_last("data.dataset", [base, *later]) or DataConfig().dataset)
+    for named in card.presets:
+        _require_preset(named, where=f"card {card.name}: presets")
+    both = Layer(f"card {card.name} for {base.source}", _flatten(card.presets.get(preset, {})))
     # The name comes last: it must be that of the preset whose values were taken.
     name = Layer(base.source, {"preset": preset})
-    return _validate([Layer(f"card {card.name}", _flatten(card.settings)), base, *later, name])
+    return _validate([Layer(f"card {card.name}", _flatten(card.settings)), base, both, *later, name])
 
 
 def dump_yaml(config: PipelineConfig) -> str:
@@ -174,15 +178,20 @@ def _parse_override(text: str) -> Layer:
         raise UserError(f"the value of {key} is not valid YAML", where="--set", received=value) from error
 
 
-def _read_preset(name: str) -> dict[str, Any]:
+def _require_preset(name: str, where: str | None = None) -> None:
     if name not in preset_names():
         near = difflib.get_close_matches(str(name), preset_names(), n=1)
         raise UserError(
             "unknown preset",
+            where=where,
             received=name,
             allowed=", ".join(preset_names()),
             hint=f"did you mean {near[0]}?" if near else None,
         )
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    _require_preset(name)
     text = resources.files("pipeline.presets").joinpath(f"{name}.yaml").read_text("utf-8")
     return _tree(parse_yaml(text, f"preset {name}"), f"preset {name}")
 

@@ -180,8 +180,9 @@ class Card(_Part):
 
     `annotations` is one form of the annotation files or a list of them: for each split, the first whose file is there
     is read. `text` names how prompts, questions and answers are cleaned (`stages.text`). `expected` is task -> split
-    -> counts. `settings` are this data set's values of configuration keys (under the preset's and the user's). `paper`
-    holds published numbers, in whatever shape they come.
+    -> counts. `settings` are this data set's values of configuration keys (under the preset's and the user's),
+    `presets` those that a preset has on this data set alone (over its own, under the user's). `paper` holds published
+    numbers, in whatever shape they come.
     """
 
     name: str
@@ -194,6 +195,7 @@ class Card(_Part):
     expected: dict[str, dict[Split, Expected]] = Field(default_factory=dict)
     download: str = ""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    presets: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     paper: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("annotations", mode="before")

@@ -174,6 +174,30 @@ def test_msvd_qa_brings_its_own_memory_and_lambda():
     assert (config.language.max_new_tokens, config.language.length_penalty) == (9, 0.0)
 
 
+@pytest.mark.parametrize(("preset", "recipe"), [("ma-lmm-7b", (5, 128)), ("diff-lmm-7b", (20, 64))])
+def test_on_msvd_qa_the_baseline_has_ma_lmms_epochs_and_batch_and_the_full_model_the_papers(preset, recipe):
+    resolved = resolve(preset=preset, options={"data.dataset": "msvd_qa"})
+    assert (resolved.config.train.epochs, resolved.config.train.batch_size) == recipe
+    said = resolved.sources.get("train.epochs")
+    assert said == ("card msvd_qa for preset ma-lmm-7b" if preset == "ma-lmm-7b" else None)
+    lvu = resolve(preset=preset).config.train
+    assert (lvu.epochs, lvu.batch_size) == (20, 64)
+
+
+def test_what_a_card_says_for_a_preset_wins_over_both_and_the_user_over_it(card):
+    with_presets = "presets: {tiny: {train: {lr: 0.75}}, ma-lmm-7b: {train: {lr: 0.5}}}\n"
+    Path(card).write_text(CARD + with_presets, encoding="utf-8")
+
+    def rate(preset, *overrides):
+        return resolve(preset=preset, options={"data.dataset": card}, overrides=overrides).config.train.lr
+
+    assert [rate(name) for name in ("tiny", "ma-lmm-7b", "diff-lmm-7b")] == [0.75, 0.5, 0.125]
+    assert rate("tiny", "train.lr=0.25") == 0.25
+    Path(card).write_text(CARD + with_presets.replace("ma-lmm-7b", "ma-lmm-7"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"card own: presets: unknown preset; got 'ma-lmm-7'.*mean ma-lmm-7b\?"):
+        rate("tiny")
+
+
 @pytest.mark.parametrize(
     "dataset",
     ["lvu", "synthetic", "msvd_qa"],
