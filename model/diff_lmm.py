@@ -68,9 +68,14 @@ class Share:
     """What part of a training step's batch some of its clips are, so that gradients of the parts add up to the whole's.
 
     Eq. 8 is a mean over answer tokens, Eq. 7 one over clips, so the two have shares of their own.
+
+    Attributes:
+        answer: with which the mean over the clips' answer tokens is multiplied; or [B] float32, with which every answer
+            token of a clip is.
+        kd: with which the mean over clips is multiplied.
     """
 
-    answer: float
+    answer: float | Tensor
     kd: float
 
 
@@ -212,10 +217,15 @@ class DiffLMM(nn.Module):
             if last in run.frames:
                 with span(LANGUAGE):
                     told = self.language_projection(run.levels[-1][:, -1])
-                    answer = share.answer * self.language.answer_loss(told, clips.answer)
+                    answer = self._answer_loss(told, clips, share)
             with span(ALIGNMENT):
                 part = self._part(run, answer, clips, distilled, share)
             yield part
+
+    def _answer_loss(self, told: Tensor, clips: Clips, share: Share) -> Tensor:
+        if isinstance(share.answer, Tensor):
+            return self.language.answer_loss(told, clips.answer, share.answer)
+        return share.answer * self.language.answer_loss(told, clips.answer)
 
     def _part(
         self, run: QFormerRun, answer: Tensor | None, clips: Clips, distilled: Sequence[int], share: Share

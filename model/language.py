@@ -109,14 +109,21 @@ class FrozenLanguageModel(FrozenModule):
     def _positions(self, position_ids: Tensor) -> dict[str, Tensor]:
         return {"position_ids": position_ids} if self._takes_positions else {}
 
-    def answer_loss(self, queries: Tensor, tokens: AnswerTokens) -> Tensor:
-        """Eq. 8: cross entropy of the answer tokens given queries [B, Q, W] and prompt, mean over tokens; scalar."""
+    def answer_loss(self, queries: Tensor, tokens: AnswerTokens, weights: Tensor | None = None) -> Tensor:
+        """Eq. 8: cross entropy of the answer tokens given queries [B, Q, W] and prompt; scalar.
+
+        The mean over tokens, or with `weights` [B] their sum, each token weighted as its sample.
+        """
         num_queries = queries.shape[1]
         mask = torch.cat([tokens.mask.new_ones(queries.shape[:2]), tokens.mask], dim=1)
         logits = self._run(queries, tokens.ids, mask, use_cache=False).logits
         # The token at text position i is predicted at sequence position Q + i - 1.
         predicted = logits[:, num_queries - 1 : -1]
-        return F.cross_entropy(predicted[tokens.answer_mask].float(), tokens.ids[tokens.answer_mask])
+        predicted, right = predicted[tokens.answer_mask].float(), tokens.ids[tokens.answer_mask]
+        if weights is None:
+            return F.cross_entropy(predicted, right)
+        of_tokens = weights[:, None].expand_as(tokens.answer_mask)[tokens.answer_mask]
+        return (F.cross_entropy(predicted, right, reduction="none") * of_tokens).sum()
 
     @torch.no_grad()
     def generate(self, queries: Tensor, prompt: Tensor, prompt_mask: Tensor, config: LanguageConfig) -> Answers:

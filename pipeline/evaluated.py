@@ -140,6 +140,14 @@ def _open_exported(source: str, given: Mapping[str, str], own: tuple[str, ...]) 
                 received=card.tasks[task].prompt,
                 hint="choose it with --set data.prompts=paper or data.prompts=ma-lmm",
             )
+    shown, now = about.card.frame_rule.frame_offset, card.frame_rule.frame_offset
+    if shown != now and about.card.name == card.name:
+        raise UserError(
+            f"the model was trained on frames with data.frame_offset={shown}",
+            where=source,
+            received=now,
+            hint=f"add --set data.frame_offset={shown}",
+        )
     folder = Path(source)
     same = (card.name, finished.config.data.task) == (about.card.name, about.task)
 

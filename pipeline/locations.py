@@ -16,7 +16,8 @@ from stages.video_paths import videos_root as named_root
 
 def card_of(config: PipelineConfig) -> Card:
     """The data set's card, with prompts and frames as the configuration asks for them."""
-    return load_card(config.data.dataset).as_asked(prompts=config.data.prompts, jitter=config.data.jitter)
+    data = config.data
+    return load_card(data.dataset).as_asked(prompts=data.prompts, jitter=data.jitter, frame_offset=data.frame_offset)
 
 
 def videos_root(config: PipelineConfig) -> Path | str:
@@ -67,18 +68,20 @@ def extract_command(config: PipelineConfig) -> str:
 def _as_yaml(value: object) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return "null" if value is None else str(value)
 
 
 def _own_settings(config: PipelineConfig) -> list[tuple[str, object]]:
     """What extraction depends on and the run's preset does not say."""
     usual = resolve(preset=config.preset, options={"data.dataset": config.data.dataset}).config
-    frames = [] if config.data.jitter == usual.data.jitter else [("data.jitter", str(config.data.jitter).lower())]
-    return frames + [
+    named = [("data", name) for name in ("jitter", "frame_offset")]
+    named += [(branch, name) for branch in ("encoder", "teacher", "extract") for name, _ in getattr(config, branch)]
+    return [
         (f"{branch}.{name}", value)
-        for branch in ("encoder", "teacher", "extract")
-        for name, value in getattr(config, branch)
-        if value != getattr(getattr(usual, branch), name)
+        for branch, name in named
+        if (value := getattr(getattr(config, branch), name)) != getattr(getattr(usual, branch), name)
     ]
 
 

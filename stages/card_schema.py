@@ -124,7 +124,8 @@ class FrameRule(_Part):
     """Which frames a sample sees: `num_frames` evenly spaced over the whole video (`uniform`) or over `windows`.
 
     Windows are `history_s` long and start every `stride_s`. Frame indices count at `index_fps`. With `jitter`, training
-    draws one random frame from each of `num_frames` equal parts instead (`Sample.training_times_s`).
+    draws one random frame from each of `num_frames` equal parts instead (`Sample.training_times_s`). `frame_offset` is
+    added to the indices (`data.frame_offset`).
     """
 
     kind: Literal["windows", "uniform"]
@@ -133,6 +134,7 @@ class FrameRule(_Part):
     history_s: FiniteFloat | None = Field(default=None, ge=1)
     stride_s: FiniteFloat | None = Field(default=None, gt=0)
     jitter: bool = False
+    frame_offset: int = Field(default=0, le=0)
 
     @model_validator(mode="after")
     def _windows_have_sizes(self) -> "FrameRule":
@@ -224,8 +226,8 @@ class Card(_Part):
                 raise ValueError(f"format {form.format} stands alone, because it holds all splits at once")
         return self
 
-    def as_asked(self, *, prompts: Literal["ma-lmm", "paper"], jitter: bool) -> "Card":
-        """Return the card with the wording of the prompts asked for, and without its frame rule's jitter if so asked.
+    def as_asked(self, *, prompts: Literal["ma-lmm", "paper"], jitter: bool, frame_offset: int = 0) -> "Card":
+        """Return the card with the wording of the prompts asked for, and its frame rule without jitter or shifted.
 
         Raises:
             UserError: the paper's wording is asked for, and the card has none.
@@ -238,7 +240,11 @@ class Card(_Part):
             tasks = {
                 key: task.model_copy(update={"prompt": task.paper_prompt or task.prompt}) for key, task in tasks.items()
             }
-        rule = self.frame_rule.model_copy(update={"jitter": self.frame_rule.jitter and jitter})
+        changed = {
+            "jitter": self.frame_rule.jitter and jitter,
+            "frame_offset": frame_offset or self.frame_rule.frame_offset,
+        }
+        rule = self.frame_rule.model_copy(update=changed)
         return self.model_copy(update={"tasks": tasks, "frame_rule": rule})
 
     def _check_prompt(self, key: str, task: TaskCard) -> None:

@@ -7,9 +7,9 @@ import yaml
 
 from stages.annotations import read_annotations
 from stages.atomic import atomic_write_text
-from stages.card_schema import Card
+from stages.card_schema import Card, FrameRule
 from stages.errors import UserError
-from stages.manifest import Manifest, ManifestBuilder, Split
+from stages.manifest import Manifest, ManifestBuilder, Sample, Split
 from stages.records import nearest_hint, parse_record, read_yaml
 
 __all__ = ["Card", "build_manifest", "bundled_cards", "differences_from_expected", "export_manifest", "load_card"]
@@ -89,10 +89,15 @@ def _read_exported(card: Card, annotations: Path) -> Manifest:
                 where=annotations,
                 received=f"task {sample.task!r} with {', '.join(sample.candidates or ('open answers',))}",
             )
-    if card.frame_rule.jitter:
-        return manifest
-    still = (sample.model_copy(update={"jitter": False}) if sample.jitter else sample for sample in manifest.samples)
-    return replace(manifest, samples=tuple(still))
+    return replace(manifest, samples=tuple(_as_asked(sample, card.frame_rule) for sample in manifest.samples))
+
+
+def _as_asked(sample: Sample, rule: FrameRule) -> Sample:
+    """The sample without jitter or shifted, if that is asked; frames that are named one by one stay what they are."""
+    jitter, offset = sample.jitter and rule.jitter, rule.frame_offset or sample.frame_offset
+    if sample.times_s is not None or (jitter, offset) == (sample.jitter, sample.frame_offset):
+        return sample
+    return sample.model_copy(update={"jitter": jitter, "frame_offset": offset})
 
 
 def export_manifest(card: Card, manifest: Manifest, folder: Path) -> Path:

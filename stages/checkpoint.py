@@ -28,6 +28,7 @@ from stages.atomic import atomic_write_text, sync_directory, sync_file
 from stages.errors import UserError
 
 BestBy = Literal["accuracy", "loss"]
+OfEquals = Literal["other", "first"]
 
 _MODEL, _OPTIMIZER, _STATE, _INDEX = "model.safetensors", "optimizer.safetensors", "state.json", "index.json"
 _CHECKSUMS = "checksums.json"
@@ -56,14 +57,20 @@ class Position:
     best_step: int | None = None
     stale: int = 0
 
-    def better_than(self, other: "Position", by: BestBy = "accuracy") -> bool:
-        """Higher accuracy, then lower loss (or the other way round), then later; validated is better than not."""
-        return self._merit(by) > other._merit(by)
+    def better_than(self, other: "Position", by: BestBy = "accuracy", of_equals: OfEquals = "other") -> bool:
+        """Higher accuracy, then lower loss (or the other way round), then later; validated is better than not.
 
-    def _merit(self, by: BestBy) -> tuple[float, float, int]:
+        With `first`, of validated positions that are equal in what is looked at neither is better.
+        """
+        return self._merit(by, of_equals) > other._merit(by, of_equals)
+
+    def _merit(self, by: BestBy, of_equals: OfEquals) -> tuple[float, ...]:
         top1 = -1.0 if self.val_top1 is None else self.val_top1
         loss = -math.inf if self.val_loss is None or not math.isfinite(self.val_loss) else -self.val_loss
-        return (top1, loss, self.step) if by == "accuracy" else (loss, top1, self.step)
+        looked_at, other = (top1, loss) if by == "accuracy" else (loss, top1)
+        if of_equals == "first" and self.val_top1 is not None:
+            return (looked_at, 0.0)  # more than what is not validated has here
+        return (looked_at, other, self.step)
 
 
 class Checkpoints:

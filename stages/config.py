@@ -27,6 +27,9 @@ class DataConfig(Settings):
     jitter: bool = True
     """Whether training draws other frames each epoch where the card says so (msvd_qa), for which extraction caches all
     that can be drawn; false: training sees the frames of evaluation, and the cache holds no others."""
+    frame_offset: Annotated[int, Field(le=0)] = 0
+    """Added to every frame index, in extraction, training and evaluation alike. At -1 frame i shows second (i - 1)/10,
+    as it does in MA-LMM's JPEGs of ffmpeg 5.1; such frames are others, and a cache holds each under its own time."""
     allow_leakage: bool = False
     """Train on several tasks together although one's training videos are another's test videos."""
 
@@ -95,6 +98,9 @@ class TrainConfig(Settings):
     micro_batch_size: PositiveInt | None = None
     """Samples that go through the networks at once; the gradients of a step's parts add up to those of the whole. null
     takes the step's samples together."""
+    answer_loss_samples: PositiveInt | None = None
+    """Eq. 8 is the mean over the answer tokens of so many samples, and then the mean over these groups of the batch;
+    null: the mean over all answer tokens of the batch. MA-LMM's GPUs have 16 (LVU) or 32 (MSVD-QA) each."""
     lr: PositiveFloat = 1e-4
     """Peak learning rate."""
     min_lr: NonNegativeFloat = 0.0
@@ -137,7 +143,10 @@ class TrainConfig(Settings):
     validate_every: PositiveInt = 1
     """Epochs between validations."""
     best_by: Literal["accuracy", "loss"] = "accuracy"
-    """What the best checkpoint is chosen by on the validation split; the other decides between equals."""
+    """What the best checkpoint is chosen by on the validation split."""
+    best_of_equals: Literal["other", "first"] = "other"
+    """Which of equally good validations is the best: the `other` number decides, and then the later one wins; or the
+    `first` of them, as in MA-LMM."""
     patience: PositiveInt | None = None
     """Validations in a row without a better one after which training stops; null trains all epochs."""
     save_every_steps: PositiveInt | None = None

@@ -68,7 +68,8 @@ class Sample(Record):
     `id` is unique in the manifest; it is not a file name. `question` is the bare question; `prompt_text` is what a
     model reads, the question inside `prompt`. `candidates` are a classification's answers in order, None if open.
     `answer_type` is what kind of thing is asked for (MSVD-QA: what, who, how, when, where). With `jitter`, every epoch
-    of training draws other frames between `start_s` and `end_s` (`training_times_s`).
+    of training draws other frames between `start_s` and `end_s` (`training_times_s`). `frame_offset` is added to every
+    frame index, and what then lies before the video is its first frame.
     """
 
     id: str = Field(min_length=1)
@@ -85,6 +86,7 @@ class Sample(Record):
     num_frames: int | None = Field(default=None, ge=1)
     index_fps: FiniteFloat | None = Field(default=None, gt=0)
     jitter: bool = False
+    frame_offset: int = Field(default=0, le=0)
     times_s: tuple[FiniteFloat, ...] | None = Field(default=None, strict=False, min_length=1)
 
     _check_task = field_validator("task")(_safe_name("task"))
@@ -99,8 +101,9 @@ class Sample(Record):
         given = sum(value is not None for value in rule)
         if given not in (0, len(rule)) or (given == 0) == (self.times_s is None):
             raise ValueError("give either start_s, end_s, num_frames and index_fps, or times_s alone")
-        if self.jitter and self.times_s is not None:
-            raise ValueError("jitter needs start_s, end_s, num_frames and index_fps, not times_s")
+        for name, is_set in (("jitter", self.jitter), ("frame_offset", self.frame_offset != 0)):
+            if is_set and self.times_s is not None:
+                raise ValueError(f"{name} needs start_s, end_s, num_frames and index_fps, not times_s")
         if self.start_s is not None and self.end_s is not None and self.end_s < self.start_s:
             raise ValueError(f"end_s {self.end_s} lies before start_s {self.start_s}")
         if self.times_s is not None and (self.times_s[0] < 0 or list(self.times_s) != sorted(self.times_s)):
@@ -121,7 +124,7 @@ class Sample(Record):
         """
         if self.times_s is not None:
             return np.asarray(self.times_s, dtype=np.float64)
-        return even_times_s(*self._rule())
+        return even_times_s(*self._rule(), self.frame_offset)
 
     def training_times_s(self, seed: int, epoch: int) -> np.ndarray:
         """Return the frame times of one epoch of training in seconds, `[T]` float64, sorted.
@@ -139,7 +142,8 @@ class Sample(Record):
         of_sample = int.from_bytes(hashlib.sha256(self.id.encode()).digest()[:8], "big")
         random = np.random.default_rng([seed, epoch, of_sample])
         # With fewer frames than segments some segments are empty; their one choice is where they begin.
-        return random.integers(bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1)) / index_fps
+        drawn = random.integers(bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1))
+        return np.maximum(drawn + self.frame_offset, 0) / index_fps
 
     def planned_times_s(self) -> np.ndarray:
         """Return all times that a cache must hold for this sample in seconds, float64, sorted and distinct.
@@ -149,7 +153,8 @@ class Sample(Record):
         if not self.jitter:
             return np.unique(self.frame_times_s())
         start_s, end_s, _, index_fps = self._rule()
-        return np.arange(_index_of(start_s, index_fps), _index_of(end_s, index_fps) + 1) / index_fps
+        indices = np.arange(_index_of(start_s, index_fps), _index_of(end_s, index_fps) + 1)
+        return np.unique(np.maximum(indices + self.frame_offset, 0)) / index_fps
 
     def _rule(self) -> tuple[float, float, int, float]:
         assert self.start_s is not None
@@ -164,11 +169,14 @@ def _index_of(time_s: float, index_fps: float) -> int:
     return round(time_s * index_fps)
 
 
-def even_times_s(start_s: float, end_s: float, num_frames: int, index_fps: float) -> np.ndarray:
-    """Return evenly spaced times `[T]` float64 in seconds, both ends included, each on a whole index at `index_fps`."""
+def even_times_s(start_s: float, end_s: float, num_frames: int, index_fps: float, offset: int = 0) -> np.ndarray:
+    """Return evenly spaced times `[T]` float64 in seconds, both ends included, each on a whole index at `index_fps`.
+
+    `offset` is added to the indices, none of which falls below 0.
+    """
     # index / fps * fps can miss the index by one unit in the last place, which a rounded half would show.
     first, last = round(start_s * index_fps, 6), round(end_s * index_fps, 6)
-    return np.rint(np.linspace(first, last, num_frames)) / index_fps
+    return np.maximum(np.rint(np.linspace(first, last, num_frames)) + offset, 0) / index_fps
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,24 @@ class Stepper:
             self.model.observe(self.group.gather(together))
 
     def _shares(self, parts: Sequence[Batch]) -> list[Share]:
-        """Eq. 8 is a mean over the batch's answer tokens, Eq. 7 one over its clips."""
-        tokens = [int(part.stored.answer.answer_mask.sum()) for part in parts]
+        """Eq. 8 is a mean over answer tokens, of the batch or of groups of it, Eq. 7 one over the batch's clips."""
+        tokens = [part.stored.answer.answer_mask.sum(1) for part in parts]
         clips = [len(part.samples) for part in parts]
-        all_tokens, all_clips = self.group.sum(torch.tensor([sum(tokens), sum(clips)])).tolist()
-        return [Share(answer=t / all_tokens, kd=c / all_clips) for t, c in zip(tokens, clips, strict=True)]
+        all_tokens, all_clips = self.group.sum(torch.tensor([int(sum(map(torch.sum, tokens))), sum(clips)])).tolist()
+        answers: Sequence[float | Tensor] = [int(part.sum()) / all_tokens for part in tokens]
+        if self.config.answer_loss_samples is not None:
+            answers = self._token_weights(torch.cat(tokens), self.config.answer_loss_samples).split(clips)
+        return [Share(answer=answer, kd=c / all_clips) for answer, c in zip(answers, clips, strict=True)]
+
+    def _token_weights(self, tokens: Tensor, size: int) -> Tensor:
+        """What each token of this process's samples [S] weighs where Eq. 8 is a mean over groups of so many samples.
+
+        Groups follow the batch's order, in which the processes' samples stand one after the other.
+        """
+        place = self.group.rank * len(tokens) + torch.arange(len(tokens))
+        group_of, num_groups = place // size, -(-len(tokens) * self.group.size // size)
+        in_group = self.group.sum(torch.zeros(num_groups, dtype=tokens.dtype).index_add(0, group_of, tokens))
+        return (1 / (num_groups * in_group[group_of].double())).float().to(self.compute.device)
 
     def _require_finite(self, value: Tensor, what: str, step: int, parts: Sequence[Batch]) -> None:
         if not math.isfinite(value.item()):

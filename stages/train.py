@@ -320,13 +320,13 @@ class Trainer:
         """The position with what is known of the best one at this moment."""
         alignment = self.model.alignment
         position = replace(position, target_width=None if alignment is None else alignment.target_width)
-        by = self.config.best_by
-        if self.best is None or position.better_than(replace(self.best, step=position.step), by):
+        by = self.config.best_by, self.config.best_of_equals
+        if self.best is None or position.better_than(replace(self.best, step=position.step), *by):
             position = replace(position, stale=0)
         elif position.val_loss is not None:
             position = replace(position, stale=position.stale + 1)
         # Of equals the later one is kept, but it is no gain that patience waits for.
-        if self.best is None or position.better_than(self.best, by):
+        if self.best is None or position.better_than(self.best, *by):
             self.best = replace(position, best_step=None)
             return self.best
         return replace(position, best_step=self.best.step)

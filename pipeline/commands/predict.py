@@ -76,7 +76,7 @@ def _frame_times(video: Path, rule: FrameRule, start_s: float, config: PipelineC
         )
     first_s, last_s = rule.spans(start_s, length_s, rule.indexed_frames(length_s))[0]
     require_room(config, rule.num_frames)
-    return even_times_s(first_s, last_s, rule.num_frames, rule.index_fps)
+    return even_times_s(first_s, last_s, rule.num_frames, rule.index_fps, rule.frame_offset)
 
 
 def _length_s(video: Path) -> float:

@@ -87,6 +87,7 @@ class Source:
                 "num_frames": rule.num_frames,
                 "index_fps": rule.index_fps,
                 "jitter": rule.jitter and question.split == "train",
+                "frame_offset": rule.frame_offset,
             }
             self._builder.add_sample(parse_record(Sample, record, question.where), question.where)
 

@@ -323,8 +323,17 @@ def test_an_export_is_evaluated_as_the_run_it_is_from(run, folder, tmp_path, pip
     [
         ({"name": "mine"}, "data set 'mine', whose card is not shipped. Give the card's file with --dataset"),
         ({"tasks": {"scene": {"prompt": "where?", "labels": ["office"]}}}, "another wording of task 'scene': 'where?'"),
+        (
+            {
+                "frame_rule": {
+                    **{"kind": "windows", "history_s": 8, "stride_s": 8, "num_frames": 8, "index_fps": 10},
+                    "frame_offset": -1,
+                }
+            },
+            "data.frame_offset=-1; got 0. Add --set data.frame_offset=-1",
+        ),
     ],
-    ids=["card", "prompt"],
+    ids=["card", "prompt", "frames"],
 )
 def test_an_export_of_other_data_is_not_asked_the_wrong_questions(run, tmp_path, pipeline, changed, said):
     pipeline("export", run, tmp_path)

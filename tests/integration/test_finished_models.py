@@ -6,6 +6,7 @@ checkpoint random weights.
 
 import json
 
+import pytest
 from safetensors.torch import load_file
 
 from pipeline import locations
@@ -54,6 +55,9 @@ def test_a_run_is_exported_and_the_export_predicts_as_the_run(run, folder, tmp_p
     # Settings may still be changed.
     out, _ = pipeline("predict", video, *question, "--run", target, "--json", "--set", "language.num_beams=2")
     assert len(json.loads(out)["answers"]) == 2
+    out, _ = pipeline("predict", video, *question, "--run", run, "--json", "--set", "data.frame_offset=-1")
+    shifted = json.loads(out)
+    assert (shifted["from_s"], shifted["to_s"]) == (0.0, pytest.approx(answers[0]["to_s"] - 0.1))
 
 
 def test_an_export_goes_over_an_older_export_only(run, tmp_path, pipeline):

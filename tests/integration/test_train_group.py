@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import locations
 from pipeline.commands import train as command
@@ -69,6 +70,22 @@ def run_of(world, name):
 def test_parts_of_each_processs_share_add_up_to_the_batch(world, alone, tmp_path):
     together(fit, 2, tmp_path, settings(world, "parts", "train.micro_batch_size=1"))
     near(run_of(world, "parts"), alone)
+
+
+def weights_of(group, resolved, counts):
+    """What the answer tokens of this process's share of the samples weigh."""
+    trainer, _, _ = command.prepare(resolved.config, locations.run_folder(resolved.config), bool, group)
+    own = len(counts) // group.size
+    share = torch.tensor(counts[group.rank * own : (group.rank + 1) * own])
+    return trainer.stepper._token_weights(share, resolved.config.train.answer_loss_samples).tolist()
+
+
+def test_groups_of_samples_that_two_processes_share_are_those_of_one(world, tmp_path):
+    """Of six samples in groups of four, the first group lies on both."""
+    counts, resolved = [1, 2, 3, 4, 5, 6], settings(world, "groups", "train.answer_loss_samples=4")
+    first, second = 1 / (2 * (1 + 2 + 3 + 4)), 1 / (2 * (5 + 6))
+    found = together(weights_of, 2, tmp_path, resolved, counts)
+    assert [*found[0], *found[1]] == pytest.approx([first] * 4 + [second] * 2)
 
 
 def test_with_the_language_model_in_pieces_the_losses_and_answers_are_the_same(world, alone, tmp_path):

@@ -22,6 +22,9 @@ from stages.step import Stepper
 from stages.stop import StopRequest
 from tests.training_world import SETTINGS, STEPS, make, numbers, rows_of, weights
 
+FLOAT32_LOSS = 1e-5  # relative
+GRADIENT = 1e-4  # relative to the parameter's largest, in float32
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -61,6 +64,15 @@ def stepper(resolved):
     return Stepper(resolved.config.train, loaded.model, loaded.compute), trainer.data
 
 
+def with_unequal_answers(windows):
+    """Six windows with answers of unequal length: a mean of parts' means is another loss than the mean."""
+    answers = ("office", "the king is in the office", "hotel and airport", "office", "hotel", "airport of the king")
+    return [
+        w._replace(sample=w.sample.model_copy(update={"answer": a, "candidates": None}))
+        for w, a in zip(windows, answers, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("kd_frames", ["all", "2"])
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1), (4, 2)])
 def test_parts_of_a_batch_have_the_losses_gradients_and_running_mean_of_the_whole(resolved, sizes, kd_frames):
@@ -68,13 +80,7 @@ def test_parts_of_a_batch_have_the_losses_gradients_and_running_mean_of_the_whol
     found = []
     for cut in ((6,), sizes):
         taker, data = stepper(config)
-        windows = [data.train[index] for index in range(6)]
-        # Answers of unequal length: a mean of the parts' means would be another loss.
-        answers = ("office", "the king is in the office", "hotel and airport", "office", "hotel", "airport of the king")
-        windows = [
-            w._replace(sample=w.sample.model_copy(update={"answer": a, "candidates": None}))
-            for w, a in zip(windows, answers, strict=True)
-        ]
+        windows = with_unequal_answers(data.train[index] for index in range(6))
         starts = np.cumsum([0, *cut])
         parts = [Collate(data.tokenizers)(windows[a:b]) for a, b in pairwise(starts)]
         lengths = {int(part.stored.answer.answer_mask.sum(1).max()) for part in parts}
@@ -90,7 +96,39 @@ def test_parts_of_a_batch_have_the_losses_gradients_and_running_mean_of_the_whol
     assert gradients.keys() == parts_gradients.keys()
     for name, gradient in gradients.items():
         scale = gradient.abs().max().clamp(min=1e-4)
-        assert ((parts_gradients[name] - gradient).abs().max() / scale).item() < 1e-4, name
+        assert ((parts_gradients[name] - gradient).abs().max() / scale).item() < GRADIENT, name
+
+
+@pytest.mark.parametrize("sizes", [(6,), (4, 2), (1,) * 6])
+@pytest.mark.parametrize("group", [1, 4, 6])
+def test_the_answer_loss_of_groups_is_the_mean_of_their_means_however_the_batch_is_cut(resolved, sizes, group):
+    """With groups of 16, MA-LMM's loss on four GPUs."""
+    taker, data = stepper(resolved(f"train.answer_loss_samples={group}", "alignment.kd_weight=0"))
+    windows = with_unequal_answers(data.train[index] for index in range(6))
+
+    def alone(start, stop):
+        clips = Collate(data.tokenizers)(windows[start:stop]).on(taker.compute.device)
+        return taker.model(clips).answer
+
+    taker.model.train()
+    parts = [Collate(data.tokenizers)(windows[a:b]) for a, b in pairwise(np.cumsum([0, *sizes]))]
+    starts = range(0, 6, group)
+    expected = torch.stack([alone(start, start + group) for start in starts]).mean()
+    found = taker._forward_backward(0, parts)
+    torch.testing.assert_close(found.answer, expected, rtol=FLOAT32_LOSS, atol=0)
+    torch.testing.assert_close(found.total, expected, rtol=FLOAT32_LOSS, atol=0)
+    gradients = {name: p.grad.clone() for name, p in taker.parameters.items() if p.grad is not None}
+    taker.model.zero_grad(set_to_none=True)
+    for start in starts:
+        clips = Collate(data.tokenizers)(windows[start : start + group]).on(taker.compute.device)
+        (taker.model(clips).total / len(starts)).backward()
+    for name, gradient in gradients.items():
+        theirs = taker.parameters[name].grad
+        scale = theirs.abs().max().clamp(min=1e-4)
+        assert ((gradient - theirs).abs().max() / scale).item() < GRADIENT, name
+    pooled, _ = stepper(resolved("alignment.kd_weight=0"))
+    other = pooled._forward_backward(0, parts).answer
+    assert (abs(other - expected) > 100 * FLOAT32_LOSS * expected) == (group != 6)
 
 
 def test_a_training_in_parts_takes_as_many_steps_and_nearly_the_same_first_one(resolved):
@@ -211,14 +249,33 @@ def test_asked_to_stop_before_a_validation_it_validates_first_when_resumed(resol
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_of_equals_the_later_is_the_best_and_by_loss_another_may_be(resolved):
-    trainer, _, _ = command.prepare(resolved("train.best_by=loss").config, config_path(resolved()), StopRequest())
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # Of equals the later is the best, but no gain.
+        (["train.best_by=loss"], [(None, 0), (1, 1), (None, 2), (None, 0), (4, 1)]),
+        (["train.best_by=accuracy"], [(None, 0), (None, 0), (2, 1), (2, 2), (None, 0)]),
+        (["train.best_by=loss", "train.best_of_equals=first"], [(None, 0), (1, 1), (1, 2), (None, 0), (4, 1)]),
+        (["train.best_by=accuracy", "train.best_of_equals=first"], [(None, 0), (None, 0), (2, 1), (2, 2), (2, 3)]),
+    ],
+)
+def test_of_equals_the_other_number_decides_or_the_first_is_the_best(resolved, settings, expected):
+    trainer, _, _ = command.prepare(resolved(*settings).config, config_path(resolved()), StopRequest())
     judged = []
-    for step, (top1, loss) in enumerate([(0.5, 1.0), (0.9, 2.0), (0.5, 1.0), (0.1, 0.5)], start=1):
+    for step, (top1, loss) in enumerate([(0.5, 1.0), (0.9, 2.0), (0.5, 1.0), (0.1, 0.5), (0.9, 1.5)], start=1):
         position = replace(trainer.position, epoch=step, step=step, val_top1=top1, val_loss=loss)
         trainer.position = trainer._judged(position)
         judged.append((trainer.position.best_step, trainer.position.stale))
-    assert judged == [(None, 0), (1, 1), (None, 2), (None, 0)]
+    assert judged == expected
+
+
+def test_without_validation_the_last_is_the_best_whatever_decides_between_equals(resolved):
+    trainer, _, _ = command.prepare(
+        resolved("train.best_of_equals=first").config, config_path(resolved()), StopRequest()
+    )
+    for step in (1, 2):
+        trainer.position = trainer._judged(replace(trainer.position, epoch=step, step=step))
+        assert trainer.position.best_step is None
 
 
 # --- long questions

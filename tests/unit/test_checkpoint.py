@@ -200,6 +200,20 @@ def test_by_loss_the_loss_comes_first_and_one_that_is_no_number_is_the_worst():
     assert not broken.better_than(high, "accuracy")
 
 
+def test_the_first_of_equals_stays_the_best_where_that_is_asked():
+    """As MA-LMM's, which takes an epoch for the best only if it is better."""
+    first, second = Position(1, 1, val_top1=0.5, val_loss=1.0), Position(2, 2, val_top1=0.5, val_loss=0.9)
+    assert not second.better_than(first, "accuracy", "first")
+    assert not first.better_than(second, "accuracy", "first")
+    assert Position(3, 3, val_top1=0.6, val_loss=9.0).better_than(first, "accuracy", "first")
+    assert second.better_than(first, "loss", "first")
+    broken, unseen = Position(4, 4, val_top1=0.0, val_loss=float("nan")), Position(5, 5)
+    for by in ("accuracy", "loss"):
+        assert broken.better_than(unseen, by, "first")
+        assert not unseen.better_than(broken, by, "first")
+        assert Position(6, 6).better_than(unseen, by, "first"), "without validation the last one counts"
+
+
 # --- optimizer state
 
 

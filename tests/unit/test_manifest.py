@@ -118,6 +118,33 @@ def test_without_jitter_training_sees_the_frames_of_evaluation():
     assert np.array_equal(short.planned_times_s(), np.arange(9) / 10), "repeated frames are cached once"
 
 
+def test_an_offset_shifts_every_index_and_none_below_the_first():
+    """MA-LMM's frame i shows second (i - 1)/10."""
+    assert sample(start_s=20.0, end_s=119.0, frame_offset=-1).frame_times_s().tolist() == [
+        (10 * second - 1) / 10 for second in range(20, 120)
+    ]
+    assert sample(start_s=0.0, end_s=0.5, num_frames=6, frame_offset=-1).frame_times_s().tolist() == [
+        0.0,
+        *(index / 10 for index in range(5)),
+    ]
+    for jitter in (False, True):
+        plain, shifted = clip(72, jitter=jitter), clip(72, jitter=jitter).model_copy(update={"frame_offset": -1})
+        for epoch in range(5):
+            indices = np.rint(plain.training_times_s(1, epoch) * 10)
+            assert np.array_equal(shifted.training_times_s(1, epoch), np.maximum(indices - 1, 0) / 10)
+            assert np.isin(shifted.training_times_s(1, epoch), shifted.planned_times_s()).all()
+        assert np.isin(shifted.frame_times_s(), shifted.planned_times_s()).all()
+        assert len(np.unique(shifted.planned_times_s())) == len(shifted.planned_times_s())
+
+
+def test_an_offset_lies_before_and_is_none_of_explicit_times():
+    with pytest.raises(ValueError, match="less than or equal to 0"):
+        sample(frame_offset=1)
+    rule = dict.fromkeys(("start_s", "end_s", "num_frames", "index_fps"))
+    with pytest.raises(ValueError, match="frame_offset needs start_s"):
+        sample(**rule, times_s=[0.5], frame_offset=-1)
+
+
 def test_a_part_of_a_video_is_drawn_from_where_it_starts():
     part = sample(start_s=2.0, end_s=5.9, num_frames=4, jitter=True)
     drawn = np.array([part.training_times_s(0, epoch) for epoch in range(100)])
