@@ -89,7 +89,8 @@ class ExtractConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """Stage 2's training; the defaults are the paper's section 4.2 and MA-LMM's recipe (FACTS.md C.7)."""
+    """Stage 2's training; the defaults are the paper's section 4.2, and MA-LMM's where it is silent. docs/method.md
+    lists what is otherwise."""
 
     epochs: PositiveInt = 20
     """Passes over the training samples."""
@@ -110,7 +111,7 @@ class TrainConfig(Settings):
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     """AdamW's second-moment rate."""
     grad_clip: PositiveFloat | None = None
-    """Largest norm of the gradient over all parameters; null switches clipping off, as in the paper's recipe."""
+    """Largest norm of the gradient over all parameters; null switches clipping off, as in MA-LMM."""
     schedule: Literal["ma_lmm", "cosine"] = "ma_lmm"
     """ma_lmm: linear warm-up within epoch 0, then a cosine that steps once per epoch; cosine: both per step."""
     warmup_steps: NonNegativeInt = 1000

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.pages import page_environment
 from pipeline.reporting import frames
 from pipeline.reporting.accuracy import accuracy_groups, shown_evaluation, unit_of
+from pipeline.reporting.departures import in_ranges
 from pipeline.reporting.frames import Strip
 from pipeline.reporting.mistakes import Mistakes, choose_mistakes
 from pipeline.reporting.paired import paired_groups
@@ -44,7 +45,7 @@ def render(runs: Sequence[RunData], paper: PaperSection | None = None) -> str:
         paper: the paper's tables with the runs' own numbers in them.
     """
     environment = page_environment()
-    environment.filters.update(percent=_percent, span=_span, points=_points, printed=printed)
+    environment.filters.update(percent=_percent, span=_span, points=_points, printed=printed, in_ranges=in_ranges)
     page: str = environment.get_template("report.html").render(
         title=", ".join(run.name for run in runs) or "The paper's tables",
         runs=runs,

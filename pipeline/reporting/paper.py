@@ -1,6 +1,6 @@
 """The project's measured rows beside the paper's tables: every cell says where its number is from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from statistics import fmean
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from pipeline.reporting.departures import departures_of, in_ranges, remarks_of
 from pipeline.reporting.paper_rules import deviations, misfits, obstacles
 from pipeline.reporting.runs import RunData
 from stages.scoring import TaskScore
@@ -34,7 +35,7 @@ class Column(_Part):
 
 
 class Row(_Part):
-    """One model; `settings` on top of the paper's preset make it, None where this project cannot measure it."""
+    """One model; `settings` make it, on top of the paper's preset or another; None where it cannot be measured here."""
 
     label: str
     paper: tuple[float | None, ...]
@@ -54,22 +55,30 @@ class PublishedTable(_Part):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run measured for a cell: `correct` of `n` samples, and in percent with the Wilson interval."""
+    """What one run measured for a cell: `correct` of `n` samples, and in percent with the Wilson interval.
+
+    `departures` are the numbers of `pipeline.reporting.departures` that the run has.
+    """
 
     run: str
     percent: float
     correct: int
     n: int
     ci95: tuple[float, float]
+    departures: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a line; `percent` is None unless it is measured or printed, and the mean of several runs."""
+    """One number of a line; `percent` is None unless it is measured or printed, and the mean of several runs.
+
+    `departures` are those of everything that was measured for it.
+    """
 
     state: State
     percent: float | None = None
     measurements: tuple[Measurement, ...] = ()
+    departures: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,11 +113,19 @@ class PaperTable:
 
 @dataclass(frozen=True)
 class PaperSection:
-    """All tables; `left_out` says for each run that fills no cell why, `remarks` what differs in those that do."""
+    """All tables.
+
+    Attributes:
+        tables: in the paper's order.
+        left_out: for each run that fills no cell, why.
+        remarks: what differs from the recipe in those that do.
+        departures: what the numbers beside measured cells mean.
+    """
 
     tables: tuple[PaperTable, ...]
     left_out: dict[str, tuple[str, ...]]
     remarks: dict[str, tuple[str, ...]]
+    departures: dict[int, str]
 
 
 def published_tables() -> tuple[PublishedTable, ...]:
@@ -128,10 +145,12 @@ def lay_out(runs: Sequence[RunData]) -> PaperSection:
         if run.name not in used:
             blocked[run.name] = _nearest_misfits(run, tables)
     remarks = {run.name: deviations(run) for run in able if run.name in used}
+    cells = [cell for table in laid for line in table.lines for cell in line.cells]
     return PaperSection(
         laid,
         {name: reasons for name, reasons in blocked.items() if reasons},
         {name: lines for name, lines in remarks.items() if lines},
+        remarks_of(_union(cells)),
     )
 
 
@@ -164,18 +183,20 @@ def _measurement(run: RunData, column: Column) -> Measurement | None:
     score = evaluation.scores.get(column.task or "")
     if score is None:
         return None
-    return _of_task(run.name, score) if column.label is None else _of_class(run.name, score, column.label)
+    return _of_task(run, score) if column.label is None else _of_class(run, score, column.label)
 
 
-def _of_task(run: str, score: TaskScore) -> Measurement:
-    return Measurement(run, 100 * score.top1, score.correct, score.n, _in_percent(score.ci95))
+def _of_task(run: RunData, score: TaskScore) -> Measurement:
+    departing = departures_of(run.config)
+    return Measurement(run.name, 100 * score.top1, score.correct, score.n, _in_percent(score.ci95), departing)
 
 
-def _of_class(run: str, score: TaskScore, label: str) -> Measurement | None:
+def _of_class(run: RunData, score: TaskScore, label: str) -> Measurement | None:
     one = next((found for found in score.classes if found.label == label), None)
     if one is None or one.recall is None or one.ci95 is None:
         return None
-    return Measurement(run, 100 * one.recall, one.correct, one.n, _in_percent(one.ci95))
+    departing = departures_of(run.config)
+    return Measurement(run.name, 100 * one.recall, one.correct, one.n, _in_percent(one.ci95), departing)
 
 
 def _in_percent(interval: tuple[float, float]) -> tuple[float, float]:
@@ -185,13 +206,19 @@ def _in_percent(interval: tuple[float, float]) -> tuple[float, float]:
 def _cell(found: Sequence[Measurement]) -> Cell:
     if not found:
         return Cell("not run")
-    return Cell("measured", fmean(one.percent for one in found), tuple(found))
+    return Cell("measured", fmean(one.percent for one in found), tuple(found), _union(found))
+
+
+def _union(parts: Iterable[Measurement | Cell]) -> tuple[int, ...]:
+    return tuple(sorted({number for part in parts for number in part.departures}))
 
 
 def _mean(cells: Sequence[Cell]) -> Cell:
     """The mean of a line's cells, where all of them are measured."""
     values = [cell.percent for cell in cells if cell.percent is not None]
-    return Cell("measured", fmean(values)) if len(values) == len(cells) else Cell("not run")
+    if len(values) < len(cells):
+        return Cell("not run")
+    return Cell("measured", fmean(values), departures=_union(cells))
 
 
 def _nearest_misfits(run: RunData, tables: Sequence[PublishedTable]) -> tuple[str, ...]:
@@ -217,8 +244,9 @@ def cell_text(cell: Cell) -> str:
         return "not run" if cell.state == "not run" else "-"
     if cell.state == "paper":
         return printed(cell.percent)
-    several = f" (mean of {len(cell.measurements)})" if len(cell.measurements) > 1 else ""
-    return f"{cell.percent:.1f}{several}"
+    # On a line of its own, so that four columns still fit on a terminal.
+    several = f"\nmean of {len(cell.measurements)}" if len(cell.measurements) > 1 else ""
+    return f"{cell.percent:.1f} [{in_ranges(cell.departures)}]{several}"
 
 
 def print_section(
@@ -242,5 +270,9 @@ def print_section(
     for name, reasons in section.left_out.items():
         emit_line(f"{name} fills no cell: {'; '.join(reasons)}")
     for name, lines in section.remarks.items():
-        emit_line(f"{name} differs from the paper's recipe: {'; '.join(lines)}")
+        emit_line(f"{name} differs from the recipe of its row: {'; '.join(lines)}")
+    if section.departures:
+        emit_line("in brackets: where numbers measured here depart from MA-LMM and the paper (docs/method.md)")
+    for number, remark in section.departures.items():
+        emit_line(f"[{number}] {remark}")
     emit_line("not run: no run given here measured it; -: the paper gives no number; docs/paper-numbers.md says more")

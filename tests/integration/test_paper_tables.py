@@ -10,6 +10,7 @@ import yaml
 from pipeline.commands import report
 from pipeline.config import resolve
 from pipeline.reporting.paper import lay_out, printed, published_tables
+from pipeline.reporting.paper_rules import deviations, misfits
 from pipeline.reporting.runs import read_runs
 from pipeline.run_folder import RunFolder
 from stages.cards import load_card
@@ -284,10 +285,60 @@ def test_json_and_terminal_and_page_all_mark_every_cell(tmp_path):
     assert "small fills no cell" in done.stderr
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert told["report"] == str(run.path / "report.html")
-    assert "<b>69.2</b> <small>here</small>" in page
+    assert '<b>69.2</b> <small>here [<a href="#departures">1-11</a>]</small>' in page
     assert "63/91 = 69.2 (59.1 to 77.8)" in page
     assert "48.96 <small>paper</small>" in page
     assert '<td class="notrun"><small>not run</small></td>' in page
+
+
+def test_the_departures_that_apply_stand_beside_every_number_of_ours(tmp_path, capfd):
+    plain = evaluate(make_lvu_run(tmp_path, "plain"))
+    first = evaluate(make_lvu_run(tmp_path, "first", "train.best_of_equals=first", "data.frame_offset=-1", epoch=20))
+    section = section_of(plain, first)
+    assert "first" not in section.remarks, "what does as MA-LMM is no difference in the recipe"
+    all_of_lvu = tuple(range(1, 12))
+    of_run = {"plain": all_of_lvu, "first": tuple(number for number in all_of_lvu if number not in (4, 8))}
+    for table in section.tables:
+        for line in table.lines:
+            for cell in line.cells:
+                assert (cell.departures == all_of_lvu) == (cell.state == "measured")
+                assert all(one.departures == of_run[one.run] for one in cell.measurements)
+    assert list(section.departures) == list(all_of_lvu)
+    report.run([plain.path, first.path], None, paper=True, as_json=True)
+    out, err = capfd.readouterr()
+    assert json.loads(out)["paper"]["departures"]["8"].startswith("frame times. Here: frame i shows second i/10")
+    page = (plain.path / "report.html").read_text(encoding="utf-8")
+    for number, remark in section.departures.items():
+        assert f"[{number}] {remark.split('.')[0]}" in err
+        assert f"<b>[{number}]</b> {remark.split('.')[0]}" in page
+    assert "[1-11]" in err
+
+
+def test_an_average_departs_as_its_columns_do(tmp_path):
+    card = load_card("lvu")
+    runs = []
+    for task in card.tasks:
+        label, total = card.tasks[task].labels[0], card.expected[task]["test"].samples
+        run = make_lvu_run(tmp_path, task, task=task)
+        runs.append(evaluate(run, task=task, predictions=answers(task, {label: (total, total // 2)})))
+    line = section_of(*runs).tables[0].lines[-1]
+    assert line.cells[-1].departures == tuple(range(1, 13)), "the wording concerns two of the tasks"
+
+
+def test_the_baseline_on_msvd_qa_is_held_against_ma_lmms_recipe(tmp_path):
+    recipes = {"as ma-lmm": (), "as the paper": ("train.epochs=20", "train.batch_size=64")}
+    found = {}
+    for name, overrides in recipes.items():
+        options = {"data.dataset": "msvd_qa", "data.task": "qa"}
+        config = resolve(preset="ma-lmm-7b", options=options, overrides=overrides).config
+        run = RunFolder.create(tmp_path / name, config, {"fingerprint": "5eed" * 16})
+        (read,) = read_runs([run.path])
+        assert misfits(read, "msvd_qa", {"preset": "ma-lmm-7b"}) == ()
+        found[name] = [line for line in deviations(read) if line.startswith("train.")]
+    assert found == {
+        "as ma-lmm": [],
+        "as the paper": ["train.epochs is 20, not 5", "train.batch_size is 64, not 128"],
+    }
 
 
 def test_without_runs_the_tables_are_printed_and_no_page_is_written_unless_asked_for(tmp_path, capsys):
