@@ -1,4 +1,4 @@
-"""Progress without a terminal: lines in time, with a rate that batches do not inflate; and counts as messages say them."""
+"""Progress without a terminal: lines in time, with a rate that batches do not inflate; counts as messages say them."""
 
 import time
 
@@ -12,12 +12,6 @@ from stages.wording import counted, duration, rate
 
 
 @pytest.fixture
-def quick_lines(monkeypatch):
-    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.1)
-    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.2)
-
-
-@pytest.fixture
 def clock(monkeypatch):
     """What `time.monotonic` says in `stages.pace`; a list of one number."""
     now_s = [0.0]
@@ -28,7 +22,9 @@ def clock(monkeypatch):
 # --- lines
 
 
-def test_lines_come_within_a_long_step_too_and_say_how_fast_and_how_long_yet(quick_lines, capsys):
+def test_lines_come_within_a_long_step_too_and_say_how_fast_and_how_long_yet(monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.1)
+    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.2)
     with progress_bar("read", 4, "video", done=1) as bar:
         time.sleep(0.25)
         bar.advance(note="two are damaged")
