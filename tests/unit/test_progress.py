@@ -1,8 +1,12 @@
 """Progress without a terminal: lines in time, with a rate that batches do not inflate; counts as messages say them."""
 
+import io
+import re
+import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from pipeline.console import beside_json, print_answer, progress_bar, say, table
 from pipeline.stage2 import warn_of_absent_labels
@@ -39,16 +43,31 @@ def test_lines_come_within_a_long_step_too_and_say_how_fast_and_how_long_yet(mon
     assert last.startswith("read 2/4 videos in 0:00:01, ")
 
 
-def test_the_last_line_comes_though_the_work_fails(capsys):
+def test_work_that_fails_leaves_the_last_line_to_what_stopped_it(capsys):
     with pytest.raises(ValueError, match="broken"), progress_bar("read", 4, "video"):
         raise ValueError("broken")
-    assert capsys.readouterr().err == "read 0/4 videos in 0:00:00\n"
+    assert capsys.readouterr().err == ""
+    assert "progress" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_short_piece_of_work_has_one_line(capsys):
     with progress_bar("read", 1, "video") as bar:
         bar.advance()
     assert capsys.readouterr().err.startswith("read 1/1 video in 0:00:00")
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_on_a_terminal_a_bar_is_one_line_of_which_the_note_is_cut(width, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("pipeline.console.PEOPLE", Console(file=screen, force_terminal=True, width=width))
+    with progress_bar("extract", 7200, "frame") as bar:
+        bar.move_to(3600, "3 of 12 videos done, networks wait 19%")
+    drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue()).splitlines()
+    assert all(len(line) <= width for line in drawn)
+    shown = [line for line in drawn if "3,600/7,200 frames, " in line]
+    assert shown
+    assert all(line.lstrip("\r").startswith("extract ━") for line in shown)
+    assert ("networks wait 19%" in shown[-1]) == (width == 200)
 
 
 # --- rates
