@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from pipeline.tables import Columns, tables_within
@@ -23,6 +24,8 @@ from stages.wording import counted, duration, rate
 
 # Where there is no terminal, in a file or a pipe, nothing is to be folded.
 _WIDE = 10_000
+# Leaves room for numbers on 80 columns.
+_BAR_WIDTH = 14
 # Without a terminal a bar prints its first line after so long, and from then on one so often.
 FIRST_LINE_S, LINE_EVERY_S = 10.0, 60.0
 
@@ -92,7 +95,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str, done: int = 0, pace: Pace | None = None) -> Iterator[Bar]:
-    """Show a bar while the block runs; on no terminal, a line now and then and one at the end.
+    """Show a bar while the block runs; on no terminal, a line now and then and one when it is done.
 
     Args:
         title: what is done.
@@ -114,7 +117,10 @@ class _StateColumn(ProgressColumn):
 
 @contextmanager
 def _drawn(bar: Bar) -> Iterator[None]:
-    with Progress(TextColumn("{task.description}"), BarColumn(), _StateColumn(), console=PEOPLE) as progress:
+    # On a narrow terminal it is the note's end that is cut.
+    room = max(_BAR_WIDTH, PEOPLE.width - len(bar.title) - _BAR_WIDTH - 2)
+    state = _StateColumn(Column(no_wrap=True, overflow="ellipsis", max_width=room))
+    with Progress(TextColumn("{task.description}"), BarColumn(_BAR_WIDTH), state, console=PEOPLE) as progress:
         task = progress.add_task(bar.title, total=bar.total, completed=bar.done, bar=bar)
         bar.on_move = lambda: progress.update(task, completed=bar.done, total=bar.total)
         yield
@@ -138,7 +144,8 @@ def _in_lines(bar: Bar) -> Iterator[None]:
     finally:
         over.set()
         printer.join()
-        say(f"{bar.title} {bar.ending()}")
+    # Work that was stopped or failed has a line of its own.
+    say(f"{bar.title} {bar.ending()}")
 
 
 def say(line: str) -> None:

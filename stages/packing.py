@@ -17,6 +17,7 @@ from stages.device import is_out_of_memory, pick_device, pick_dtype
 from stages.errors import UserError
 from stages.frozen_networks import load_encoder, load_teacher
 from stages.pass_size import gpu_pass, set_pass
+from stages.wording import counted
 
 _LOG = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class FrozenPair:
         if self.batch_frames == 1:
             raise self._too_little_memory()
         self.batch_frames //= 2
-        _LOG.warning("too little memory: going on with %d frames per pass", self.batch_frames)
+        _LOG.warning("too little memory: going on with %s per pass", counted(self.batch_frames, "frame"))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

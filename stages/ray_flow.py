@@ -372,7 +372,7 @@ class _Flow:
                 continue  # it loads its networks, or waits for other users of the cluster
             ray.kill(seat.actor)
             self.seats.remove(seat)
-            _LOG.warning("a node is lost; going on with %d workers", len(self.seats))
+            _LOG.warning("a node is lost; going on with %s", counted(len(self.seats), "worker"))
         if not self.seats:
             raise UserError(
                 f"the cluster has no node left that can run a worker, after {self.place_limit_s:g} s of waiting",

@@ -29,6 +29,7 @@ from stages.schedule import learning_rate
 from stages.step import Stepper
 from stages.tokens import Tokenizers
 from stages.windows import Batch, Drawn, WindowDataset
+from stages.wording import counted
 
 READ, STEP = "read", "step"
 """The spans of waiting for the next batch, and of learning from it."""
@@ -113,8 +114,9 @@ class Trainer:
         near = videos if config.order == "near" else None
         self.order = EpochOrder(len(data.train), config.batch_size, config.seed, near=near)
         if self.order.batch_size % self.group.size:
+            samples = counted(self.order.batch_size, "sample")
             raise UserError(
-                f"a batch has {self.order.batch_size} samples, which {self.group.size} processes cannot share equally",
+                f"a batch has {samples}, which {self.group.size} processes cannot share equally",
                 where="train.batch_size",
                 hint="make it a multiple of --workers",
             )

@@ -65,7 +65,8 @@ def _finish(path: Path, page: Path, scores: dict[str, TaskScore], seconds: dict[
     spent = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
     print_answer(f"{sum(seconds.values()):.0f} s in all: {spent}")
     tasks = counted(len(scores), "task")
-    print_answer(f"{len(beaten)} of {tasks} beat their floor beyond the 95% intervals: {', '.join(beaten)}")
+    named = f": {', '.join(beaten)}" if beaten else ""
+    print_answer(f"{len(beaten)} of {tasks} beat their floor beyond the 95% intervals{named}")
     print_answer(f"run:    {path}")
     print_answer(f"report: {page}")
     return beaten

@@ -72,5 +72,5 @@ def shown_evaluation(run: RunData) -> Evaluation | None:
 def unit_of(run: RunData) -> str:
     """What a sample of the run's data set is called."""
     if run.card is None:
-        return "samples"
-    return "windows" if run.card.frame_rule.kind == "windows" else "questions"
+        return "sample"
+    return "window" if run.card.frame_rule.kind == "windows" else "question"

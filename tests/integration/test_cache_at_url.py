@@ -44,7 +44,7 @@ def test_info_verify_and_plan_look_at_the_bucket(stored, monkeypatch, capfd):
     pipeline = in_this_process(monkeypatch, capfd)
     found = json.loads(pipeline("cache", "info", PLACE, "--json")[0])
     assert (found["kind"], found["num_videos"]) == ("zarr", 6)
-    assert "every video is whole" in pipeline("cache", "verify", PLACE)[1]
+    assert "every video is whole" in pipeline("cache", "verify", PLACE)[0]
     planned = json.loads(pipeline("plan", *stored.options(cache=PLACE), "--no-calibrate", "--json")[0])
     assert (planned["cache"]["root"], planned["cache"]["done"], planned["disk"]) == (PLACE, 6, None)
     annotations = str(stored.folder / "data" / "annotations")
@@ -62,8 +62,8 @@ def test_verify_repairs_a_flipped_bit_and_extraction_writes_the_video_anew(store
     data = bytearray(filesystem().cat_file(chunk))
     data[5] ^= 1
     filesystem().pipe_file(chunk, bytes(data))
-    assert "has CRC-32C" in pipeline("cache", "verify", place, status=3)[1]
-    assert "it extracts 1 videos anew" in pipeline("cache", "verify", place, "--repair")[1]
+    assert "has CRC-32C" in pipeline("cache", "verify", place, status=3)[0]
+    assert "it extracts 1 video anew" in pipeline("cache", "verify", place, "--repair")[0]
     assert len(checksums(place)) == 5
     done = stored.run("extract", *stored.options(cache=place), "--json")
     assert json.loads(done.stdout)["extracted_now"] == 1
@@ -106,10 +106,10 @@ def test_prune_removes_the_videos_that_a_data_set_does_not_name(stored, monkeypa
     assert told["removed"] == ["commits/stranger.json"]
     assert told["freed_bytes"] > 1000
     said = pipeline("cache", "prune", *options, status=2)[1]
-    assert "1 committed videos would be removed, the first is 'stranger'" in said
+    assert "1 committed video would be removed, the first is 'stranger'" in said
     assert "stranger" in kept.video_ids()
     done = json.loads(pipeline("cache", "prune", *options, "--yes", "--json")[0])
     assert (done["removed"], done["freed_bytes"]) == (told["removed"], told["freed_bytes"])
     assert FeatureCache.open(place).video_ids() == FeatureCache.open(stored.cache).video_ids()
-    assert "every video is whole" in pipeline("cache", "verify", place)[1]
-    assert "0 videos and 0 leftovers" in pipeline("cache", "prune", *options, "--yes")[1]
+    assert "every video is whole" in pipeline("cache", "verify", place)[0]
+    assert "0 videos and 0 leftovers" in pipeline("cache", "prune", *options, "--yes")[0]

@@ -177,4 +177,4 @@ def test_too_little_memory_halves_the_pass_and_goes_on():
     program = [sys.executable, "-c", textwrap.dedent(LIMITED_MEMORY)]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert 1 <= int(done.stdout) < 4096
-    assert "too little memory: going on with 2048 frames per pass" in done.stderr
+    assert "too little memory: going on with 2,048 frames per pass" in done.stderr

@@ -1,20 +1,18 @@
-"""Progress without a terminal: lines in time, with a rate that batches do not inflate; and counts as messages say them."""
+"""Progress without a terminal: lines in time, with a rate that batches do not inflate; counts as messages say them."""
 
+import io
+import re
+import threading
 import time
 
 import pytest
+from rich.console import Console
 
 from pipeline.console import beside_json, print_answer, progress_bar, say, table
 from pipeline.stage2 import warn_of_absent_labels
 from stages.manifest import Sample
 from stages.pace import Pace
 from stages.wording import counted, duration, rate
-
-
-@pytest.fixture
-def quick_lines(monkeypatch):
-    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.1)
-    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.2)
 
 
 @pytest.fixture
@@ -28,7 +26,9 @@ def clock(monkeypatch):
 # --- lines
 
 
-def test_lines_come_within_a_long_step_too_and_say_how_fast_and_how_long_yet(quick_lines, capsys):
+def test_lines_come_within_a_long_step_too_and_say_how_fast_and_how_long_yet(monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.1)
+    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.2)
     with progress_bar("read", 4, "video", done=1) as bar:
         time.sleep(0.25)
         bar.advance(note="two are damaged")
@@ -43,16 +43,31 @@ def test_lines_come_within_a_long_step_too_and_say_how_fast_and_how_long_yet(qui
     assert last.startswith("read 2/4 videos in 0:00:01, ")
 
 
-def test_the_last_line_comes_though_the_work_fails(capsys):
+def test_work_that_fails_leaves_the_last_line_to_what_stopped_it(capsys):
     with pytest.raises(ValueError, match="broken"), progress_bar("read", 4, "video"):
         raise ValueError("broken")
-    assert capsys.readouterr().err == "read 0/4 videos in 0:00:00\n"
+    assert capsys.readouterr().err == ""
+    assert "progress" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_short_piece_of_work_has_one_line(capsys):
     with progress_bar("read", 1, "video") as bar:
         bar.advance()
     assert capsys.readouterr().err.startswith("read 1/1 video in 0:00:00")
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_on_a_terminal_a_bar_is_one_line_of_which_the_note_is_cut(width, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("pipeline.console.PEOPLE", Console(file=screen, force_terminal=True, width=width))
+    with progress_bar("extract", 7200, "frame") as bar:
+        bar.move_to(3600, "3 of 12 videos done, networks wait 19%")
+    drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue()).splitlines()
+    assert all(len(line) <= width for line in drawn)
+    shown = [line for line in drawn if "3,600/7,200 frames, " in line]
+    assert shown
+    assert all(line.lstrip("\r").startswith("extract ━") for line in shown)
+    assert ("networks wait 19%" in shown[-1]) == (width == 200)
 
 
 # --- rates
