@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -112,8 +113,8 @@ class DecodeChild:
         self._buffer.seek(0)
         self._buffer.write(np.ascontiguousarray(request.times_s).data.cast("B"))
         try:
-            self._check(self._ask(request_message(request, deadline_s), deadline_s, "decoding"))
-            return self._copy_out(request)
+            answer = self._check(self._ask(request_message(request, deadline_s), deadline_s, "decoding"))
+            return replace(self._copy_out(request), remark=answer["remark"])
         finally:
             self._buffer.truncate(0)  # hands the memory back
 
@@ -167,15 +168,15 @@ class DecodeChild:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _check(self, answer: dict[str, Any]) -> None:
+    def _check(self, answer: dict[str, Any]) -> dict[str, Any]:
         kind = answer["error"]
         if kind is None:
-            return
+            return answer
         if kind == "user":
             raise UserError(answer["reason"])
         if kind == "memory":
             self._stop()  # what failed to find memory may have left the libraries in any state
-        raise DecodeError(kind, answer["reason"])
+        raise DecodeError(kind, answer["reason"], answer["whole_before_s"])
 
     def _copy_out(self, request: FrameRequest) -> DecodedVideo:
         video = DecodedVideo.empty_for(request)

@@ -52,21 +52,22 @@ def main() -> None:
 
 
 def _answer(message: dict[str, Any], buffer_fd: int) -> dict[str, Any]:
+    remark = None
     try:
         if "fetch" in message:
             from stages.decode.fetch import fetch_into
 
             fetch_into(message["fetch"], Path(message["target"]), limit_bytes=message["limit_bytes"])
         else:
-            _decode(read_request(message, buffer_fd), buffer_fd)
+            remark = _decode(read_request(message, buffer_fd), buffer_fd)
     except DecodeError as error:
-        return {"error": error.kind, "reason": error.reason}
+        return {"error": error.kind, "reason": error.reason, "whole_before_s": error.whole_before_s}
     except UserError as error:
         return {"error": "user", "reason": str(error)}
-    return {"error": None}
+    return {"error": None, "remark": remark}
 
 
-def _decode(request: FrameRequest, buffer_fd: int) -> None:
+def _decode(request: FrameRequest, buffer_fd: int) -> str | None:
     from stages.decode.reader import decode_into
 
     offsets = view_offsets(request)
@@ -76,7 +77,7 @@ def _decode(request: FrameRequest, buffer_fd: int) -> None:
         for offset, picture in zip(offsets, pictures, strict=False):
             write_rows(buffer_fd, offset, rows, picture)
 
-    decode_into(request, store)
+    return decode_into(request, store)
 
 
 def _claim_stdout() -> BinaryIO:

@@ -30,7 +30,7 @@ from stages.decode.video_file import (
 FrameSink = Callable[[slice, float, np.ndarray], None]
 
 
-def read_with_pyav(request: FrameRequest, sink: FrameSink) -> None:
+def read_with_pyav(request: FrameRequest, sink: FrameSink) -> str | None:
     """Send every frame asked for to `sink`, in time order; the pixels equal those of decoding the whole file.
 
     The first attempts skip pictures that nothing wanted depends on. Where one misses a wanted frame, or FFmpeg
@@ -41,6 +41,7 @@ def read_with_pyav(request: FrameRequest, sink: FrameSink) -> None:
         packets = list_packets(request.path, messages)
         if not (_has_simple_order(packets) and _read_wanted_only(request, packets, sink, messages)):
             _read_in_full(request, sink, messages)
+    return None
 
 
 def _has_simple_order(packets: PacketList) -> bool:

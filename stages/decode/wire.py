@@ -30,6 +30,8 @@ def request_message(request: FrameRequest, deadline_s: float) -> dict[str, Any]:
         "decoder": request.decoder,
         "tolerance_s": request.tolerance_s,
         "device": request.device,
+        "damaged": request.damaged,
+        "clock_fps": request.clock_fps,
         "deadline_s": deadline_s,
     }
 
@@ -44,6 +46,8 @@ def read_request(message: dict[str, Any], buffer_fd: int) -> FrameRequest:
         decoder=message["decoder"],
         tolerance_s=message["tolerance_s"],
         device=message["device"],
+        damaged=message["damaged"],
+        clock_fps=message["clock_fps"],
     )
 
 
