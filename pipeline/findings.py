@@ -1,7 +1,13 @@
-"""What a check of the doctor reports."""
+"""What a check of the doctor reports, and sentences that several commands share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from stages.cache.source import Changes
+
+# So many names stand in a line.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -26,3 +32,22 @@ class Finding:
 
     def __post_init__(self) -> None:
         assert (self.status == "ok") == (self.fix is None), self
+
+
+def first_names(names: Sequence[str], separator: str = ", ") -> str:
+    """The first of many names, and how many more there are."""
+    more = f"{separator}and {len(names) - _NAMED} more (all with --json)" if len(names) > _NAMED else ""
+    return separator.join(names[:_NAMED]) + more
+
+
+def outdated_sentence(changes: Changes) -> str:
+    """How many videos have, or may have, other files than when they were extracted, and the first of them."""
+    parts = []
+    for what, found in (
+        ("have changed since their extraction", changes.changed),
+        ("may have changed (the size is the same, the time or version is not)", changes.unsure),
+    ):
+        if found:
+            named = first_names([f"{video} ({difference})" for video, difference in found.items()])
+            parts.append(f"the files of {len(found)} videos {what}: {named}")
+    return "; ".join(parts)

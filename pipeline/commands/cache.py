@@ -6,11 +6,16 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, progress_bar, say
+from pipeline.findings import first_names, outdated_sentence
+from stages.cache.commit import CommitRecord, load_records
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.maintenance import CheckResult, SweepReport
 from stages.cache.places import place_of
+from stages.cache.source import find_changes
 from stages.cache.stores import ZARR
+from stages.config import ExtractConfig
 from stages.errors import UserError
+from stages.video_paths import join_video_path, videos_root
 
 # So many removed folders are named; --json names them all.
 _NAMED = 20
@@ -28,42 +33,79 @@ def info(root: str, *, as_json: bool) -> None:
     say(f"{found.num_videos} videos, {found.num_frames} frames, {size} in {cache.root}")
     for name, value in cache.fingerprint.fields.items():
         say(f"  {name} = {value}")
+    if found.remarks:
+        named = first_names([f"{video}: {remark}" for video, remark in found.remarks.items()], "; ")
+        say(f"{len(found.remarks)} videos are from damaged files, used as far as they are whole: {named}")
     if found.damaged or found.num_orphans:
         say(f"{len(found.damaged)} damaged records, {found.num_orphans} orphans; `pipeline cache verify` names them")
 
 
-def verify(root: str, *, repair: bool, as_json: bool) -> bool:
+def verify(root: str, *, repair: bool, as_json: bool, videos: str | None = None) -> bool:
     """Check every stored byte against its checksum; returns whether all is well, or mended.
 
     Args:
+        root: the cache, or an export of it.
         repair: put damaged videos back into the queue and remove what belongs to no video.
+        as_json: print the problems on stdout, too.
+        videos: folder or URL of the video files, to compare with those that the cached frames are from.
     """
     cache = FeatureCache.open(root)
     if repair:
         cache.store.require_writable()
-    bad = _check(cache)
+    changed = [] if videos is None else _changed_files(cache, videos)
+    bad, remarks = _check(cache)
+    if remarks:
+        say(f"{remarks} videos are from damaged files, used as far as they are whole; `pipeline cache info` names them")
     # An export has nothing left over: whatever is no video of it is a part of its files.
     stray = "orphan" if cache.store.kind == ZARR else "part"
     for result in bad:
         say(f"{stray if result.orphan else 'video'} {result.video}: {'; '.join(result.problems)}")
     if not repair:
         if as_json:
-            emit_json([asdict(result) for result in bad])
+            emit_json([asdict(result) for result in (*changed, *bad)])
         say("every video is whole" if not bad else f"{len(bad)} problems; {_advice(cache)}")
-        return not bad
-    return _repair(cache, bad, as_json=as_json)
+        return not bad and not changed
+    return _repair(cache, bad, as_json=as_json) and not changed
 
 
-def _check(cache: FeatureCache) -> list[CheckResult]:
-    bad, videos = [], set(cache.video_ids())
+def _changed_files(cache: FeatureCache, videos: str) -> list[CheckResult]:
+    """The videos whose files have changed, by content where that is recorded; those that may have are only named."""
+    folder = videos_root(videos)
+    found = load_records(cache.store, cache.video_ids())
+    # What is wrong with a broken record is found by the check of the bytes.
+    records = [record for _, record in found if isinstance(record, CommitRecord)]
+    recorded = {record.video: record.source for record in records if record.source is not None}
+    protocols = (*ExtractConfig().protocols, "file")
+
+    def place_of(video: str) -> str:
+        return join_video_path(folder, recorded[video].path, protocols, video=video)
+
+    with progress_bar("compare", len(recorded), "files") as bar:
+        changes = find_changes(recorded, place_of, digests="all", on_video=bar.advance)
+    absent = f", {len(changes.absent)} are not there: {first_names(changes.absent)}" if changes.absent else ""
+    say(f"{changes.compared} video files compared with those that the cached frames are from{absent}")
+    if unknown := len(records) - len(recorded):
+        say(f"of {unknown} videos the cache does not know the file: an earlier version extracted them")
+    if changes.outdated:
+        say(f"{outdated_sentence(changes)}; `pipeline extract --refresh-changed` extracts these anew")
+    return [
+        CheckResult(video, (f"its file has changed since its extraction: {difference}",))
+        for video, difference in changes.changed.items()
+    ]
+
+
+def _check(cache: FeatureCache) -> tuple[list[CheckResult], int]:
+    """What is wrong, and how many videos are from damaged files."""
+    bad, remarks, videos = [], 0, set(cache.video_ids())
     with progress_bar("verify", len(videos), "videos") as bar:
         for result in cache.verify_all():
             # Not of videos that the ledger alone knows, nor of one committed meanwhile.
             if not result.orphan and result.video in videos:
                 bar.advance()
+            remarks += result.remark is not None
             if not result.ok:
                 bad.append(result)
-    return bad
+    return bad, remarks
 
 
 def _advice(cache: FeatureCache) -> str:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import PEOPLE, emit_json, emit_json_line, progress_bar, say
+from pipeline.findings import first_names, outdated_sentence
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
+from stages.cache.source import Changes
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
 from stages.stop import Terminated, terminable
@@ -26,7 +28,15 @@ _LINE_EVERY_S = 60.0
 _OnOutcome = Callable[[VideoOutcome, ExtractionProgress], None]
 
 
-def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json: bool, as_lines: bool = False) -> bool:
+def run(
+    resolved: Resolved,
+    *,
+    address: str | None,
+    retry_failed: bool,
+    as_json: bool,
+    refresh_changed: bool = False,
+    as_lines: bool = False,
+) -> bool:
     """Extract, print the summary, and say whether any planned video has failed.
 
     Args:
@@ -34,6 +44,7 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
         address: Ray cluster; None: one on this machine.
         retry_failed: try videos again that failed before.
         as_json: print the summary as one JSON object on stdout.
+        refresh_changed: extract videos anew whose files have changed, or may have.
         as_lines: print an object per event while it runs, and the summary as the last line.
 
     Raises:
@@ -41,7 +52,7 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
     """
     config = resolved.config
     with _stoppable():
-        extraction = _prepare(config, retry_failed=retry_failed)
+        extraction = _prepare(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
         summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
     if as_lines:
@@ -52,7 +63,7 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
     return bool(summary.failed)
 
 
-def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
+def _prepare(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> Extraction:
     manifest = locations.manifest_of(config, with_videos=True)
     plan = plan_frames(manifest)
     root = locations.cache_root(config)
@@ -65,7 +76,22 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
     place = root if isinstance(root, CacheUrl) else root.resolve()
     job = ExtractionJob(config.encoder, config.teacher, extract, str(place))
     videos = locations.videos_root(config)
-    return Extraction(manifest, plan, cache, job, videos=videos, retry_failed=retry_failed)
+    extraction = Extraction(
+        manifest, plan, cache, job, videos=videos, retry_failed=retry_failed, refresh_changed=refresh_changed
+    )
+    _say_changes(extraction.changes, refresh_changed=refresh_changed)
+    return extraction
+
+
+def _say_changes(changes: Changes, *, refresh_changed: bool) -> None:
+    """One line on committed videos whose files are, or may be, others than then."""
+    if not changes.outdated:
+        return
+    if refresh_changed:
+        say(f"{outdated_sentence(changes)}; extracting them anew")
+    else:
+        kept = "the cache keeps the frames of then, --refresh-changed replaces them"
+        say(f"warning: {outdated_sentence(changes)}; {kept}")
 
 
 def _run(extraction: Extraction, address: str | None, emit: _OnOutcome) -> ExtractionSummary:
@@ -124,7 +150,12 @@ def _emit_events() -> _OnOutcome:
 
     def emit(outcome: VideoOutcome, progress: ExtractionProgress) -> None:
         state = "done" if outcome.checksum is not None else "failed"
-        facts = {"frames": outcome.frames, "decode_s": outcome.decode_s, "reason": outcome.reason}
+        facts = {
+            "frames": outcome.frames,
+            "decode_s": outcome.decode_s,
+            "reason": outcome.reason,
+            "remark": outcome.remark,
+        }
         emit_json_line({"event": "video", "video": outcome.video, "state": state, **facts})
         if is_time() or not progress.left:
             emit_json_line({"event": "progress", **asdict(progress)})
@@ -174,6 +205,10 @@ def _say_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
         f"{summary.done} of {summary.planned} videos done{now}, {len(summary.failed)} failed, "
         f"{summary.pending} pending; cache {locations.cache_root(config)}"
     )
+    if summary.remarks:
+        lost = f", and {summary.frames_lost} planned frames are lost" if summary.frames_lost else ""
+        named = [f"{video} ({remark})" for video, remark in summary.remarks.items()]
+        say(f"of damaged files, {len(named)} are used as far as they are whole{lost}: {first_names(named, '; ')}")
     if summary.frames_now:
         say(
             f"{summary.frames_now} frames in {_duration(summary.seconds)} = {summary.frames_now / summary.seconds:.1f} "
@@ -181,4 +216,4 @@ def _say_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
             f"{_duration(summary.networks_s)}, which waited {summary.wait_share or 0.0:.0%} of their time"
         )
     if summary.failed:
-        say("try the failed ones again with --retry-failed")
+        say("try the failed ones again with --retry-failed; files that were missing are looked for each time")

@@ -14,7 +14,7 @@ from stages.cache.storage import STORAGE_FIELD
 from stages.calibration import Calibration, calibrate
 from stages.errors import UserError
 from stages.extraction import feature_fields, settle_precision
-from stages.frame_plan import FramePlan, plan_frames
+from stages.frame_plan import FramePlan, file_clocks, plan_frames
 from stages.manifest import Manifest
 from stages.planning import (
     CacheState,
@@ -39,7 +39,13 @@ _NAMED_FAILURES = 3
 
 
 def run(
-    resolved: Resolved, *, calibrate_s: float | None, retry_failed: bool, as_json: bool, as_lines: bool = False
+    resolved: Resolved,
+    *,
+    calibrate_s: float | None,
+    retry_failed: bool,
+    as_json: bool,
+    refresh_changed: bool = False,
+    as_lines: bool = False,
 ) -> None:
     """Print what the extraction of the configured data set takes.
 
@@ -48,13 +54,14 @@ def run(
         calibrate_s: seconds of decoding, encoding and writing to measure; None: no times are told.
         retry_failed: whether videos that failed before count as left.
         as_json: print one object on stdout, too.
+        refresh_changed: whether videos whose files have changed count as left.
         as_lines: print it on one line, as an event.
     """
     if calibrate_s is not None and not 0 < calibrate_s < float("inf"):
         raise UserError(
             "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
         )
-    counted = _count(resolved.config, retry_failed=retry_failed)
+    counted = _count(resolved.config, retry_failed=retry_failed, refresh_changed=refresh_changed)
     measured, why_not = _measure(counted, calibrate_s)
     content = _as_json(counted, measured, why_not)
     if as_lines:
@@ -88,7 +95,7 @@ class _Counted:
         return sum(work.frames for work in self.state.work.values())
 
 
-def _count(config: PipelineConfig, *, retry_failed: bool) -> _Counted:
+def _count(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> _Counted:
     config = config.model_copy(update={"extract": settle_precision(config.extract)})
     manifest = _manifest(config)
     plan = plan_frames(manifest)
@@ -98,15 +105,20 @@ def _count(config: PipelineConfig, *, retry_failed: bool) -> _Counted:
         "precision": config.extract.precision,
         STORAGE_FIELD: config.extract.storage,
     }
+    videos, protocols = locations.videos_root(config), config.extract.protocols
+
+    def place_of(video: str) -> str:
+        return join_video_path(videos, manifest.videos[video].path, protocols, video=video)
+
     root = locations.cache_root(config)
-    state = cache_state(root, plan, wanted, retry_failed=retry_failed)
+    state = cache_state(root, plan, wanted, place_of, retry_failed=retry_failed, refresh_changed=refresh_changed)
     sizes = video_sizes(shape)
     # An object store does not say how much room it has.
     needed_bytes = bytes_left(sizes, state.work)[config.extract.storage]
     disk = disk_room(root, needed_bytes) if isinstance(root, Path) else None
-    videos, protocols = locations.videos_root(config), config.extract.protocols
+    clocks = file_clocks(manifest)
     tasks = [
-        VideoTask(video, join_video_path(videos, manifest.videos[video].path, protocols, video=video), times_s)
+        VideoTask(video, place_of(video), times_s, clock_fps=clocks.get(video))
         for video, times_s in plan.times_s.items()
     ]
     local = [task for task in tasks if not is_url(task.path)]

@@ -133,14 +133,16 @@ def prepare(
 ) -> tuple[Trainer, LoadedModel, dict[str, object]]:
     """Look at the data, build the model; and what the run is stamped with."""
     found = find_training_data(config)
-    cache, train, val, absent = found.cache, found.train, found.val, found.absent
+    cache, train, val, left_out = found.cache, found.train, found.val, found.found.left_out()
     warn_of_absent_labels(train, found.manifest.samples)
     loaded = build_for_training(config, cache, train[0])
     stamp: dict[str, object] = {
         "cache": str(cache.root),
         "fingerprint": cache.fingerprint.digest,
         "samples": {"train": len(train), "val": len(val)},
-        "videos_missing": sorted(absent),
+        "videos_missing": list(found.found.failed),
+        "videos_damaged": list(found.found.damaged),
+        "samples_missing": list(found.found.beyond),
         "videos_left_out": sorted(found.manifest.left_out),
         "leaks": found.leaks,
     }
@@ -150,7 +152,7 @@ def prepare(
         say(f"warning: {len(found.manifest.left_out)} annotated videos have no samples; see `pipeline doctor`")
     say(
         f"{len(train)} training and {len(val)} validation samples"
-        + (f"; {len(absent)} videos failed extraction and are left out" if absent else "")
+        + (f"; {left_out}" if left_out else "")
         + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
     )
     tolerance, distils = config.cache.tolerance_s, config.alignment.kd_weight > 0

@@ -211,6 +211,7 @@ def shortfalls(run: RunData) -> list[str]:
     if missing:
         named = ", ".join(missing[:_NAMED_VIDEOS]) + (", ..." if len(missing) > _NAMED_VIDEOS else "")
         lines.append(f"trained on a partial set: {len(missing)} videos failed extraction and are left out ({named})")
+    lines += _of_damaged_files("trained", run.stamp.get("videos_damaged"), run.stamp.get("samples_missing"))
     if left_out := run.stamp.get("videos_left_out"):
         lines.append(f"trained on a partial set: {len(left_out)} annotated videos have no known length and no samples")
     if leaks := run.stamp.get("leaks"):
@@ -228,10 +229,26 @@ def shortfalls(run: RunData) -> list[str]:
         fewer = [f"{task} {scored} of {published}" for task, scored, published in counted if scored < published]
         if fewer:
             lines.append(f"scored on fewer {one.split} samples than are published: {', '.join(fewer)}")
-        if gone := one.record.data.videos_left_out:
-            left = f"{one.record.data.samples_left_out} {one.split} samples of {len(gone)} videos"
+        data = one.record.data
+        if gone := data.videos_left_out:
+            left = (
+                f"{data.samples_left_out - len(data.samples_beyond_damage)} {one.split} samples of {len(gone)} videos"
+            )
             lines.append(f"scored without {left}, which failed extraction")
+        lines += _of_damaged_files(f"scored on {one.split}", data.videos_damaged, data.samples_beyond_damage)
     return list(dict.fromkeys(lines))
+
+
+def _of_damaged_files(doing: str, videos: Sequence[str] | None, beyond: Sequence[str] | None) -> list[str]:
+    """A sentence on videos whose files are damaged, and on samples that were left out because of that."""
+    if not videos:
+        return []
+    named = ", ".join(videos[:_NAMED_VIDEOS]) + (", ..." if len(videos) > _NAMED_VIDEOS else "")
+    line = f"{doing} with {len(videos)} videos of damaged files, used as far as they are whole ({named})"
+    if beyond:
+        named = ", ".join(beyond[:_NAMED_VIDEOS]) + (", ..." if len(beyond) > _NAMED_VIDEOS else "")
+        line += f", and without {len(beyond)} samples that ask for frames behind the damage ({named})"
+    return [line]
 
 
 def cautions(run: RunData) -> list[str]:
