@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import progress_bar
-from pipeline.findings import Finding, first_names, outdated_sentence
+from pipeline.findings import Finding, damaged_sentence, first_names, outdated_sentence
 from stages.annotations import files_present
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.ledger import LedgerStatus
@@ -259,14 +259,13 @@ def _check_sources(
 
 def _damaged_files(manifest: Manifest, status: LedgerStatus, extract: str) -> Finding:
     """Say which files are damaged and what that costs."""
-    named = [f"{video}: {remark}" for video, remark in status.remarks.items()]
-    found = f"{len(named)}, used as far as they are whole"
+    found, names = damaged_sentence(status.remarks), tuple(status.remarks)
     lost = samples_beyond_damage(status, manifest.samples)
     if not lost:
-        return Finding("cache", "damaged files", "ok", f"{found}; {first_names(named, '; ')}", names=(*status.remarks,))
+        return Finding("cache", "damaged files", "ok", found, names=names)
     fix = f"get these files anew and run `{extract} --refresh-changed`; training leaves those samples out"
-    detail = f"{found}; {len(lost)} samples ask for frames behind the damage; {first_names(named, '; ')}"
-    return Finding("cache", "damaged files", "problem", detail, fix, (*status.remarks,))
+    behind = f"samples that ask for frames behind the damage: {len(lost)}"
+    return Finding("cache", "damaged files", "problem", f"{found}; {behind}", fix, names)
 
 
 def _check_ledger(status: LedgerStatus, extract: str) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """What a check of the doctor reports, and sentences that several commands share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,9 +45,15 @@ def outdated_sentence(changes: Changes) -> str:
     parts = []
     for what, found in (
         ("have changed since their extraction", changes.changed),
-        ("may have changed (the size is the same, the time or version is not)", changes.unsure),
+        ("may have changed (same size, another time or version)", changes.unsure),
     ):
         if found:
-            named = first_names([f"{video} ({difference})" for video, difference in found.items()])
-            parts.append(f"the files of {len(found)} videos {what}: {named}")
-    return "; ".join(parts)
+            named = [f"{video}: {difference}" for video, difference in found.items()]
+            parts.append(f"video files that {what}: {len(found)} ({first_names(named, '; ')})")
+    return ", ".join(parts)
+
+
+def damaged_sentence(remarks: Mapping[str, str]) -> str:
+    """How many videos are from damaged files, by what is known of the damage, and the first of them."""
+    named = [f"{video}: {remark}" for video, remark in remarks.items()]
+    return f"damaged video files, used as far as they are whole: {len(named)} ({first_names(named, '; ')})"

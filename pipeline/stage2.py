@@ -80,7 +80,7 @@ class CachedSamples:
             parts.append(f"{len(self.failed)} videos failed extraction and are left out")
         if self.beyond:
             named = first_names(self.beyond)
-            parts.append(f"{len(self.beyond)} samples ask for frames behind the damage of a file, left out: {named}")
+            parts.append(f"samples left out that ask for frames behind a file's damage: {len(self.beyond)} ({named})")
         return "; ".join(parts) or None
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, progress_bar, say
-from pipeline.findings import first_names, outdated_sentence
+from pipeline.findings import damaged_sentence, first_names, outdated_sentence
 from stages.cache.commit import CommitRecord, load_records
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.maintenance import CheckResult, SweepReport
@@ -34,8 +34,7 @@ def info(root: str, *, as_json: bool) -> None:
     for name, value in cache.fingerprint.fields.items():
         say(f"  {name} = {value}")
     if found.remarks:
-        named = first_names([f"{video}: {remark}" for video, remark in found.remarks.items()], "; ")
-        say(f"{len(found.remarks)} videos are from damaged files, used as far as they are whole: {named}")
+        say(damaged_sentence(found.remarks))
     if found.damaged or found.num_orphans:
         say(f"{len(found.damaged)} damaged records, {found.num_orphans} orphans; `pipeline cache verify` names them")
 
@@ -55,7 +54,7 @@ def verify(root: str, *, repair: bool, as_json: bool, videos: str | None = None)
     changed = [] if videos is None else _changed_files(cache, videos)
     bad, remarks = _check(cache)
     if remarks:
-        say(f"{remarks} videos are from damaged files, used as far as they are whole; `pipeline cache info` names them")
+        say(damaged_sentence(remarks))
     # An export has nothing left over: whatever is no video of it is a part of its files.
     stray = "orphan" if cache.store.kind == ZARR else "part"
     for result in bad:
@@ -82,10 +81,10 @@ def _changed_files(cache: FeatureCache, videos: str) -> list[CheckResult]:
 
     with progress_bar("compare", len(recorded), "files") as bar:
         changes = find_changes(recorded, place_of, digests="all", on_video=bar.advance)
-    absent = f", {len(changes.absent)} are not there: {first_names(changes.absent)}" if changes.absent else ""
-    say(f"{changes.compared} video files compared with those that the cached frames are from{absent}")
+    absent = f"; not there: {len(changes.absent)} ({first_names(changes.absent)})" if changes.absent else ""
+    say(f"video files compared with those that the cached frames are from: {changes.compared}{absent}")
     if unknown := len(records) - len(recorded):
-        say(f"of {unknown} videos the cache does not know the file: an earlier version extracted them")
+        say(f"videos whose file the cache does not know, because an earlier version extracted them: {unknown}")
     if changes.outdated:
         say(f"{outdated_sentence(changes)}; `pipeline extract --refresh-changed` extracts these anew")
     return [
@@ -94,15 +93,16 @@ def _changed_files(cache: FeatureCache, videos: str) -> list[CheckResult]:
     ]
 
 
-def _check(cache: FeatureCache) -> tuple[list[CheckResult], int]:
-    """What is wrong, and how many videos are from damaged files."""
-    bad, remarks, videos = [], 0, set(cache.video_ids())
+def _check(cache: FeatureCache) -> tuple[list[CheckResult], dict[str, str]]:
+    """What is wrong, and what is known of damage of video files, by id."""
+    bad, remarks, videos = [], {}, set(cache.video_ids())
     with progress_bar("verify", len(videos), "videos") as bar:
         for result in cache.verify_all():
             # Not of videos that the ledger alone knows, nor of one committed meanwhile.
             if not result.orphan and result.video in videos:
                 bar.advance()
-            remarks += result.remark is not None
+            if result.remark is not None:
+                remarks[result.video] = result.remark
             if not result.ok:
                 bad.append(result)
     return bad, remarks

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import PEOPLE, emit_json, emit_json_line, progress_bar, say
-from pipeline.findings import first_names, outdated_sentence
+from pipeline.findings import damaged_sentence, outdated_sentence
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
 from stages.cache.source import Changes
@@ -206,9 +206,8 @@ def _say_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
         f"{summary.pending} pending; cache {locations.cache_root(config)}"
     )
     if summary.remarks:
-        lost = f", and {summary.frames_lost} planned frames are lost" if summary.frames_lost else ""
-        named = [f"{video} ({remark})" for video, remark in summary.remarks.items()]
-        say(f"of damaged files, {len(named)} are used as far as they are whole{lost}: {first_names(named, '; ')}")
+        lost = f"; planned frames lost with them: {summary.frames_lost}" if summary.frames_lost else ""
+        say(f"{damaged_sentence(summary.remarks)}{lost}")
     if summary.frames_now:
         say(
             f"{summary.frames_now} frames in {_duration(summary.seconds)} = {summary.frames_now / summary.seconds:.1f} "

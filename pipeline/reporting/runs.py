@@ -244,10 +244,10 @@ def _of_damaged_files(doing: str, videos: Sequence[str] | None, beyond: Sequence
     if not videos:
         return []
     named = ", ".join(videos[:_NAMED_VIDEOS]) + (", ..." if len(videos) > _NAMED_VIDEOS else "")
-    line = f"{doing} with {len(videos)} videos of damaged files, used as far as they are whole ({named})"
+    line = f"{doing} with damaged video files, used as far as they are whole: {len(videos)} ({named})"
     if beyond:
         named = ", ".join(beyond[:_NAMED_VIDEOS]) + (", ..." if len(beyond) > _NAMED_VIDEOS else "")
-        line += f", and without {len(beyond)} samples that ask for frames behind the damage ({named})"
+        line += f"; samples left out that ask for frames behind the damage: {len(beyond)} ({named})"
     return [line]
 
 

@@ -31,7 +31,7 @@ def num_kills(kind):
     return round(share * total) if total else usual
 
 
-def prepare(folder, cache="cache", *settings, retry_failed=False):
+def prepare(folder, cache="cache", *settings, **flags):
     """What `pipeline extract` does before it starts Ray."""
     options = {
         "data.dataset": "synthetic",
@@ -44,7 +44,8 @@ def prepare(folder, cache="cache", *settings, retry_failed=False):
     made = FeatureCache.create_or_open(folder / cache, fingerprint(config, extract))
     job = ExtractionJob(config.encoder, config.teacher, extract, str(folder / cache))
     videos = locations.videos_root(config)
-    return Extraction(manifest, plan_frames(manifest), made, job, videos=videos, retry_failed=retry_failed)
+    flags = {"retry_failed": False, **flags}
+    return Extraction(manifest, plan_frames(manifest), made, job, videos=videos, **flags)
 
 
 def run_here(extraction, before_video=lambda _count: None, threads=None):

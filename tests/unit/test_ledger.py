@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from stages.cache import FeatureCache, Fingerprint
-
 from stages.errors import UserError
 
 TIMES_S = np.arange(6) / 3
