@@ -24,7 +24,7 @@ from stages.cache.zarr_store import CHUNK_FRAMES
 from stages.errors import UserError
 from stages.frame_plan import FramePlan
 from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, TOWER_FAMILY
-from stages.instructblip import INSTRUCTBLIP, instructblip_config, naming
+from stages.instructblip import INSTRUCTBLIP, instructblip_config, loading, naming
 from stages.manifest import Manifest
 from stages.video_paths import is_url
 from stages.weights import Repository, load_without_code
@@ -108,10 +108,11 @@ def _vision_config(repository: Repository) -> Any:
 
     described = repository.json("config.json")
     family = described.get("model_type")
-    if family == CLIPConfig.model_type:
-        return CLIPConfig.from_dict(described).vision_config
-    if family == CLIPVisionConfig.model_type:
-        return CLIPVisionConfig.from_dict(described)
+    with loading("configuration", repository.source):
+        if family == CLIPConfig.model_type:
+            return CLIPConfig.from_dict(described).vision_config
+        if family == CLIPVisionConfig.model_type:
+            return CLIPVisionConfig.from_dict(described)
     if family != INSTRUCTBLIP:
         known = f"{INSTRUCTBLIP}, {CLIPConfig.model_type} or {CLIPVisionConfig.model_type}"
         raise UserError(
@@ -154,7 +155,8 @@ def _dino_width(config: TeacherConfig, described: dict[str, Any]) -> int:
     from transformers import Dinov2Config, Dinov2WithRegistersConfig
 
     plain = described["model_type"] == Dinov2Config.model_type
-    dino = (Dinov2Config if plain else Dinov2WithRegistersConfig).from_dict(described)
+    with loading("configuration", config.source):
+        dino = (Dinov2Config if plain else Dinov2WithRegistersConfig).from_dict(described)
     with naming(config.source):
         config.require_fits_dino(dino.num_hidden_layers)
     return int(dino.hidden_size)
