@@ -1,4 +1,4 @@
-"""Where a container's own structure breaks: lengths that do not lead to the next element, counters that jump, checksums.
+"""Where a container's own structure breaks: lengths that lead nowhere, counters that jump, wrong checksums.
 
 FFmpeg looks for the next element that makes sense and goes on without a word. What it left out shifts all later
 pictures of a file whose time counts chunks, and leaves a picture standing in any other.
@@ -109,7 +109,7 @@ def _stream_of(name: bytes) -> int | None:
     return int(name[:2]) if name[:2].isdigit() else None
 
 
-def _flv_break(read: FileBytes, packets: ReadPackets) -> Break | None:
+def _flv_break(read: FileBytes, _: ReadPackets) -> Break | None:
     """Each tag is followed by its own length, and the next tag by that."""
     head = read(0, 9)
     at = int.from_bytes(head[5:9], "big") + 4
@@ -136,3 +136,6 @@ _WALKS: dict[str, Callable[[FileBytes, ReadPackets], Break | None]] = {
     "asf": asf_break,
     "mpegts": mpegts_break,
 }
+
+# Where a whole structure proves that no packet was left out: those walked here, and files that list all their packets.
+PROVED = frozenset((*_WALKS, "mov"))

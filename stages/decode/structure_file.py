@@ -47,4 +47,5 @@ class FileBytes:
         self.size = os.fstat(file).st_size
 
     def __call__(self, at: int, count: int) -> bytes:
+        """`count` bytes from `at` on, less at the file's end."""
         return os.pread(self._file, count, at)

@@ -1,4 +1,4 @@
-"""The structure of Matroska and WebM: elements within elements, blocks of known tracks, checksums where there are any."""
+"""The structure of Matroska and WebM: elements within elements, blocks of known tracks, and checksums, if any."""
 
 import zlib
 
@@ -21,7 +21,7 @@ _HEAD_BYTES = 12
 _CHUNK_BYTES = 2**20
 
 
-def matroska_break(read: FileBytes, packets: ReadPackets) -> Break | None:
+def matroska_break(read: FileBytes, _: ReadPackets) -> Break | None:
     """Walk segments, clusters and blocks. A segment or cluster of unknown length ends where the next one begins."""
     at = last = segment_end = cluster_end = 0
     is_open = False  # the cluster's length is unknown
