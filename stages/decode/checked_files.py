@@ -54,6 +54,7 @@ def checked_timeline(request: FrameRequest, kinds: CheckedKinds) -> tuple[Timeli
     """
     with ffmpeg_messages() as messages:
         packets = list_packets(request.path, messages)
+        packets.refuse_damaged()
         _refuse_unchecked(request, packets, kinds)
     assert packets.ticks is not None
     shown = np.sort(packets.ticks[packets.is_shown])

@@ -17,6 +17,7 @@ def video_length_s(path: Path) -> float:
     """
     with ffmpeg_messages() as messages:
         packets = list_packets(path, messages)
+        packets.refuse_damaged()
     if packets.ticks is None:
         raise DecodeError("unreadable", "the packets carry no timestamps, so the length is not known without decoding")
     shown = np.sort(packets.ticks[packets.is_shown])

@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 
 from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.timeline import Timeline
@@ -21,9 +22,11 @@ from stages.decode.video_file import (
     PacketList,
     ffmpeg_messages,
     frame_ticks,
+    is_end_marker,
     list_packets,
     open_video,
     said_by_ffmpeg,
+    translated,
 )
 
 # Receives rows of the request that one frame fills, its timestamp, and the frame [h, w, 3] uint8 RGB.
@@ -35,20 +38,29 @@ def read_with_pyav(request: FrameRequest, sink: FrameSink) -> str | None:
 
     The first attempts skip pictures that nothing wanted depends on. Where one misses a wanted frame, or FFmpeg
     reports anything at all, the file is decoded again in full, and what fails or is reported then is the file's fault;
-    frames sent twice are right the second time. Raises `DecodeError`.
+    frames sent twice are right the second time. Returns the remark of `DecodedVideo`. Raises `DecodeError`.
     """
     with ffmpeg_messages() as messages:
         packets = list_packets(request.path, messages)
-        if not (_has_simple_order(packets) and _read_wanted_only(request, packets, sink, messages)):
-            _read_in_full(request, sink, messages)
-    return None
+        if request.damaged == "refuse":
+            packets.refuse_damaged()
+        may_skip = packets.damage is None and _has_simple_order(packets)
+        if may_skip and _read_wanted_only(request, packets, sink, messages):
+            return None
+        return _read_in_full(request, packets, sink, messages)
 
 
 def _has_simple_order(packets: PacketList) -> bool:
-    """Whether packets name their frames: all have a distinct timestamp and the earliest comes first."""
+    """Whether packets name their frames: all have a distinct timestamp, and the earliest comes first.
+
+    Where the decoder reorders pictures and the timestamps ascend, they may be those of decoding (streams copied from
+    a container without any other), which only the frames that come out can show.
+    """
     ticks = packets.ticks
     if ticks is None or not packets.is_key[0] or not packets.is_shown.any():
         return False
+    if packets.reorders and (np.diff(ticks) > 0).all():
+        return len(ticks) == 1
     return bool(ticks[0] == ticks.min() and len(np.unique(ticks)) == len(ticks))
 
 
@@ -69,17 +81,30 @@ def _read_wanted_only(
     for attempt in attempts:
         messages.clear()
         frames = decode_runs(request.path, attempt, frozenset(wanted))
-        if _send_wanted(frames, wanted, sink) and not messages:
+        starts = frozenset(int(packets.ticks[first]) for first, _ in attempt if first > 0)
+        if _send_wanted(frames, starts, wanted, sink) and not messages:
             return True
     return False
 
 
-def _send_wanted(frames: Iterator[Any], wanted: dict[int, tuple[slice, float]], sink: FrameSink) -> bool:
-    """Send the frames whose timestamp is wanted; return whether each came once, whole, and in order."""
+def _send_wanted(
+    frames: Iterator[Any], starts: frozenset[int], wanted: dict[int, tuple[slice, float]], sink: FrameSink
+) -> bool:
+    """Send the frames whose timestamp is wanted; return whether each came once, whole, and all frames in order.
+
+    A picture of `starts`, where decoding begins in mid-file, must be a key frame by the codec's own word: some
+    containers mark every packet as one, and some codecs give no word.
+    """
     to_rgb = RgbConverter()
     found: list[int] = []
+    previous: int | None = None
     try:
         for frame in frames:
+            if frame.pts is None or (previous is not None and frame.pts <= previous):
+                return False
+            previous = frame.pts
+            if frame.pts in starts and frame.pict_type != PictureType.I:
+                return False
             if frame.pts in wanted and not frame.is_corrupt:
                 sink(*wanted[frame.pts], to_rgb.convert(frame))
                 found.append(frame.pts)
@@ -138,37 +163,82 @@ def needed_runs(packets: PacketList, wanted: frozenset[int]) -> list[tuple[int, 
     return runs
 
 
-def _read_in_full(request: FrameRequest, sink: FrameSink, messages: list[FFmpegMessage]) -> None:
-    """Decode the whole file twice: once for the timestamps of the frames shown, once for the wanted pictures."""
-    timeline = _timeline_of_decoded(request.path, messages)
+def _read_in_full(
+    request: FrameRequest, packets: PacketList, sink: FrameSink, messages: list[FFmpegMessage]
+) -> str | None:
+    """Decode the file twice: once for the timestamps of the frames shown, once for the wanted pictures.
+
+    Decoding in order depends on earlier packets only: what comes out before the first damaged one is right.
+    """
+    stamps, damage = _stamps(request, packets, messages)
+    timeline = _timeline(stamps, request.clock_fps if packets.ticks is None else None)
+    remark = None
+    if damage is not None:
+        remark = _proved_before(request, timeline, packets, damage)
     wanted = dict(rows_by_frame(timeline.choose(request)))
     last, to_rgb = max(wanted), RgbConverter()
-    for index, frame in enumerate(_decode_all(request.path, messages)):
+    for index, frame in enumerate(_decode_all(request.path, packets.whole, messages)):
         if index in wanted:
             sink(wanted[index], float(timeline.shown_s[index]), to_rgb.convert(frame))
         if index == last:
-            return
+            break
+    return remark
 
 
-def _decode_all(path: Path, messages: list[FFmpegMessage]) -> Iterator[Any]:
-    """Yield every frame shown. Damage before the first whole one (a cut at an open GOP) leaves those frames out.
+def _proved_before(request: FrameRequest, timeline: Timeline, packets: PacketList, damage: str) -> str:
+    """The remark for a request whose frames all lie before the damage; `DecodeError` for any other.
 
-    After it, a damaged frame or anything that FFmpeg reports raises `DecodeError`.
+    The last frame that came out is not among them: how long it stays is not known, and damage that spares the end of
+    a packet may have begun in it.
+    """
+    proved_s = float(timeline.shown_s[-1]) - timeline.rounding_s if packets.is_proved else 0.0
+    if request.times_s[-1] >= proved_s:
+        raise DecodeError("unreadable", damage, whole_before_s=proved_s if proved_s > 0 else None)
+    return f"damaged from about {proved_s:.2f} s on: {damage.removeprefix('damaged: ')}"
+
+
+def _decode_all(path: Path, count: int, messages: list[FFmpegMessage]) -> Iterator[Any]:
+    """Yield every frame shown that the first `count` packets give, those held back at the file's end included.
+
+    Damage before the first whole frame (a cut at an open GOP) leaves those frames out, unless it lies in the first key
+    frame itself. After it, a damaged frame or anything that FFmpeg reports raises `DecodeError`.
     """
     with open_video(path) as (container, stream):
-        started = False
-        for frame in container.decode(stream):
-            if started and (frame.is_corrupt or messages):
-                why = said_by_ffmpeg(messages) or "a picture is incomplete"
-                raise DecodeError("unreadable", f"damaged at about {frame.time or 0.0:.3f} s: {why}")
-            if frame.is_corrupt:
-                continue
-            if not started:
+        first = last = None
+        key_seen = False
+        for position, packet in enumerate(container.demux(stream)):
+            if position >= count and not is_end_marker(packet):
+                return
+            is_first_key = packet.is_keyframe and not key_seen
+            if is_first_key:
+                key_seen = True
                 messages.clear()
-            started = True
-            yield frame
-        if started and messages:
+            frames = packet.decode()
+            if is_first_key and messages:
+                raise DecodeError("unreadable", f"damaged at its beginning: {said_by_ffmpeg(messages)}")
+            for frame in frames:
+                if first is not None and (frame.is_corrupt or messages):
+                    why = said_by_ffmpeg(messages) or "a picture is incomplete"
+                    raise DecodeError("unreadable", f"damaged{_about(first, last)}: {why}")
+                if frame.is_corrupt:
+                    continue
+                if first is None:
+                    messages.clear()
+                    first = _frame_time(frame)
+                last = _frame_time(frame)
+                yield frame
+        if first is not None and messages:
             raise DecodeError("unreadable", f"damaged near its end: {said_by_ffmpeg(messages)}")
+
+
+def _frame_time(frame: Any) -> Fraction | None:
+    ticks = frame.dts if frame.pts is None else frame.pts
+    return None if ticks is None else ticks * frame.time_base
+
+
+def _about(first: Fraction | None, last: Fraction | None) -> str:
+    """Where the last whole frame was seen; nothing where the file gives no times."""
+    return "" if first is None or last is None else f" at about {float(last - first):.3f} s"
 
 
 @dataclass(frozen=True)
@@ -179,21 +249,40 @@ class _Stamp:
     time_base: Fraction
 
 
-def _timeline_of_decoded(path: Path, messages: list[FFmpegMessage]) -> Timeline:
+def _stamps(
+    request: FrameRequest, packets: PacketList, messages: list[FFmpegMessage]
+) -> tuple[list[_Stamp], str | None]:
+    """Decode the file up to its first damage; what is damaged, and the stamps of the frames before it."""
+    with open_video(request.path) as (_, stream):
+        one_frame = frame_ticks(stream, None)
+    stamps: list[_Stamp] = []
+    damage = packets.damage
+    frames = _decode_all(request.path, packets.whole, messages)
+    try:
+        stamps.extend(_Stamp(f.pts, f.dts, f.duration or one_frame, f.time_base) for f in frames)
+    except (DecodeError, av.error.FFmpegError) as error:
+        found = error if isinstance(error, DecodeError) else translated(error, messages)
+        if found.kind != "unreadable" or request.damaged == "refuse":
+            raise found from error
+        damage = found.reason
+    if not stamps:
+        raise DecodeError("unreadable", damage or "no frame could be decoded")
+    return stamps, damage
+
+
+def _timeline(stamps: list[_Stamp], clock_fps: float | None) -> Timeline:
     """Take the shown frames' own timestamps or, where a container stores none, those of decoding order.
 
     Formats without presentation times (AVI) show one frame per decoding step, so the step at which a frame comes out
-    is its time; frames that come out at the very end follow at the last frame's pace.
+    is its time; frames that come out at the very end follow at the last frame's pace. Where there are no times of any
+    kind, frames follow each other at `clock_fps`.
     """
-    with open_video(path) as (_, stream):
-        one_frame = frame_ticks(stream, None)
-    stamps = [_Stamp(f.pts, f.dts, f.duration or one_frame, f.time_base) for f in _decode_all(path, messages)]
-    if not stamps:
-        raise DecodeError("unreadable", "no frame could be decoded")
     presentation = [stamp.pts for stamp in stamps]
     for ticks in (presentation, _extended([stamp.dts for stamp in stamps], stamps[-1].duration_ticks)):
         if None not in ticks and (np.diff(np.array(ticks, dtype=np.int64)) > 0).all():
             return Timeline(np.array(ticks, dtype=np.int64), stamps[0].time_base, stamps[-1].duration_ticks)
+    if clock_fps is not None:
+        return Timeline(np.arange(len(stamps), dtype=np.int64), 1 / Fraction(clock_fps).limit_denominator(1001), 1)
     raise DecodeError("unreadable", "the frames carry no usable timestamps (writing the file anew as mp4 gives them)")
 
 

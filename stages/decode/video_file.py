@@ -13,6 +13,8 @@ import av
 import numpy as np
 
 from stages.decode.frames import DecodeError
+from stages.decode.structure import PROVED, first_break
+from stages.decode.structure_file import ReadPackets
 
 # Only self-contained files are opened: a playlist, session description or picture sequence could name any other file
 # or address. Sound formats are listed so that a sound file fails for its true reason.
@@ -50,6 +52,10 @@ class PacketList:
         is_key: [K] bool, decoding can start here.
         is_shown: [K] bool, false where an edit list hides the frame.
         last_duration_ticks: how long the last frame shown stays.
+        reorders: whether the decoder shows pictures in another order than that of the packets.
+        damage: what is wrong with the file, as far as its packets show; None where nothing is.
+        whole: how many packets come before all damage; K for a whole file.
+        is_proved: whether the container's structure proves that none was lost among those.
     """
 
     ticks: np.ndarray | None
@@ -57,6 +63,15 @@ class PacketList:
     is_shown: np.ndarray
     last_duration_ticks: int
     time_base: Fraction
+    reorders: bool
+    damage: str | None
+    whole: int
+    is_proved: bool
+
+    def refuse_damaged(self) -> None:
+        """Raise `DecodeError` for a damaged file."""
+        if self.damage is not None:
+            raise DecodeError("unreadable", self.damage)
 
 
 @contextmanager
@@ -70,7 +85,7 @@ def ffmpeg_messages() -> Iterator[list[FFmpegMessage]]:
             try:
                 yield messages
             except av.error.FFmpegError as error:
-                raise _translate(error, messages) from error
+                raise translated(error, messages) from error
             except DecodeError as error:
                 size_px = _TOO_LARGE.search(" ".join(text for _, _, text in messages))
                 if error.reason != _NO_SIZE or size_px is None:
@@ -86,7 +101,8 @@ def said_by_ffmpeg(messages: list[FFmpegMessage]) -> str:
     return "; ".join(list(dict.fromkeys(text.strip() for _, _, text in messages))[-_MESSAGES_SHOWN:])
 
 
-def _translate(error: Any, messages: list[FFmpegMessage]) -> DecodeError:
+def translated(error: Any, messages: list[FFmpegMessage]) -> DecodeError:
+    """The error for one that FFmpeg raised."""
     said = said_by_ffmpeg(messages)
     if isinstance(error, MemoryError) or "get_buffer() failed" in said:
         return DecodeError("memory", f"the memory limit was reached ({said or 'allocation failed'})")
@@ -155,7 +171,7 @@ def _too_large(width_px: int, height_px: int) -> DecodeError:
 
 
 def list_packets(path: Path, messages: list[FFmpegMessage]) -> PacketList:
-    """Read all packets of the file's video stream without decoding; a damaged or cut file raises `DecodeError`.
+    """Read all packets of the file's video stream without decoding, and look for damage to the container.
 
     `messages` are those of the `ffmpeg_messages` around it.
     """
@@ -163,21 +179,65 @@ def list_packets(path: Path, messages: list[FFmpegMessage]) -> PacketList:
         messages.clear()  # opening looks into every stream, and damaged sound is no matter
         packets: list[_Packet] = []
         spans: dict[int, _Span] = {}
+        reported_at: int | None = None
         for packet in container.demux():
-            if packet.size == 0 and packet.dts is None and packet.pts is None:
-                continue  # PyAV's end marker
+            if is_end_marker(packet):
+                continue
             spans.setdefault(packet.stream_index, _Span()).add(packet)
             if packet.stream_index == stream.index:
                 packets.append(_Packet.of(packet))
+            if messages and reported_at is None:
+                reported_at = len(packets)
         if not packets:
             raise DecodeError("unreadable", "the video stream holds no frames")
-        _check_complete(container, stream, spans)
-        damaged = sum(packet.is_corrupt for packet in packets)
-        if damaged:
-            raise DecodeError("unreadable", f"damaged: {damaged} of {len(packets)} video packets are corrupt")
-        if messages:
-            raise DecodeError("unreadable", f"damaged: {said_by_ffmpeg(messages)}")
-        return _to_list(packets, stream)
+        if messages and reported_at is None:
+            reported_at = len(packets)
+        found = _Evidence(len(packets))
+        found.add(_shortfall(container, stream, spans), len(packets) - 1)
+        corrupt = [position for position, packet in enumerate(packets) if packet.is_corrupt]
+        if corrupt:
+            found.add(f"damaged: {len(corrupt)} of {len(packets)} video packets are corrupt", corrupt[0])
+        if reported_at is not None:
+            found.add(f"damaged: {said_by_ffmpeg(messages)}", reported_at - 2)
+        name = container.format.name.split(",")[0]
+        broken = first_break(path, name, _as_read(stream, packets))
+        if broken is not None:
+            found.add(f"damaged: {broken.why}", _packet_at(packets, broken.at))
+        return _to_list(packets, stream, found, is_proved=name in PROVED)
+
+
+def is_end_marker(packet: Any) -> bool:
+    """Whether PyAV made this packet after the last one of a stream, to have the decoder give all that it holds."""
+    return packet.size == 0 and packet.dts is None and packet.pts is None
+
+
+class _Evidence:
+    """Signs of damage: the words of the first one, and the packet before which there is none of any."""
+
+    def __init__(self, count: int) -> None:
+        self.reason: str | None = None
+        self.first = count
+
+    def add(self, reason: str | None, position: int) -> None:
+        if reason is not None:
+            self.reason = self.reason or reason
+            self.first = max(0, min(self.first, position))
+
+
+def _as_read(stream: Any, packets: "list[_Packet]") -> ReadPackets:
+    return ReadPackets(
+        stream=stream.index,
+        ident=stream.id,
+        frames=stream.frames,
+        positions=[packet.place for packet in packets],
+        sizes=[packet.size for packet in packets],
+        ticks=[packet.ticks for packet in packets],
+    )
+
+
+def _packet_at(packets: "list[_Packet]", at: int) -> int:
+    """The first packet that begins at byte `at` of the file or later; one that begins nowhere goes with the last."""
+    return next((position for position, packet in enumerate(packets) if packet.place >= at), len(packets) - 1)
 
 
 class _Packet(NamedTuple):
@@ -186,13 +246,23 @@ class _Packet(NamedTuple):
     is_key: bool
     is_shown: bool
     is_corrupt: bool
+    place: int
+    size: int
 
     @classmethod
     def of(cls, packet: Any) -> "_Packet":
-        return cls(packet.pts, packet.duration, packet.is_keyframe, not packet.is_discard, packet.is_corrupt)
+        return cls(
+            ticks=packet.pts,
+            duration_ticks=packet.duration,
+            is_key=packet.is_keyframe,
+            is_shown=not packet.is_discard,
+            is_corrupt=packet.is_corrupt,
+            place=-1 if packet.pos is None else packet.pos,
+            size=packet.size,
+        )
 
 
-def _to_list(packets: list[_Packet], stream: Any) -> PacketList:
+def _to_list(packets: list[_Packet], stream: Any, found: _Evidence, *, is_proved: bool) -> PacketList:
     last = max(packets, key=lambda packet: (packet.is_shown, packet.ticks or 0))
     ticks = [packet.ticks for packet in packets]
     return PacketList(
@@ -201,6 +271,10 @@ def _to_list(packets: list[_Packet], stream: Any) -> PacketList:
         is_shown=np.array([packet.is_shown for packet in packets], dtype=bool),
         last_duration_ticks=frame_ticks(stream, last.duration_ticks),
         time_base=stream.time_base,
+        reorders=bool(stream.codec_context.has_b_frames),
+        damage=found.reason,
+        whole=found.first,
+        is_proved=is_proved,
     )
 
 
@@ -225,7 +299,7 @@ def frame_ticks(stream: Any, duration_ticks: int | None) -> int:
     return round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 0
 
 
-def _check_complete(container: Any, stream: Any, spans: dict[int, _Span]) -> None:
+def _shortfall(container: Any, stream: Any, spans: dict[int, _Span]) -> str | None:
     """Compare what the packets cover with what the header promises; a file cut short gives no error otherwise."""
     declared_s = _own_duration_s(stream)
     covered = [spans[stream.index]]
@@ -236,11 +310,10 @@ def _check_complete(container: Any, stream: Any, spans: dict[int, _Span]) -> Non
     # Matroska and FLV declare when the last frame ends, others how long the stream is: a late start counts as covered.
     covered_s = max(span.end_s for span in covered) - min(0.0, *(span.first_s for span in covered))
     if declared_s is None or not np.isfinite(covered_s):
-        return
-    if declared_s - covered_s > max(_SHORTFALL_S, _SHORTFALL_FRACTION * declared_s):
-        raise DecodeError(
-            "unreadable", f"truncated: the file holds {covered_s:.2f} s of the {declared_s:.2f} s its header promises"
-        )
+        return None
+    if declared_s - covered_s <= max(_SHORTFALL_S, _SHORTFALL_FRACTION * declared_s):
+        return None
+    return f"truncated: the file holds {covered_s:.2f} s of the {declared_s:.2f} s its header promises"
 
 
 def _own_duration_s(stream: Any) -> float | None:
