@@ -69,7 +69,14 @@ class VideoSource(BaseModel):
         return now.model_copy(update=known)
 
 
-def look_at(path: str, *, named: str | None = None, digest: bool = False, copy: Path | None = None) -> VideoSource:
+def look_at(
+    path: str,
+    *,
+    named: str | None = None,
+    digest: bool = False,
+    copy: Path | None = None,
+    silent: set[str] | None = None,
+) -> VideoSource:
     """Describe the file at a path or URL; of one that is not there, or that a server says nothing of, only its name.
 
     Args:
@@ -77,13 +84,14 @@ def look_at(path: str, *, named: str | None = None, digest: bool = False, copy: 
         named: how the manifest names it; None: as `path` does.
         digest: whether to read all of a local file, or of the `copy`, for its SHA-256.
         copy: where the content of an address was fetched to.
+        silent: servers that are not asked any more; one that gives no answer is added.
     """
     shown = named or path
     # The query of an address may be a signature.
     plain = VideoSource(path=shown.partition("?")[0] if is_url(shown) else shown)
     if not is_url(path):
         return plain.model_copy(update=_of_file(Path(path), digest=digest))
-    facts = _of_address(path)
+    facts = _of_address(path, set() if silent is None else silent)
     if copy is not None:
         # What was fetched is what was used, whatever the server says meanwhile.
         facts |= {name: value for name, value in _of_file(copy, digest=digest).items() if name != "modified"}
@@ -106,13 +114,19 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _of_address(url: str) -> dict[str, Any]:
+def _of_address(url: str, silent: set[str]) -> dict[str, Any]:
     from fsspec.core import url_to_fs
 
+    server = "/".join(url.split("/")[:3])
+    if server in silent:
+        return {}
     try:
         files, path = url_to_fs(url)
         said = files.info(path)
-    except Exception:  # noqa: BLE001  # each protocol's library has exceptions of its own, and nothing is known then
+    except Exception as error:  # noqa: BLE001  # each protocol's library has exceptions of its own
+        cause = error.__cause__ or error  # fsspec's http calls every failure a missing file
+        if not isinstance(cause, FileNotFoundError) and getattr(cause, "status", None) is None:
+            silent.add(server)  # no answer at all; thousands of others would be waited for in vain, too
         return {}
     version = next((str(said[key]) for key in _VERSION_KEYS if said.get(key)), None)
     return {"num_bytes": said.get("size"), "version": version}
@@ -156,11 +170,14 @@ def find_changes(
         on_video: called after each video.
     """
 
+    silent: set[str] = set()
+
     def look(video: str) -> tuple[str, VideoSource, VideoSource, Verdict]:
         before, place = recorded[video], place_of(video)
-        now = look_at(place)
+        now = look_at(place, silent=silent)
         verdict = before.compare(now)
-        if before.sha256 is not None and (digests == "all" or (digests, verdict) == ("in doubt", "unsure")):
+        doubt = digests == "all" or (digests, verdict) == ("in doubt", "unsure")
+        if before.sha256 is not None and doubt and not is_url(place):
             now = look_at(place, digest=True)
             verdict = before.compare(now)
         return video, before, now, verdict

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -74,15 +77,52 @@ def test_what_is_no_file_is_only_named_and_never_waited_for(tmp_path):
         assert look_at(path, digest=True) == VideoSource(path=path)
 
 
-def test_of_an_address_its_size_is_known_and_its_query_is_not_kept(tmp_path):
+def test_of_an_address_size_and_version_are_known_and_its_query_is_not_kept(tmp_path):
     pytest.importorskip("aiohttp")
     film = tmp_path / "whole.mp4"
     film.write_bytes(b"0123456789")
     with serving({"whole.mp4": film}) as address:
-        found = look_at(f"{address}/whole.mp4?signature=secret")
+        first = look_at(f"{address}/whole.mp4?signature=secret")
         nothing = look_at(f"{address}/gone.mp4")
-    assert (found.path, found.num_bytes, found.modified) == (f"{address}/whole.mp4", 10, None)
+        film.write_bytes(b"9876543210")
+        second = look_at(f"{address}/whole.mp4", copy=film, digest=True)
+    assert (first.path, first.num_bytes, first.modified) == (f"{address}/whole.mp4", 10, None)
     assert nothing == VideoSource(path=f"{address}/gone.mp4")
+    assert first.version != second.version
+    assert first.compare(second) == "unsure"
+    assert second.sha256 is not None
+
+
+def test_a_server_that_gives_no_answer_is_not_asked_for_every_video(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("stages.cache.source._LOOKS_AT_ONCE", 1)
+    recorded = {f"v{number}": VideoSource(path=f"{number}.mp4", num_bytes=10) for number in range(50)}
+    with hanging_up() as (address, connections):
+        found = find_changes(recorded, lambda video: f"{address}/{video}.mp4")
+    assert (found.outdated, found.compared, len(found.absent)) == ((), 0, 50)
+    assert 0 < len(connections) < 10
+
+
+@contextmanager
+def hanging_up():
+    """A server that closes every connection at once; its address, and a list that grows by one with each."""
+    connections = []
+
+    def accept():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            connections.append(1)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", connections
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def test_a_doubt_is_settled_by_reading_the_file_where_a_digest_was_recorded(tmp_path):
