@@ -186,7 +186,7 @@ def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]
     return Finding("data", "durations", "problem", detail, fix, tuple(wrong))
 
 
-def check_cache(config: PipelineConfig, *, quick: bool) -> Iterator[Finding]:
+def check_cache(config: PipelineConfig, *, quick: bool = False) -> Iterator[Finding]:
     """Say whether the cache fits the configuration, which videos it has, and what to run next.
 
     Args:
