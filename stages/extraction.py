@@ -101,7 +101,8 @@ class _Meter:
     def __init__(self, status: LedgerStatus, tasks: list[VideoTask]) -> None:
         self.planned = len(status.done) + len(status.failed) + len(status.pending)
         self.frames_of = {task.video: len(task.times_s) for task in tasks}
-        self.done = len(status.done)
+        # A video that is extracted anew is not done until that has ended.
+        self.done = len(status.done.difference(self.frames_of))
         self.left, self.frames_left = len(tasks), sum(self.frames_of.values())
         self.extracted, self.frames = 0, 0
         self.decode_s, self.networks_s, self.idle_s = 0.0, 0.0, 0.0

@@ -61,9 +61,10 @@ def _load_instructblips_language(repository: Repository, dtype: torch.dtype, on_
 
     source = repository.source
     with naming(source), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            instructblip_config(repository).text_config, dtype=dtype
-        )
+        with loading("language model", source):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                instructblip_config(repository).text_config, dtype=dtype
+            )
         tensors = repository.tensors()
         on_loaded(_report(source, tensors, load_named(model, tensors, prefix="language_model.")))
     return model

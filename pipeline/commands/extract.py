@@ -102,7 +102,7 @@ def _run(extraction: Extraction, address: str | None, emit: _OnOutcome) -> Extra
     from stages.ray_flow import cluster, process_all
 
     planned, left = extraction.plan.num_videos, len(extraction.todo)
-    done = len(extraction.before.done)
+    done = len(extraction.before.done.difference(extraction.todo))
     say_now_and_then = _every(_LINE_EVERY_S)
     with (
         progress_bar("extract", planned, "videos", done=planned - left) as bar,

@@ -58,7 +58,9 @@ def test_a_replaced_video_is_named_by_each_extraction_until_it_is_done_anew(film
 
     planned, _ = pipeline("plan", *options(corpus), "--refresh-changed", "--no-calibrate", "--json")
     assert json.loads(planned)["left"]["videos"] == 1
-    summary = run_here(prepare(corpus, refresh_changed=True))
+    seen = []
+    summary = run_here(prepare(corpus, refresh_changed=True), on_progress=seen.append)
+    assert [(one.done, one.failed, one.left) for one in seen] == [(VIDEOS, 0, 0)]
     assert (summary.done, summary.extracted_now, set(summary.changed)) == (VIDEOS, 1, {replaced.stem})
     changed = {video for video, content in committed(corpus).items() if content != before[video]}
     assert changed == {replaced.stem}
