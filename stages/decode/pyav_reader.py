@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import PictureType
 
 from stages.decode.frames import DecodeError, FrameRequest
@@ -20,6 +21,7 @@ from stages.decode.timeline import Timeline
 from stages.decode.video_file import (
     FFmpegMessage,
     PacketList,
+    demuxed,
     ffmpeg_messages,
     frame_ticks,
     is_end_marker,
@@ -28,6 +30,16 @@ from stages.decode.video_file import (
     said_by_ffmpeg,
     translated,
 )
+
+
+def _unnamed(cls: Any, value: object) -> Any:
+    """A member for a kind of side data that PyAV has no name for; without one it cannot list any of a frame's."""
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[method-assign,assignment]
 
 # Receives rows of the request that one frame fills, its timestamp, and the frame [h, w, 3] uint8 RGB.
 FrameSink = Callable[[slice, float, np.ndarray], None]
@@ -130,7 +142,7 @@ def decode_runs(path: Path, runs: list[tuple[int, int]], wanted: frozenset[int])
     with open_video(path) as (container, stream):
         decoder = stream.codec_context
         decoder.open(strict=False)  # some decoders read `skip_frame` only here, and must not start by skipping
-        for position, packet in enumerate(container.demux(stream)):
+        for position, packet in enumerate(demuxed(container, stream)):
             if position < first:
                 continue
             decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
@@ -206,7 +218,7 @@ def _decode_all(path: Path, count: int, messages: list[FFmpegMessage]) -> Iterat
     with open_video(path) as (container, stream):
         first = last = None
         key_seen = False
-        for position, packet in enumerate(container.demux(stream)):
+        for position, packet in enumerate(demuxed(container, stream)):
             if position >= count and not is_end_marker(packet):
                 return
             is_first_key = packet.is_keyframe and not key_seen

@@ -2,6 +2,7 @@
 
 import re
 import stat
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # Above these a header is taken for damaged (or hostile) and no frame is allocated.
 _MAX_SIDE_PX = 16_384
 _MAX_PICTURE_PX = 150_000_000
+
+_PROBED = re.compile(r"Format (\S+) probed")
 
 # Of sizes that FFmpeg itself does not accept it forgets the numbers, and only its message tells them.
 _NO_SIZE = "the file does not say how large its pictures are"
@@ -86,6 +89,10 @@ def ffmpeg_messages() -> Iterator[list[FFmpegMessage]]:
                 yield messages
             except av.error.FFmpegError as error:
                 raise translated(error, messages) from error
+            except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+                if not _is_of_pyav(error):
+                    raise
+                raise DecodeError("unreadable", f"PyAV cannot read it: {type(error).__name__}: {error}") from error
             except DecodeError as error:
                 size_px = _TOO_LARGE.search(" ".join(text for _, _, text in messages))
                 if error.reason != _NO_SIZE or size_px is None:
@@ -94,6 +101,12 @@ def ffmpeg_messages() -> Iterator[list[FFmpegMessage]]:
     finally:
         av.logging.set_level(level)
         av.logging.set_skip_repeated(skip)
+
+
+def _is_of_pyav(error: Exception) -> bool:
+    """Whether the error came up inside PyAV, which raises Python's own for what it has no name for."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.startswith("av/") for name in files)
 
 
 def said_by_ffmpeg(messages: list[FFmpegMessage]) -> str:
@@ -108,8 +121,6 @@ def translated(error: Any, messages: list[FFmpegMessage]) -> DecodeError:
         return DecodeError("memory", f"the memory limit was reached ({said or 'allocation failed'})")
     if isinstance(error, PermissionError):
         return DecodeError("refused", "no permission to read the file")
-    if "not on whitelist" in said:
-        return DecodeError("refused", "not a self-contained video file (playlists and picture files are not followed)")
     return DecodeError("unreadable", f"{error.strerror}{f' ({said})' if said else ''}")
 
 
@@ -134,8 +145,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     Cover pictures of sound files do not count as video. Use inside `ffmpeg_messages`. Raises `DecodeError`.
     """
     check_regular_file(path)
-    name = f"file:{path.absolute()}"  # the prefix keeps a name such as "http:x.mp4" from being taken for an address
-    with av.open(name, container_options=_OPEN_OPTIONS, metadata_errors="replace") as container:
+    with _opened(f"file:{path.absolute()}") as container:  # or a name such as "http:x.mp4" would be an address
         # Made-up timestamps are wrong for reordered frames (seen with H.264 in AVI): better none.
         container.flags &= ~av.container.core.Flags.gen_pts.value
         stream = _video_stream(container)
@@ -144,12 +154,55 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
+def _opened(name: str) -> Any:
+    try:
+        return av.open(name, container_options=_OPEN_OPTIONS, metadata_errors="replace")
+    except av.error.ArgumentError as error:
+        found = _format_not_opened(name)
+        if found is None:
+            raise
+        reason = f"FFmpeg takes it for {found!r}, which is not opened here (self-contained video files are)"
+        raise DecodeError("refused", reason) from error
+
+
+def _format_not_opened(name: str) -> str | None:
+    """The format that FFmpeg takes a file for, where that is one that is not opened; it opens nothing."""
+    level = av.logging.get_level()
+    with av.logging.Capture() as said:
+        av.logging.set_level(av.logging.DEBUG)
+        try:
+            av.open(name, container_options=_OPEN_OPTIONS)
+        except av.error.FFmpegError:
+            pass
+        finally:
+            av.logging.set_level(level)
+    texts = " ".join(text for _, _, text in said)
+    probed = _PROBED.search(texts)
+    return probed[1] if probed and "not on whitelist" in texts else None
+
+
+def demuxed(container: Any, *streams: Any) -> Iterator[Any]:
+    """The packets of the streams (of all, where none is named), and PyAV's end markers."""
+    try:
+        yield from container.demux(*streams)
+    except IndexError:
+        # A stream that began in mid-file has no place in PyAV's list. It finds out after the last packet, when it
+        # makes the end markers, of which those of earlier streams have come.
+        return
+
+
 def _video_stream(container: Any) -> Any:
-    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    """The first video stream; of a picture file, the first that is shown by itself (not a plane, not a tile)."""
+    kinds = av.stream.Disposition
+    pictures = kinds.attached_pic | kinds.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams:
         has_sound = len(container.streams.audio) > 0
         raise DecodeError("unreadable", f"no video stream{' (audio only)' if has_sound else ''}")
+    if container.format.name.startswith("mov"):
+        streams = [stream for stream in streams if stream.disposition & kinds.default] or streams
+    if streams[0].disposition & kinds.dependent:
+        raise DecodeError("refused", "the picture is made of tiles, which are not put together")
     if streams[0].codec_context is None:
         raise DecodeError("unreadable", "no decoder for this video codec")
     return streams[0]
@@ -180,7 +233,7 @@ def list_packets(path: Path, messages: list[FFmpegMessage]) -> PacketList:
         packets: list[_Packet] = []
         spans: dict[int, _Span] = {}
         reported_at: int | None = None
-        for packet in container.demux():
+        for packet in demuxed(container):
             if is_end_marker(packet):
                 continue
             spans.setdefault(packet.stream_index, _Span()).add(packet)
@@ -301,7 +354,7 @@ def frame_ticks(stream: Any, duration_ticks: int | None) -> int:
 
 def _shortfall(container: Any, stream: Any, spans: dict[int, _Span]) -> str | None:
     """Compare what the packets cover with what the header promises; a file cut short gives no error otherwise."""
-    declared_s = _own_duration_s(stream)
+    declared_s = _own_duration_s(container, stream)
     covered = [spans[stream.index]]
     if declared_s is None and container.duration:
         # Only the whole file's duration is known. Sound may outlast the pictures, so every stream counts.
@@ -316,13 +369,18 @@ def _shortfall(container: Any, stream: Any, spans: dict[int, _Span]) -> str | No
     return f"truncated: the file holds {covered_s:.2f} s of the {declared_s:.2f} s its header promises"
 
 
-def _own_duration_s(stream: Any) -> float | None:
-    """The stream's declared duration; Matroska gives it as a tag "hh:mm:ss.fraction"."""
+def _own_duration_s(container: Any, stream: Any) -> float | None:
+    """The stream's declared duration; Matroska gives it as a tag "hh:mm:ss.fraction".
+
+    A tag may be older than the file, so it counts up to the file's own duration only, and not in other containers,
+    where it is a copy of another file's.
+    """
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    parts = stream.metadata.get("DURATION", "").split(":")
+    parts = stream.metadata.get("DURATION", "").split(":") if "matroska" in container.format.name else []
     try:
         hours, minutes, seconds = (float(part) for part in parts)
     except ValueError:
         return None
-    return hours * 3600 + minutes * 60 + seconds
+    tagged_s = hours * 3600 + minutes * 60 + seconds
+    return min(tagged_s, container.duration / av.time_base) if container.duration else tagged_s
