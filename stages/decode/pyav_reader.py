@@ -16,7 +16,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import PictureType
 
-from stages.decode.frames import DecodeError, FrameRequest
+from stages.decode.frames import DamagedRule, DecodeError, FrameRequest
 from stages.decode.timeline import Timeline
 from stages.decode.video_file import (
     FFmpegMessage,
@@ -182,11 +182,13 @@ def _read_in_full(
 
     Decoding in order depends on earlier packets only: what comes out before the first damaged one is right.
     """
-    stamps, damage = _stamps(request, packets, messages)
-    timeline = _timeline(stamps, request.clock_fps if packets.ticks is None else None)
+    timeline, damage = decoded_timeline(request.path, request.damaged, request.clock_fps, packets, messages)
     remark = None
     if damage is not None:
-        remark = _proved_before(request, timeline, packets, damage)
+        proved_s = proved_before_s(timeline, packets)
+        if request.times_s[-1] >= proved_s:
+            raise DecodeError("unreadable", damage, whole_before_s=proved_s if proved_s > 0 else None)
+        remark = damage_remark(damage, proved_s)
     wanted = dict(rows_by_frame(timeline.choose(request)))
     last, to_rgb = max(wanted), RgbConverter()
     for index, frame in enumerate(_decode_all(request.path, packets.whole, messages)):
@@ -197,15 +199,17 @@ def _read_in_full(
     return remark
 
 
-def _proved_before(request: FrameRequest, timeline: Timeline, packets: PacketList, damage: str) -> str:
-    """The remark for a request whose frames all lie before the damage; `DecodeError` for any other.
+def proved_before_s(timeline: Timeline, packets: PacketList) -> float:
+    """Before which time the frames that came out before damage are proved, in seconds after the first; 0 if none are.
 
-    The last frame that came out is not among them: how long it stays is not known, and damage that spares the end of
-    a packet may have begun in it.
+    The last frame is not: how long it stays is not known, and damage that spares the end of a packet may have begun
+    in it.
     """
-    proved_s = float(timeline.shown_s[-1]) - timeline.rounding_s if packets.is_proved else 0.0
-    if request.times_s[-1] >= proved_s:
-        raise DecodeError("unreadable", damage, whole_before_s=proved_s if proved_s > 0 else None)
+    return max(0.0, float(timeline.shown_s[-1]) - timeline.rounding_s) if packets.is_proved else 0.0
+
+
+def damage_remark(damage: str, proved_s: float) -> str:
+    """The remark about a file that is damaged, but not before `proved_s`."""
     return f"damaged from about {proved_s:.2f} s on: {damage.removeprefix('damaged: ')}"
 
 
@@ -261,25 +265,28 @@ class _Stamp:
     time_base: Fraction
 
 
-def _stamps(
-    request: FrameRequest, packets: PacketList, messages: list[FFmpegMessage]
-) -> tuple[list[_Stamp], str | None]:
-    """Decode the file up to its first damage; what is damaged, and the stamps of the frames before it."""
-    with open_video(request.path) as (_, stream):
+def decoded_timeline(
+    path: Path, damaged: DamagedRule, clock_fps: float | None, packets: PacketList, messages: list[FFmpegMessage]
+) -> tuple[Timeline, str | None]:
+    """Decode the file up to its first damage: the frames before it, and what is damaged.
+
+    Raises `DecodeError`: no frame comes out, the file is damaged and the rule is to refuse such, or it has no times.
+    """
+    with open_video(path) as (_, stream):
         one_frame = frame_ticks(stream, None)
     stamps: list[_Stamp] = []
     damage = packets.damage
-    frames = _decode_all(request.path, packets.whole, messages)
+    frames = _decode_all(path, packets.whole, messages)
     try:
         stamps.extend(_Stamp(f.pts, f.dts, f.duration or one_frame, f.time_base) for f in frames)
     except (DecodeError, av.error.FFmpegError) as error:
         found = error if isinstance(error, DecodeError) else translated(error, messages)
-        if found.kind != "unreadable" or request.damaged == "refuse":
+        if found.kind != "unreadable" or damaged == "refuse":
             raise found from error
         damage = found.reason
     if not stamps:
         raise DecodeError("unreadable", damage or "no frame could be decoded")
-    return stamps, damage
+    return _timeline(stamps, clock_fps if packets.ticks is None else None), damage
 
 
 def _timeline(stamps: list[_Stamp], clock_fps: float | None) -> Timeline:

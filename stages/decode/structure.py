@@ -50,6 +50,8 @@ def _avi_break(read: FileBytes, packets: ReadPackets) -> Break | None:
     if broken is not None:
         return broken
     found = [(at, length) for name, at, length in chunks if _stream_of(name) == packets.stream and length > 0]
+    if packets.frames > len(found) > 0 and int.from_bytes(read(4, 4), "little") + 8 > read.size and not named:
+        return Break(found[-1][0], f"the file ends after {len(found)} of {packets.frames} frames")
     if len(named) <= len(found) or packets.frames != len(named):
         return None
     same = [ours == theirs for ours, theirs in zip(_from_first(found), _from_first(named), strict=False)]

@@ -161,7 +161,7 @@ def _opened(name: str) -> Any:
         found = _format_not_opened(name)
         if found is None:
             raise
-        reason = f"FFmpeg takes it for {found!r}, which is not opened here (self-contained video files are)"
+        reason = f"FFmpeg takes it for {found!r}, which is not opened here: write it anew as mp4 or Matroska"
         raise DecodeError("refused", reason) from error
 
 
