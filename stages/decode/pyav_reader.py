@@ -19,7 +19,7 @@ from av.video.frame import PictureType
 from stages.decode.frames import DamagedRule, DecodeError, FrameRequest
 from stages.decode.timeline import Timeline
 from stages.decode.video_file import (
-    FFmpegMessage,
+    FFmpegMessages,
     PacketList,
     demuxed,
     ffmpeg_messages,
@@ -27,7 +27,6 @@ from stages.decode.video_file import (
     is_end_marker,
     list_packets,
     open_video,
-    said_by_ffmpeg,
     translated,
 )
 
@@ -40,6 +39,9 @@ def _unnamed(cls: Any, value: object) -> Any:
 
 
 SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[method-assign,assignment]
+
+# The part of a file's timestamps that may be wrong by damage; those of decoding differ more often.
+_FEW = 0.05
 
 # Receives rows of the request that one frame fills, its timestamp, and the frame [h, w, 3] uint8 RGB.
 FrameSink = Callable[[slice, float, np.ndarray], None]
@@ -63,22 +65,22 @@ def read_with_pyav(request: FrameRequest, sink: FrameSink) -> str | None:
 
 
 def _has_simple_order(packets: PacketList) -> bool:
-    """Whether packets name their frames: all have a distinct timestamp, and the earliest comes first.
-
-    Where the decoder reorders pictures and the timestamps ascend, they may be those of decoding (streams copied from
-    a container without any other), which only the frames that come out can show.
-    """
+    """Whether packets name their frames: all have a distinct timestamp, and the earliest comes first."""
     ticks = packets.ticks
-    if ticks is None or not packets.is_key[0] or not packets.is_shown.any():
+    if ticks is None or not packets.is_key[0] or not packets.is_shown.any() or _may_be_of_decoding(packets):
         return False
-    if packets.reorders and (np.diff(ticks) > 0).all():
-        return len(ticks) == 1
     return bool(ticks[0] == ticks.min() and len(np.unique(ticks)) == len(ticks))
 
 
-def _read_wanted_only(
-    request: FrameRequest, packets: PacketList, sink: FrameSink, messages: list[FFmpegMessage]
-) -> bool:
+def _may_be_of_decoding(packets: PacketList) -> bool:
+    """Whether timestamps ascend though the decoder reorders pictures: in streams copied from a container without any.
+
+    Only the frames that come out can show it.
+    """
+    return packets.reorders and len(packets.is_key) > 1 and packets.ticks is not None and _ascend(packets.ticks)
+
+
+def _read_wanted_only(request: FrameRequest, packets: PacketList, sink: FrameSink, messages: FFmpegMessages) -> bool:
     """Decode only what the wanted frames need; return whether every one of them came out undisturbed."""
     assert packets.ticks is not None
     shown = np.sort(packets.ticks[packets.is_shown])
@@ -175,9 +177,7 @@ def needed_runs(packets: PacketList, wanted: frozenset[int]) -> list[tuple[int, 
     return runs
 
 
-def _read_in_full(
-    request: FrameRequest, packets: PacketList, sink: FrameSink, messages: list[FFmpegMessage]
-) -> str | None:
+def _read_in_full(request: FrameRequest, packets: PacketList, sink: FrameSink, messages: FFmpegMessages) -> str | None:
     """Decode the file twice: once for the timestamps of the frames shown, once for the wanted pictures.
 
     Decoding in order depends on earlier packets only: what comes out before the first damaged one is right.
@@ -213,7 +213,7 @@ def damage_remark(damage: str, proved_s: float) -> str:
     return f"damaged from about {proved_s:.2f} s on: {damage.removeprefix('damaged: ')}"
 
 
-def _decode_all(path: Path, count: int, messages: list[FFmpegMessage]) -> Iterator[Any]:
+def _decode_all(path: Path, count: int, messages: FFmpegMessages) -> Iterator[Any]:
     """Yield every frame shown that the first `count` packets give, those held back at the file's end included.
 
     Damage before the first whole frame (a cut at an open GOP) leaves those frames out, unless it lies in the first key
@@ -231,10 +231,10 @@ def _decode_all(path: Path, count: int, messages: list[FFmpegMessage]) -> Iterat
                 messages.clear()
             frames = packet.decode()
             if is_first_key and messages:
-                raise DecodeError("unreadable", f"damaged at its beginning: {said_by_ffmpeg(messages)}")
+                raise DecodeError("unreadable", f"damaged at its beginning: {messages}")
             for frame in frames:
                 if first is not None and (frame.is_corrupt or messages):
-                    why = said_by_ffmpeg(messages) or "a picture is incomplete"
+                    why = str(messages) or "a picture is incomplete"
                     raise DecodeError("unreadable", f"damaged{_about(first, last)}: {why}")
                 if frame.is_corrupt:
                     continue
@@ -244,7 +244,7 @@ def _decode_all(path: Path, count: int, messages: list[FFmpegMessage]) -> Iterat
                 last = _frame_time(frame)
                 yield frame
         if first is not None and messages:
-            raise DecodeError("unreadable", f"damaged near its end: {said_by_ffmpeg(messages)}")
+            raise DecodeError("unreadable", f"damaged near its end: {messages}")
 
 
 def _frame_time(frame: Any) -> Fraction | None:
@@ -266,7 +266,7 @@ class _Stamp:
 
 
 def decoded_timeline(
-    path: Path, damaged: DamagedRule, clock_fps: float | None, packets: PacketList, messages: list[FFmpegMessage]
+    path: Path, damaged: DamagedRule, clock_fps: float | None, packets: PacketList, messages: FFmpegMessages
 ) -> tuple[Timeline, str | None]:
     """Decode the file up to its first damage: the frames before it, and what is damaged.
 
@@ -286,6 +286,8 @@ def decoded_timeline(
         damage = found.reason
     if not stamps:
         raise DecodeError("unreadable", damage or "no frame could be decoded")
+    if not _may_be_of_decoding(packets):
+        _refuse_few_out_of_order([stamp.pts for stamp in stamps])
     return _timeline(stamps, clock_fps if packets.ticks is None else None), damage
 
 
@@ -298,11 +300,23 @@ def _timeline(stamps: list[_Stamp], clock_fps: float | None) -> Timeline:
     """
     presentation = [stamp.pts for stamp in stamps]
     for ticks in (presentation, _extended([stamp.dts for stamp in stamps], stamps[-1].duration_ticks)):
-        if None not in ticks and (np.diff(np.array(ticks, dtype=np.int64)) > 0).all():
+        if None not in ticks and _ascend(np.array(ticks, dtype=np.int64)):
             return Timeline(np.array(ticks, dtype=np.int64), stamps[0].time_base, stamps[-1].duration_ticks)
     if clock_fps is not None:
         return Timeline(np.arange(len(stamps), dtype=np.int64), 1 / Fraction(clock_fps).limit_denominator(1001), 1)
     raise DecodeError("unreadable", "the frames carry no usable timestamps (writing the file anew as mp4 gives them)")
+
+
+def _ascend(ticks: np.ndarray) -> bool:
+    return bool((np.diff(ticks) > 0).all())
+
+
+def _refuse_few_out_of_order(ticks: list[int | None]) -> None:
+    """Timestamps that are those of decoding are out of order throughout; where a few are, some are wrong."""
+    known = [tick for tick in ticks if tick is not None]
+    wrong = int((np.diff(np.array(known, dtype=np.int64)) <= 0).sum())
+    if len(known) == len(ticks) and 0 < wrong <= _FEW * len(ticks):
+        raise DecodeError("unreadable", f"damaged: {wrong} of {len(ticks)} timestamps are out of order")
 
 
 def _extended(ticks: list[int | None], step: int) -> list[int | None]:

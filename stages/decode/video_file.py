@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +43,18 @@ _SHORTFALL_FRACTION = 0.05
 
 _MESSAGES_SHOWN = 3
 
-# Level, part of FFmpeg that says it, text.
-FFmpegMessage = tuple[int, str, str]
+# So many frames make a constant rate, and so far may rounding move a timestamp.
+_FRAMES_OF_A_RATE = 50
+_ROUNDED_TICKS = 1
+
+# Messages below FFmpeg's level of errors that name damage.
+_DAMAGE = ("concealing ",)
+
+# Of these codecs FFmpeg passes over bits that are left at the end of a picture, as a wrong bit in it leaves them,
+# unless it is told not to. Some encoders leave bits there in every file: then one of the first pictures has them.
+_ENDS_WITHOUT_MARK = frozenset({"msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"})
+_CHECK_ENDS = {"err_detect": "buffer"}
+_PICTURES_TRIED = 24
 
 
 @dataclass(frozen=True)
@@ -77,14 +88,37 @@ class PacketList:
             raise DecodeError("unreadable", self.damage)
 
 
+class FFmpegMessages:
+    """What FFmpeg has reported as an error or as damage; false while there is nothing."""
+
+    def __init__(self, captured: list[tuple[int, str, str]]) -> None:
+        self._captured = captured  # level, part of FFmpeg that reports it, text; grows while FFmpeg works
+
+    def __bool__(self) -> bool:
+        return bool(self._captured) and bool(self._texts())
+
+    def __str__(self) -> str:
+        """The last messages, each once, on one line."""
+        return "; ".join(list(dict.fromkeys(self._texts()))[-_MESSAGES_SHOWN:])
+
+    def clear(self) -> None:
+        """Forget what has been reported."""
+        self._captured.clear()
+
+    def _texts(self) -> list[str]:
+        self._captured[:] = [one for one in self._captured if one[0] <= av.logging.ERROR or one[2].startswith(_DAMAGE)]
+        return [text.strip() for _, _, text in self._captured]
+
+
 @contextmanager
-def ffmpeg_messages() -> Iterator[list[FFmpegMessage]]:
-    """Collect FFmpeg's error messages while the block runs, and turn its exceptions into `DecodeError`."""
+def ffmpeg_messages() -> Iterator[FFmpegMessages]:
+    """Collect FFmpeg's messages while the block runs, and turn its exceptions and PyAV's own into `DecodeError`."""
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_level(av.logging.INFO)
     av.logging.set_skip_repeated(False)
     try:
-        with av.logging.Capture() as messages:
+        with av.logging.Capture() as captured:
+            messages = FFmpegMessages(captured)
             try:
                 yield messages
             except av.error.FFmpegError as error:
@@ -94,7 +128,7 @@ def ffmpeg_messages() -> Iterator[list[FFmpegMessage]]:
                     raise
                 raise DecodeError("unreadable", f"PyAV cannot read it: {type(error).__name__}: {error}") from error
             except DecodeError as error:
-                size_px = _TOO_LARGE.search(" ".join(text for _, _, text in messages))
+                size_px = _TOO_LARGE.search(str(messages))
                 if error.reason != _NO_SIZE or size_px is None:
                     raise
                 raise _too_large(int(size_px[1]), int(size_px[2])) from error
@@ -109,14 +143,9 @@ def _is_of_pyav(error: Exception) -> bool:
     return any(name.startswith("av/") for name in files)
 
 
-def said_by_ffmpeg(messages: list[FFmpegMessage]) -> str:
-    """The last messages, each once, on one line."""
-    return "; ".join(list(dict.fromkeys(text.strip() for _, _, text in messages))[-_MESSAGES_SHOWN:])
-
-
-def translated(error: Any, messages: list[FFmpegMessage]) -> DecodeError:
+def translated(error: Any, messages: FFmpegMessages) -> DecodeError:
     """The error for one that FFmpeg raised."""
-    said = said_by_ffmpeg(messages)
+    said = str(messages)
     if isinstance(error, MemoryError) or "get_buffer() failed" in said:
         return DecodeError("memory", f"the memory limit was reached ({said or 'allocation failed'})")
     if isinstance(error, PermissionError):
@@ -145,13 +174,30 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     Cover pictures of sound files do not count as video. Use inside `ffmpeg_messages`. Raises `DecodeError`.
     """
     check_regular_file(path)
-    with _opened(f"file:{path.absolute()}") as container:  # or a name such as "http:x.mp4" would be an address
+    name = f"file:{path.absolute()}"  # the prefix keeps a name such as "http:x.mp4" from being taken for an address
+    with _opened(name) as container:
         # Made-up timestamps are wrong for reordered frames (seen with H.264 in AVI): better none.
         container.flags &= ~av.container.core.Flags.gen_pts.value
         stream = _video_stream(container)
         _check_size(stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.thread_count = 1
+        if stream.codec_context.codec.canonical_name in _ENDS_WITHOUT_MARK and _ends_are_clean(name):
+            stream.codec_context.options = _CHECK_ENDS
         yield container, stream
+
+
+def _ends_are_clean(name: str) -> bool:
+    """Whether no bits are left at the ends of the first pictures."""
+    with av.logging.Capture() as said, _opened(name) as container:
+        stream = _video_stream(container)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = _CHECK_ENDS
+        try:
+            for _ in islice(container.decode(stream), _PICTURES_TRIED):
+                pass
+        except av.error.FFmpegError:
+            return True  # damaged; whoever reads the file will find out
+    return not any("junk bits" in text for _, _, text in said)
 
 
 def _opened(name: str) -> Any:
@@ -223,7 +269,7 @@ def _too_large(width_px: int, height_px: int) -> DecodeError:
     )
 
 
-def list_packets(path: Path, messages: list[FFmpegMessage]) -> PacketList:
+def list_packets(path: Path, messages: FFmpegMessages) -> PacketList:
     """Read all packets of the file's video stream without decoding, and look for damage to the container.
 
     `messages` are those of the `ffmpeg_messages` around it.
@@ -251,17 +297,36 @@ def list_packets(path: Path, messages: list[FFmpegMessage]) -> PacketList:
         if corrupt:
             found.add(f"damaged: {len(corrupt)} of {len(packets)} video packets are corrupt", corrupt[0])
         if reported_at is not None:
-            found.add(f"damaged: {said_by_ffmpeg(messages)}", reported_at - 2)
+            found.add(f"damaged: {messages}", reported_at - 2)
         name = container.format.name.split(",")[0]
         broken = first_break(path, name, _as_read(stream, packets))
         if broken is not None:
             found.add(f"damaged: {broken.why}", _packet_at(packets, broken.at))
+        moved = None if name == "mov" else _moved_packet(packets)
+        if moved is not None:
+            found.add("damaged: one timestamp lies off the constant rate of all others", moved)
         return _to_list(packets, stream, found, is_proved=name in PROVED)
 
 
 def is_end_marker(packet: Any) -> bool:
     """Whether PyAV made this packet after the last one of a stream, to have the decoder give all that it holds."""
     return packet.size == 0 and packet.dts is None and packet.pts is None
+
+
+def _moved_packet(packets: "list[_Packet]") -> int | None:
+    """The packet whose timestamp alone lies between those of its neighbours but not in the middle.
+
+    All others must be one step apart: in videos of variable rate many timestamps do, and a gap moves all that follow.
+    """
+    ticks = [packet.ticks for packet in packets if packet.ticks is not None]
+    if not _FRAMES_OF_A_RATE <= len(ticks) == len(packets):
+        return None
+    steps = np.diff(np.sort(np.array(ticks, dtype=np.int64)))
+    step = int(np.median(steps))
+    uneven = np.flatnonzero(np.abs(steps - step) > _ROUNDED_TICKS)
+    if len(uneven) != 2 or uneven[1] != uneven[0] + 1 or abs(steps[uneven].sum() - 2 * step) > 2 * _ROUNDED_TICKS:
+        return None
+    return ticks.index(sorted(ticks)[uneven[1]])
 
 
 class _Evidence:
