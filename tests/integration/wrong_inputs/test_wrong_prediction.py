@@ -15,7 +15,7 @@ def test_predicting_a_file_that_is_not_there(made, refused):
     ("name", "reason"),
     [
         ("notes.mp4", "(unreadable): Invalid data found when processing input"),
-        ("notes.txt", "(refused): FFmpeg takes it for 'tty', which is not opened here: write it anew as mp4 or Matroska"),
+        ("notes.txt", "(refused): FFmpeg takes it for 'tty', which is not opened here"),
     ],
 )
 def test_predicting_a_text_file(made, refused, tmp_path, name, reason):
