@@ -40,6 +40,9 @@ def _unnamed(cls: Any, value: object) -> Any:
 
 SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[method-assign,assignment]
 
+# So many key frames that are some make it odd that one is not.
+_MANY_KEYS = 5
+
 # The part of a file's timestamps that may be wrong by damage; those of decoding differ more often.
 _FEW = 0.05
 
@@ -65,10 +68,12 @@ def read_with_pyav(request: FrameRequest, sink: FrameSink) -> str | None:
 
 
 def _has_simple_order(packets: PacketList) -> bool:
-    """Whether packets name their frames: all have a distinct timestamp, and the earliest comes first."""
+    """Whether packets name their frames: all have a distinct timestamp, in an order that the decoder can give."""
     ticks = packets.ticks
-    if ticks is None or not packets.is_key[0] or not packets.is_shown.any() or _may_be_of_decoding(packets):
+    if ticks is None or not packets.is_key[0] or not packets.is_shown.any():
         return False
+    if not packets.reorders or _may_be_of_decoding(packets):
+        return _ascend(ticks) and not packets.reorders
     return bool(ticks[0] == ticks.min() and len(np.unique(ticks)) == len(ticks))
 
 
@@ -96,13 +101,18 @@ def _read_wanted_only(request: FrameRequest, packets: PacketList, sink: FrameSin
         messages.clear()
         frames = decode_runs(request.path, attempt, frozenset(wanted))
         starts = frozenset(int(packets.ticks[first]) for first, _ in attempt if first > 0)
-        if _send_wanted(frames, starts, wanted, sink) and not messages:
+        keys = _KeyFrames(packets)
+        if _send_wanted(frames, starts, keys, wanted, sink) and not messages and keys.false_one is None:
             return True
     return False
 
 
 def _send_wanted(
-    frames: Iterator[Any], starts: frozenset[int], wanted: dict[int, tuple[slice, float]], sink: FrameSink
+    frames: Iterator[Any],
+    starts: frozenset[int],
+    keys: "_KeyFrames",
+    wanted: dict[int, tuple[slice, float]],
+    sink: FrameSink,
 ) -> bool:
     """Send the frames whose timestamp is wanted; return whether each came once, whole, and all frames in order.
 
@@ -117,6 +127,7 @@ def _send_wanted(
             if frame.pts is None or (previous is not None and frame.pts <= previous):
                 return False
             previous = frame.pts
+            keys.look_at(frame)
             if frame.pts in starts and frame.pict_type != PictureType.I:
                 return False
             if frame.pts in wanted and not frame.is_corrupt:
@@ -127,6 +138,30 @@ def _send_wanted(
     except av.error.FFmpegError:
         return False
     return found == sorted(wanted)
+
+
+class _KeyFrames:
+    """Compares the packets that the container marks as key frames with what comes out of them.
+
+    Containers may mark many that are none. One among many right ones has become something else by damage; `false_one`
+    is its timestamp then.
+    """
+
+    def __init__(self, packets: PacketList) -> None:
+        self._marked = frozenset() if packets.ticks is None else frozenset(packets.ticks[packets.is_key].tolist())
+        self._right = 0
+        self._false: list[int] = []
+
+    @property
+    def false_one(self) -> int | None:
+        return self._false[0] if len(self._false) == 1 and self._right >= _MANY_KEYS else None
+
+    def look_at(self, frame: Any) -> None:
+        if frame.pts in self._marked:
+            if frame.pict_type == PictureType.I:
+                self._right += 1
+            else:
+                self._false.append(frame.pts)
 
 
 def rows_by_frame(indices: np.ndarray) -> Iterator[tuple[int, slice]]:
@@ -276,14 +311,21 @@ def decoded_timeline(
         one_frame = frame_ticks(stream, None)
     stamps: list[_Stamp] = []
     damage = packets.damage
-    frames = _decode_all(path, packets.whole, messages)
+    keys = _KeyFrames(packets)
     try:
-        stamps.extend(_Stamp(f.pts, f.dts, f.duration or one_frame, f.time_base) for f in frames)
+        for frame in _decode_all(path, packets.whole, messages):
+            keys.look_at(frame)
+            stamps.append(_Stamp(frame.pts, frame.dts, frame.duration or one_frame, frame.time_base))
     except (DecodeError, av.error.FFmpegError) as error:
         found = error if isinstance(error, DecodeError) else translated(error, messages)
         if found.kind != "unreadable" or damaged == "refuse":
             raise found from error
         damage = found.reason
+    if keys.false_one is not None:
+        damage = "damaged: the picture of one key frame is none"
+        if damaged == "refuse":
+            raise DecodeError("unreadable", damage)
+        stamps = [stamp for stamp in stamps if stamp.pts is None or stamp.pts <= keys.false_one]
     if not stamps:
         raise DecodeError("unreadable", damage or "no frame could be decoded")
     if not _may_be_of_decoding(packets):

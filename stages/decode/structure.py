@@ -33,6 +33,8 @@ def first_break(path: Path, container: str, packets: ReadPackets) -> Break | Non
     file = os.open(path, os.O_RDONLY)
     try:
         return walk(FileBytes(file), packets)
+    except (IndexError, OSError, OverflowError) as error:  # lengths that damage made up lead anywhere
+        return Break(0, f"its structure cannot be followed ({error})")
     finally:
         os.close(file)
 
@@ -107,8 +109,8 @@ def _avi_index(read: FileBytes, stream: int, at: int | None) -> list[tuple[int, 
     """Places and lengths of a stream's chunks by the index at byte `at`, without empty ones."""
     if at is None:
         return []
-    length = int.from_bytes(read(at + 4, 4), "little")
-    entries = struct.iter_unpack("<4sIII", read(at + 8, length // 16 * 16))
+    content = read(at + 8, int.from_bytes(read(at + 4, 4), "little"))
+    entries = struct.iter_unpack("<4sIII", content[: len(content) // 16 * 16])
     return [(place, size) for name, _, place, size in entries if _stream_of(name) == stream and size > 0]
 
 

@@ -314,19 +314,28 @@ def is_end_marker(packet: Any) -> bool:
 
 
 def _moved_packet(packets: "list[_Packet]") -> int | None:
-    """The packet whose timestamp alone lies between those of its neighbours but not in the middle.
+    """The packet whose timestamp alone lies off a constant rate, which without it has one place free.
 
-    All others must be one step apart: in videos of variable rate many timestamps do, and a gap moves all that follow.
+    Videos of variable rate have many such timestamps, and a legal gap has none.
     """
     ticks = [packet.ticks for packet in packets if packet.ticks is not None]
     if not _FRAMES_OF_A_RATE <= len(ticks) == len(packets):
         return None
-    steps = np.diff(np.sort(np.array(ticks, dtype=np.int64)))
-    step = int(np.median(steps))
-    uneven = np.flatnonzero(np.abs(steps - step) > _ROUNDED_TICKS)
-    if len(uneven) != 2 or uneven[1] != uneven[0] + 1 or abs(steps[uneven].sum() - 2 * step) > 2 * _ROUNDED_TICKS:
+    ordered = np.sort(np.array(ticks, dtype=np.int64))
+    step = int(np.median(np.diff(ordered)))
+    uneven = _uneven(ordered, step)
+    if not 2 <= len(uneven) <= 3:
         return None
-    return ticks.index(sorted(ticks)[uneven[1]])
+    for index in sorted({*uneven.tolist(), *(uneven + 1).tolist()} - {0, len(ordered) - 1}):
+        others = np.delete(ordered, index)
+        gaps = np.diff(others)[_uneven(others, step)]
+        if len(gaps) == 1 and abs(int(gaps[0]) - 2 * step) <= 2 * _ROUNDED_TICKS:
+            return ticks.index(int(ordered[index]))
+    return None
+
+
+def _uneven(ordered: np.ndarray, step: int) -> np.ndarray:
+    return np.flatnonzero(np.abs(np.diff(ordered) - step) > _ROUNDED_TICKS)
 
 
 class _Evidence:
