@@ -167,6 +167,7 @@ class ExtractionWorker:
             decoder=extract.decoder,
             tolerance_s=extract.tolerance_s,
             device=extract.decode_device,
+            clock_fps=self.job.clock_fps,
         )
         attempts = Attempts(request, extract.deadline_s)
         gathered: _Gathered | None = None
