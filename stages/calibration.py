@@ -277,7 +277,6 @@ class _Decoding:
             tolerance_s=self._extract.tolerance_s,
             device=self._extract.decode_device,
             damaged=self._extract.damaged,
-            clock_fps=task.clock_fps,
         )
 
 

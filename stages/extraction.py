@@ -15,7 +15,7 @@ from stages.cache.storage import STORAGE_FIELD
 from stages.config import ExtractConfig
 from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
-from stages.frame_plan import FramePlan, file_clocks
+from stages.frame_plan import FramePlan
 from stages.frozen_networks import describe_encoder, describe_teacher
 from stages.frozen_source import FrozenSource
 from stages.manifest import Manifest
@@ -227,7 +227,6 @@ class Extraction:
         status = cache.ledger.status(plan.times_s)
         self.changes = find_changes(status.sources, self.place_of)
         outdated = self.changes.outdated if refresh_changed else ()
-        self._clocks = file_clocks(manifest)
         self._outdated = {video: status.records[video].group for video in outdated}
         self._look(status)
 
@@ -309,4 +308,4 @@ class Extraction:
         times_s, fresh = self.before.frames_to_do(video, planned)
         if video in self.refreshed:
             times_s, fresh = planned, True
-        return VideoTask(video, self.place_of(video), times_s, named, self._clocks.get(video), fresh=fresh)
+        return VideoTask(video, self.place_of(video), times_s, named, fresh=fresh)

@@ -38,15 +38,6 @@ def plan_frames(manifest: Manifest) -> FramePlan:
     return FramePlan({video: np.unique(np.concatenate(times)) for video, times in wanted.items()})
 
 
-def file_clocks(manifest: Manifest) -> dict[str, float]:
-    """Frames per second of each video whose samples agree on one `index_fps`: the clock of a file without times."""
-    found: defaultdict[str, set[float]] = defaultdict(set)
-    for sample in manifest.samples:
-        if sample.index_fps is not None:
-            found[sample.video].add(sample.index_fps)
-    return {video: next(iter(rates)) for video, rates in found.items() if len(rates) == 1}
-
-
 def samples_beyond_damage(status: LedgerStatus, samples: Iterable[Sample]) -> list[Sample]:
     """The samples of done videos that ask for frames which a damaged file cannot give."""
     cut = {

@@ -41,7 +41,6 @@ class VideoTask:
         path: local file, or a URL from which a copy is fetched.
         times_s: [T] float64 seconds, strictly increasing.
         named: the file as the manifest names it; None: as `path` does.
-        clock_fps: frames per second of a file that carries no times.
         fresh: replace what the cache holds of the video instead of adding to it, because it is damaged or of another
             file.
         again: an earlier worker may have committed these frames just before it died.
@@ -51,7 +50,6 @@ class VideoTask:
     path: str
     times_s: np.ndarray
     named: str | None = None
-    clock_fps: float | None = None
     fresh: bool = False
     again: bool = False
 
@@ -201,7 +199,7 @@ class ExtractionWorker:
             tolerance_s=extract.tolerance_s,
             device=extract.decode_device,
             damaged=extract.damaged,
-            clock_fps=task.clock_fps,
+            clock_fps=self.job.clock_fps,
         )
         attempts = Attempts(request, extract.deadline_s)
         taken = _Taken()

@@ -74,7 +74,8 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool, refresh_changed: boo
     for report in reports:
         say(report.summary())
     place = root if isinstance(root, CacheUrl) else root.resolve()
-    job = ExtractionJob(config.encoder, config.teacher, extract, str(place))
+    clock_fps = locations.card_of(config).frame_rule.index_fps
+    job = ExtractionJob(config.encoder, config.teacher, extract, str(place), clock_fps)
     videos = locations.videos_root(config)
     extraction = Extraction(
         manifest, plan, cache, job, videos=videos, retry_failed=retry_failed, refresh_changed=refresh_changed

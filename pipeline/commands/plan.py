@@ -14,7 +14,7 @@ from stages.cache.storage import STORAGE_FIELD
 from stages.calibration import Calibration, calibrate
 from stages.errors import UserError
 from stages.extraction import feature_fields, settle_precision
-from stages.frame_plan import FramePlan, file_clocks, plan_frames
+from stages.frame_plan import FramePlan, plan_frames
 from stages.manifest import Manifest
 from stages.planning import (
     CacheState,
@@ -116,11 +116,7 @@ def _count(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool)
     # An object store does not say how much room it has.
     needed_bytes = bytes_left(sizes, state.work)[config.extract.storage]
     disk = disk_room(root, needed_bytes) if isinstance(root, Path) else None
-    clocks = file_clocks(manifest)
-    tasks = [
-        VideoTask(video, place_of(video), times_s, clock_fps=clocks.get(video))
-        for video, times_s in plan.times_s.items()
-    ]
+    tasks = [VideoTask(video, place_of(video), times_s) for video, times_s in plan.times_s.items()]
     local = [task for task in tasks if not is_url(task.path)]
     found = [task for task in local if Path(task.path).is_file()]
     return _Counted(config, manifest, plan, shape, sizes, state, disk, found, plan.num_videos - len(local))

@@ -10,6 +10,8 @@ from stages.decode.frames import (
     DecoderName,
     FailureKind,
     FrameRequest,
+    LengthRequest,
+    VideoLength,
 )
 from stages.decode.local_copy import local_copy
 
@@ -23,6 +25,8 @@ __all__ = [
     "DecoderName",
     "FailureKind",
     "FrameRequest",
+    "LengthRequest",
+    "VideoLength",
     "decode_or_retry",
     "local_copy",
 ]

@@ -16,8 +16,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, FrameRequest
-from stages.decode.wire import request_message, to_line, view_offsets
+from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, FrameRequest, LengthRequest, VideoLength
+from stages.decode.wire import length_message, request_message, to_line, view_offsets
 from stages.errors import UserError
 
 # Address space that decoding one video may take beyond what the libraries have mapped. Pictures of 4096 x 4096 were
@@ -117,6 +117,12 @@ class DecodeChild:
             return replace(self._copy_out(request), remark=answer["remark"])
         finally:
             self._buffer.truncate(0)  # hands the memory back
+
+    def length(self, request: LengthRequest, deadline_s: float) -> VideoLength:
+        """Find how long a video is; raises `DecodeError` with the reason."""
+        self.begin()
+        answer = self._check(self._ask(length_message(request, deadline_s), deadline_s, "reading its length"))
+        return VideoLength(answer["length_s"], answer["remark"])
 
     def fetch(self, url: str, target: Path, *, limit_bytes: int, deadline_s: float) -> None:
         """Copy what lies at `url` into the existing file `target`; what is written before a failure stays there.

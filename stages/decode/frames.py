@@ -102,3 +102,24 @@ class DecodedVideo:
         count = len(request.times_s)
         views = tuple(np.empty((count, height, width, 3), dtype=np.uint8) for height, width in request.sizes_px)
         return cls(shown_s=np.empty(count, dtype=np.float64), views=views)
+
+
+@dataclass(frozen=True)
+class LengthRequest:
+    """Which file's length is asked for; `damaged` and `clock_fps` as in `FrameRequest`.
+
+    `by_header` takes what the header states, where it states anything: no packet is read then.
+    """
+
+    path: Path
+    by_header: bool = False
+    damaged: DamagedRule = "use"
+    clock_fps: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoLength:
+    """Seconds from the first frame's appearance to the last one's end; up to the damage, which `remark` names."""
+
+    seconds: float
+    remark: str | None = None

@@ -33,6 +33,8 @@ def first_break(path: Path, container: str, packets: ReadPackets) -> Break | Non
     file = os.open(path, os.O_RDONLY)
     try:
         return walk(FileBytes(file), packets)
+    except (IndexError, OSError, OverflowError) as error:  # lengths that damage made up lead anywhere
+        return Break(0, f"its structure cannot be followed ({error})")
     finally:
         os.close(file)
 
@@ -43,13 +45,16 @@ def _avi_break(read: FileBytes, packets: ReadPackets) -> Break | None:
     The header's count of frames alone proves nothing: writers are off by a few. It decides where index and chunks
     differ.
     """
-    named = [(at, length) for at, length in _avi_index(read, packets.stream) if length > 0]
+    named = _avi_index(read, packets.stream, _avi_index_place(read))
     if named and _from_first(named) == _from_first(list(zip(packets.positions, packets.sizes, strict=True))):
         return None
     chunks, broken = _avi_chunks(read)
     if broken is not None:
         return broken
     found = [(at, length) for name, at, length in chunks if _stream_of(name) == packets.stream and length > 0]
+    named = named or _avi_index(read, packets.stream, next((at for name, at, _ in chunks if name == b"idx1"), None))
+    if packets.frames > len(found) > 0 and int.from_bytes(read(4, 4), "little") + 8 > read.size and not named:
+        return Break(found[-1][0], f"the file ends after {len(found)} of {packets.frames} frames")
     if len(named) <= len(found) or packets.frames != len(named):
         return None
     same = [ours == theirs for ours, theirs in zip(_from_first(found), _from_first(named), strict=False)]
@@ -86,19 +91,27 @@ def _avi_chunks(read: FileBytes) -> tuple[list[_Chunk], Break | None]:
     return chunks, None
 
 
-def _avi_index(read: FileBytes, stream: int) -> list[tuple[int, int]]:
-    """Places and lengths of a stream's chunks by the index after the first list of chunks; empty without one."""
+def _avi_index_place(read: FileBytes) -> int | None:
+    """Where the index lies by the lengths of the lists before it."""
     at = 12
     while at + 8 <= read.size:
         head = read(at, 8)
-        if not _is_fourcc(head):
-            return []
-        length = int.from_bytes(head[4:], "little")
         if head[:4] == b"idx1":
-            entries = struct.iter_unpack("<4sIII", read(at + 8, length // 16 * 16))
-            return [(place, size) for name, _, place, size in entries if _stream_of(name) == stream]
+            return at
+        if not _is_fourcc(head):
+            return None
+        length = int.from_bytes(head[4:], "little")
         at += 8 + length + (length & 1)
-    return []
+    return None
+
+
+def _avi_index(read: FileBytes, stream: int, at: int | None) -> list[tuple[int, int]]:
+    """Places and lengths of a stream's chunks by the index at byte `at`, without empty ones."""
+    if at is None:
+        return []
+    content = read(at + 8, int.from_bytes(read(at + 4, 4), "little"))
+    entries = struct.iter_unpack("<4sIII", content[: len(content) // 16 * 16])
+    return [(place, size) for name, _, place, size in entries if _stream_of(name) == stream and size > 0]
 
 
 def _is_fourcc(head: bytes) -> bool:

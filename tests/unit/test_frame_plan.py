@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.cards import build_manifest, load_card
-from stages.frame_plan import file_clocks, plan_frames
+from stages.frame_plan import plan_frames
 from stages.manifest import Manifest, Sample, Video
 
 LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
@@ -52,13 +52,3 @@ def test_lvu_needs_exactly_the_published_number_of_distinct_frames():
     off_the_second = sum(int(np.count_nonzero(times != np.floor(times))) for times in plan.times_s.values())
     assert off_the_second == 108_631
     assert all((np.diff(times) > 0).all() for times in plan.times_s.values())
-
-
-def test_a_file_without_times_has_the_clock_on_which_its_samples_agree():
-    def sample(name, video, index_fps):
-        rule = {"start_s": 0.0, "end_s": 2.0, "num_frames": 2, "index_fps": index_fps}
-        return Sample(id=name, video=video, task="t", question="?", answer="a", split="train", **rule)
-
-    listed = Sample(id="d", video="listed", task="t", question="?", answer="a", split="train", times_s=(0.5,))
-    samples = (sample("a", "one", 10.0), sample("b", "one", 10.0), sample("c", "two", 10.0), sample("e", "two", 1.0))
-    assert file_clocks(Manifest("d", {}, (*samples, listed))) == {"one": 10.0}
