@@ -27,6 +27,7 @@ import tiny_corpus
 from pipeline import locations
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
+from stages.cache.source import look_at
 from stages.extraction import fingerprint, settle_precision
 from stages.frame_plan import plan_frames
 from stages.planning import frame_shape
@@ -38,7 +39,8 @@ WRITERS = 8
 def fill(folder, options):
     """Commit every planned frame, as the workers would, and write the ledger."""
     config = resolve(preset="tiny", options={f"data.{name}": value for name, value in options.items()}).config
-    plan = plan_frames(locations.manifest_of(config, with_videos=True))
+    manifest = locations.manifest_of(config, with_videos=True)
+    plan, videos = plan_frames(manifest), locations.videos_folder(config)
     extract = settle_precision(config.extract)
     cache = FeatureCache.create_or_open(folder / "cache", fingerprint(config, extract))
     shape = frame_shape(config)
@@ -48,7 +50,8 @@ def fill(folder, options):
         times_s = plan.times_s[video]
         features = numbers.standard_normal((len(times_s), shape.tokens, shape.width), dtype=np.float32)
         targets = np.ones((len(times_s), shape.teacher_width), np.float32)
-        return cache.write_video(video, times_s=times_s, features=features, targets=targets)
+        source = look_at(str(videos / manifest.videos[video].path), named=manifest.videos[video].path)
+        return cache.write_video(video, times_s=times_s, features=features, targets=targets, source=source)
 
     with ThreadPoolExecutor(WRITERS) as pool, cache.ledger.writer() as ledger:
         for record in pool.map(commit, plan.times_s):

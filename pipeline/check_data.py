@@ -9,20 +9,20 @@ from pathlib import Path
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import progress_bar
-from pipeline.findings import Finding
+from pipeline.findings import Finding, damaged_sentence, first_names, outdated_sentence
 from stages.annotations import files_present
 from stages.cache.feature_cache import FeatureCache
+from stages.cache.ledger import LedgerStatus
+from stages.cache.source import find_changes
 from stages.card_schema import Card
 from stages.cards import build_manifest, differences_from_expected
 from stages.errors import UserError
-from stages.frame_plan import plan_frames
+from stages.frame_plan import plan_frames, samples_beyond_damage
 from stages.manifest import SPLITS, Manifest
 from stages.video_lengths import read_lengths
-from stages.video_paths import named_alike
+from stages.video_paths import is_url, join_video_path, named_alike
 from stages.wording import counted
 
-# So many missing videos, failed videos or differing counts are named.
-_NAMED = 5
 # A file this much shorter than annotated is another one, or a part of it; less is rounding.
 _SHORTER_BY_S = 1.0
 
@@ -82,8 +82,8 @@ def _has_any(card: Card, folder: Path) -> bool:
 def _file_finding(item: str, present: Sequence[Path], wanted: Sequence[Path], fix: str) -> Finding:
     absent = tuple(str(path) for path in wanted if path not in present)
     if absent:
-        return Finding("data", item, "missing", f"no file {_named(absent)}", fix, absent)
-    return Finding("data", item, "ok", _named([str(path) for path in present]))
+        return Finding("data", item, "missing", f"no file {first_names(absent)}", fix, absent)
+    return Finding("data", item, "ok", first_names([str(path) for path in present]))
 
 
 def _how_to_get(card: Card, kind: str, folder: Path) -> str:
@@ -99,7 +99,7 @@ def _count_samples(config: PipelineConfig, card: Card, manifest: Manifest) -> Fi
     different = differences_from_expected(card, manifest)
     if different:
         fix = "get the published annotation files; with these, results cannot be compared with published ones"
-        return Finding("data", "samples", "problem", _named(different, "; "), fix, different, needed=False)
+        return Finding("data", "samples", "problem", first_names(different, "; "), fix, different, needed=False)
     counts = [f"{sum(sample.split == split for sample in manifest.samples)} {split}" for split in manifest.splits]
     return Finding("data", "samples", "ok", f"{', '.join(counts)} about {counted(len(manifest.videos), 'video')}")
 
@@ -108,7 +108,7 @@ def _left_out(manifest: Manifest) -> Finding:
     names = tuple(sorted(manifest.left_out))
     reasons = ", ".join(dict.fromkeys(manifest.left_out.values()))
     fix = "add them to the table of durations; without it they have no samples"
-    detail = f"{counted(len(names), 'video')}, {reasons}: {_named(names)}"
+    detail = f"{counted(len(names), 'video')}, {reasons}: {first_names(names)}"
     return Finding("data", "left out", "problem", detail, fix, names, needed=False)
 
 
@@ -127,7 +127,7 @@ def _check_videos(
         fix = f"{_how_to_get(card, 'video', folder)} Without them, extraction counts these videos as failed."
         counts = Counter(sample.split for sample in manifest.samples if sample.video in gone)
         samples = ", ".join(counted(count, f"{split} sample") for split, count in counts.items())
-        detail = f"{found}; missing {len(missing)}, with {samples}: {_named(missing)}"
+        detail = f"{found}; missing {len(missing)}, with {samples}: {first_names(missing)}"
         yield Finding("data", "videos", "missing", detail, fix, missing)
     else:
         yield Finding("data", "videos", "ok", found)
@@ -159,7 +159,7 @@ def _check_extra_files(
     )
     if not extra:
         return
-    detail = f"{len(extra)} that no annotation names: {_named(extra)}"
+    detail = f"{len(extra)} that no annotation names: {first_names(extra)}"
     if any_missing:
         command = ["pipeline", "data", "prepare", "--dataset", config.data.dataset, "--from", str(folder)]
         if (annotations.name, folder.name) == ("annotations", "videos") and annotations.parent == folder.parent:
@@ -188,12 +188,17 @@ def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]
             "data", "durations", "ok", f"{counted(len(present), 'file is', 'files are')} as long as annotated"
         )
     fix = "get these files anew; frames beyond a file's end cannot be extracted, and a longer file may be another video"
-    detail = f"{len(wrong)} of {counted(len(present), 'file')} of another length: {_named(wrong)}"
+    detail = f"{len(wrong)} of {counted(len(present), 'file')} of another length: {first_names(wrong)}"
     return Finding("data", "durations", "problem", detail, fix, tuple(wrong))
 
 
-def check_cache(config: PipelineConfig) -> Iterator[Finding]:
-    """Say whether the cache fits the configuration, which videos it has, and what to run next."""
+def check_cache(config: PipelineConfig, *, quick: bool = False) -> Iterator[Finding]:
+    """Say whether the cache fits the configuration, which videos it has, and what to run next.
+
+    Args:
+        config: data set, task and folders.
+        quick: whether no video file is read for a digest that was recorded.
+    """
     root, extract = locations.cache_root(config), locations.extract_command(config)
     try:
         there = FeatureCache.is_at(root)
@@ -205,8 +210,10 @@ def check_cache(config: PipelineConfig) -> Iterator[Finding]:
         return
     cache = FeatureCache.open(root)
     yield _check_fingerprint(config, cache)
+    videos = locations.videos_folder(config)
+    there = videos is not None and videos.is_dir()
     try:
-        manifest = locations.manifest_of(config)
+        manifest = locations.manifest_of(config, with_videos=there)
     except UserError:
         # The data section has said what is wrong; what is cached can be counted all the same.
         info = cache.info()
@@ -214,7 +221,12 @@ def check_cache(config: PipelineConfig) -> Iterator[Finding]:
         detail = f"{info.num_videos} with {frames}; without annotations, nobody knows which are missing"
         yield Finding("cache", "videos", "ok", detail)
         return
-    yield from _check_ledger(cache, manifest, extract)
+    status = cache.ledger.status(plan_frames(manifest).times_s)
+    if there and status.sources:
+        yield _check_sources(config, manifest, status, extract, quick=quick)
+    if status.remarks:
+        yield _damaged_files(manifest, status, extract)
+    yield from _check_ledger(status, extract)
 
 
 def _check_fingerprint(config: PipelineConfig, cache: FeatureCache) -> Finding:
@@ -232,26 +244,51 @@ def _check_fingerprint(config: PipelineConfig, cache: FeatureCache) -> Finding:
     return Finding("cache", "fingerprint", "ok", f"{cache.root} fits the configuration")
 
 
-def _check_ledger(cache: FeatureCache, manifest: Manifest, extract: str) -> Iterator[Finding]:
-    status = cache.ledger.status(plan_frames(manifest).times_s)
+def _check_sources(
+    config: PipelineConfig, manifest: Manifest, status: LedgerStatus, extract: str, *, quick: bool
+) -> Finding:
+    """Compare the videos' files with those that the cached frames are from."""
+    root, protocols = locations.videos_root(config), config.extract.protocols
+    # As with the videos themselves, addresses are not looked at.
+    local = {video: source for video, source in status.sources.items() if not is_url(manifest.videos[video].path)}
+    with progress_bar("compare", len(local), "files") as bar:
+        changes = find_changes(
+            local,
+            lambda video: join_video_path(root, manifest.videos[video].path, protocols, video=video),
+            digests="none" if quick else "in doubt",
+            on_video=bar.advance,
+        )
+    if changes.outdated:
+        fix = f"run `{extract} --refresh-changed`, or put the old files back"
+        return Finding("cache", "video files", "problem", outdated_sentence(changes), fix, changes.outdated)
+    return Finding("cache", "video files", "ok", f"{changes.compared} are those that the cached frames are from")
+
+
+def _damaged_files(manifest: Manifest, status: LedgerStatus, extract: str) -> Finding:
+    """Say which files are damaged and what that costs."""
+    found, names = damaged_sentence(status.remarks), tuple(status.remarks)
+    lost = samples_beyond_damage(status, manifest.samples)
+    if not lost:
+        return Finding("cache", "damaged files", "ok", found, names=names)
+    fix = f"get these files anew and run `{extract} --refresh-changed`; training leaves those samples out"
+    behind = f"samples that ask for frames behind the damage: {len(lost)}"
+    return Finding("cache", "damaged files", "problem", f"{found}; {behind}", fix, names)
+
+
+def _check_ledger(status: LedgerStatus, extract: str) -> Iterator[Finding]:
     planned = len(status.done) + len(status.failed) + len(status.pending)
     counts = f"{len(status.done)} of {planned} done, {len(status.failed)} failed, {len(status.pending)} pending"
     if status.damaged:
         damaged = [f"{video}: {reason}" for video, reason in sorted(status.damaged.items())]
-        yield Finding("cache", "commits", "problem", f"damaged: {_named(damaged, '; ')}", f"run `{extract}` again")
+        yield Finding("cache", "commits", "problem", f"damaged: {first_names(damaged, '; ')}", f"run `{extract}` again")
     if status.pending:
         yield Finding("cache", "videos", "missing", counts, f"run `{extract}`", needed=False)
         return
     if status.failed:
         reasons = [f"{video}: {failure.reason}" for video, failure in sorted(status.failed.items())]
         fix = f"run `{extract} --retry-failed` when the cause is mended; training leaves these videos out"
-        yield Finding("cache", "videos", "problem", f"{counts}; {_named(reasons, '; ')}", fix)
+        yield Finding("cache", "videos", "problem", f"{counts}; {first_names(reasons, '; ')}", fix)
     else:
         yield Finding("cache", "videos", "ok", counts)
     if status.done:
         yield Finding("cache", "next", "ok", f"pipeline train{extract.removeprefix('pipeline extract')}")
-
-
-def _named(names: Sequence[str], separator: str = ", ") -> str:
-    more = f"{separator}and {len(names) - _NAMED} more (all with --json)" if len(names) > _NAMED else ""
-    return separator.join(names[:_NAMED]) + more

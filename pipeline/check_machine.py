@@ -4,15 +4,18 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from model.config import TeacherConfig
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.findings import Finding
+from stages.errors import UserError
+from stages.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
 from stages.wording import counted
 
 _DISTRIBUTION = "diff-lmm"
@@ -28,11 +31,13 @@ class _Needs:
         files: beside the weights.
         components: folders that hold weights.
         prefixes: of the names of the tensors that are read; only their shards are needed.
+        tokenizer: folder that holds a tokenizer; None where none is read.
     """
 
     files: tuple[str, ...]
     components: tuple[str, ...] = ("",)
     prefixes: tuple[str, ...] = ("",)
+    tokenizer: str | None = None
 
 
 _TEACHER = "teacher.source"
@@ -42,8 +47,9 @@ _CHECKPOINTS = {
     "qformer.source": _Needs(
         ("config.json", "qformer_tokenizer/tokenizer_config.json"),
         prefixes=("qformer.", "query_tokens", "language_projection."),
+        tokenizer="qformer_tokenizer",
     ),
-    "language.source": _Needs(("config.json", "tokenizer_config.json"), prefixes=("language_model.",)),
+    "language.source": _Needs(("config.json", "tokenizer_config.json"), prefixes=("language_model.",), tokenizer=""),
 }
 
 
@@ -127,12 +133,20 @@ def check_disk(config: PipelineConfig) -> Iterator[Finding]:
 
 
 def check_weights(config: PipelineConfig) -> Iterator[Finding]:
-    """Look for every checkpoint in its folder or in the hub's cache on this machine; the hub is not asked."""
+    """Look for every checkpoint in its folder or in the hub's cache on this machine; the hub is not asked.
+
+    Of each file that is read its beginning, size and index are looked at, so that one that is cut short, or a git-lfs
+    pointer, does not pass for weights.
+    """
     for setting, needs in _CHECKPOINTS.items():
-        if setting == _TEACHER:
-            yield from _find_teacher(config.teacher, needs)
-        else:
-            yield _find_checkpoint(setting, getattr(config, setting.partition(".")[0]).source, needs)
+        source = getattr(config, setting.partition(".")[0]).source
+        try:
+            if setting == _TEACHER:
+                yield from _find_teacher(config.teacher, needs)
+            else:
+                yield _find_checkpoint(setting, source, needs)
+        except UserError as error:
+            yield Finding("weights", setting, "problem", str(error), f"get this file of {source} anew")
 
 
 def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
@@ -141,8 +155,8 @@ def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
 
     vae = config.vae_source
     if config.source.endswith(ORIGINAL_SUFFIXES):
-        if Path(config.source).expanduser().is_file():
-            yield Finding("weights", _TEACHER, "ok", config.source)
+        if (path := Path(config.source).expanduser()).is_file():
+            yield _whole(_TEACHER, config.source, [path], f"get {config.source} anew")
         else:
             fix = f"set {_TEACHER} to a file that exists"
             yield Finding("weights", _TEACHER, "missing", f"{config.source}: no such file", fix)
@@ -171,8 +185,15 @@ def _model_type(source: str) -> str | None:
     path = None if folder is None else folder / "config.json"
     if path is None or not path.is_file():
         return None
-    stated: str | None = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    stated: str | None = _json(path).get("model_type")
     return stated
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; UserError if it is a git-lfs pointer or broken."""
+    require_whole(path)
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
@@ -194,12 +215,29 @@ def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
     if folder is None:
         detail = f"{source}: neither a folder nor in the hub cache {constants.HF_HUB_CACHE}"
         return Finding("weights", setting, "missing", detail, fix)
-    absent = [name for name in needs.files if not (folder / name).is_file()]
-    for component in needs.components:
-        absent += _absent_weights(folder / component, needs.prefixes)
+    wanted, without = [folder / name for name in needs.files], []
+    for part in (folder / component for component in needs.components):
+        files = _weight_files(part, needs.prefixes)
+        wanted += files
+        without += [] if files else [f"weights in {part.name}/"]
+    if needs.tokenizer is not None:
+        files = [path for name in TOKENIZER_FILES if (path := folder / needs.tokenizer / name).is_file()]
+        wanted += files
+        without += [] if {path.name for path in files} & {*VOCABULARY_FILES} else [" or ".join(VOCABULARY_FILES[:2])]
+    absent = [str(path.relative_to(folder)) for path in wanted if not path.is_file()] + without
     if absent:
         return Finding("weights", setting, "problem", f"{source}: incomplete in {folder}, without {absent[0]}", fix)
-    return Finding("weights", setting, "ok", source if str(folder) == source else f"{source} in {folder}")
+    return _whole(setting, source if str(folder) == source else f"{source} in {folder}", wanted, fix)
+
+
+def _whole(setting: str, shown: str, paths: Iterable[Path], fix: str) -> Finding:
+    """Whether all of these files are whole, as far as a look at each of them tells."""
+    try:
+        for path in paths:
+            require_whole(path)
+    except UserError as error:
+        return Finding("weights", setting, "problem", str(error), fix)
+    return Finding("weights", setting, "ok", shown)
 
 
 def _hub_snapshot(source: str, file: str) -> Path | None:
@@ -219,14 +257,13 @@ def _hub_snapshot_if_id(source: str, file: str) -> Path | None:
         return None
 
 
-def _absent_weights(folder: Path, prefixes: tuple[str, ...]) -> list[str]:
-    """Names of the weight files that hold wanted tensors and are not in the folder."""
+def _weight_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
+    """The files that hold wanted tensors, there or not; empty where nothing says which they are."""
     # Where a repository offers both formats, safetensors are what is read.
     indexes = sorted(folder.glob("*.index.json"), key=lambda path: ".safetensors." not in path.name)
     if indexes:
-        shard_of: dict[str, str] = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+        shard_of: dict[str, str] = _json(indexes[0]).get("weight_map", {})
         wanted = {shard for name, shard in shard_of.items() if name.startswith(prefixes)}
         # A language model of another family names its tensors otherwise, and is needed whole.
-        return sorted(shard for shard in wanted or set(shard_of.values()) if not (folder / shard).is_file())
-    there = any(path.is_file() for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
-    return [] if there else [f"weights in {folder.name}/"]
+        return [folder / shard for shard in sorted(wanted or set(shard_of.values()))]
+    return [path for name in WEIGHT_FILES if (path := folder / name).is_file()][:1]

@@ -13,6 +13,7 @@ from pipeline.options import (
     DataOptions,
     Json,
     Overrides,
+    RefreshChanged,
     RetryFailed,
     RunOrModel,
     SettingOptions,
@@ -95,6 +96,7 @@ def plan(
     *,
     data: DataOptions,
     retry_failed: RetryFailed = False,
+    refresh_changed: RefreshChanged = False,
     calibrate_s: Annotated[float, typer.Option(help="Seconds to measure this machine for.")] = _CALIBRATE_S,
     no_calibrate: Annotated[
         bool, typer.Option("--no-calibrate", help="Measure nothing: counts and bytes, no times.")
@@ -116,6 +118,7 @@ def plan(
         settings.resolve(data.dotted()),
         calibrate_s=None if no_calibrate else calibrate_s,
         retry_failed=retry_failed,
+        refresh_changed=refresh_changed,
         as_json=json,
     )
 
@@ -129,6 +132,7 @@ def extract(
         str | None, typer.Option(help="Ray cluster, e.g. ray://head:10001; default this machine.")
     ] = None,
     retry_failed: RetryFailed = False,
+    refresh_changed: RefreshChanged = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take and do nothing, as `pipeline plan` does.")
     ] = False,
@@ -146,11 +150,25 @@ def extract(
     if dry_run:
         from pipeline.commands.plan import run as plan_only
 
-        plan_only(resolved, calibrate_s=_CALIBRATE_S, retry_failed=retry_failed, as_json=json, as_lines=json_lines)
+        plan_only(
+            resolved,
+            calibrate_s=_CALIBRATE_S,
+            retry_failed=retry_failed,
+            refresh_changed=refresh_changed,
+            as_json=json,
+            as_lines=json_lines,
+        )
         return
     from pipeline.commands.extract import run
 
-    failed = run(resolved, address=address, retry_failed=retry_failed, as_json=json, as_lines=json_lines)
+    failed = run(
+        resolved,
+        address=address,
+        retry_failed=retry_failed,
+        refresh_changed=refresh_changed,
+        as_json=json,
+        as_lines=json_lines,
+    )
     if failed:
         raise typer.Exit(3)
 

@@ -46,12 +46,15 @@ def cache_verify(
         bool,
         typer.Option("--repair", help="Remove damaged videos, so that the next extraction writes them anew."),
     ] = False,
+    videos: Annotated[
+        str | None, typer.Option(help="Folder or URL of the videos: compare the files with those that were extracted.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Check every stored byte against its checksum. Exit code 3 when anything is wrong and stays so."""
     from pipeline.commands.cache import verify
 
-    if not verify(root, repair=repair, as_json=json):
+    if not verify(root, repair=repair, as_json=json, videos=videos):
         raise typer.Exit(3)
 
 

@@ -34,6 +34,9 @@ Annotations = Annotated[
     str | None, typer.Option(help="Folder of the annotation files; default data/<dataset>/annotations.")
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")]
+RefreshChanged = Annotated[
+    bool, typer.Option("--refresh-changed", help="Extract videos anew whose files have changed, or may have, since.")
+]
 CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory or URL (s3://bucket/prefix) of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 CacheFolder = Annotated[str, typer.Argument(help="Directory or URL of the cache, or an export of it.")]

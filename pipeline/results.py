@@ -59,8 +59,10 @@ class DataRecord(_Record):
         cache: where the features are.
         fingerprint: digest of what the features were made with.
         samples: answered samples.
-        samples_left_out: samples of the split whose video failed extraction.
-        videos_left_out: those videos.
+        samples_left_out: samples of the split whose video failed extraction, or that ask for frames behind its damage.
+        videos_left_out: the videos that failed.
+        videos_damaged: videos of the split whose files are damaged.
+        samples_beyond_damage: ids of the samples that ask for frames behind such damage.
     """
 
     dataset: str
@@ -70,6 +72,8 @@ class DataRecord(_Record):
     samples: int
     samples_left_out: int
     videos_left_out: tuple[str, ...]
+    videos_damaged: tuple[str, ...] = ()
+    samples_beyond_damage: tuple[str, ...] = ()
 
 
 class EvaluationRecord(_Record):

@@ -12,6 +12,7 @@ from model.config import LanguageConfig
 from pipeline import locations
 from pipeline.config import PipelineConfig, resolve, resolve_run
 from pipeline.console import say
+from pipeline.findings import first_names
 from pipeline.run_folder import CONFIG, RunFolder
 from stages.atomic import atomic_write_text
 from stages.cache.feature_cache import FeatureCache
@@ -20,7 +21,7 @@ from stages.checkpoint import Checkpoints
 from stages.errors import UserError
 from stages.exported import About, is_export, open_export
 from stages.extraction import feature_fields
-from stages.frame_plan import plan_frames
+from stages.frame_plan import plan_frames, samples_beyond_damage
 from stages.leakage import refuse_leakage
 from stages.manifest import Manifest, Sample
 from stages.pretrained import LoadedModel
@@ -52,8 +53,40 @@ def open_cache(config: PipelineConfig) -> FeatureCache:
     return cache
 
 
-def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample], set[str]]:
-    """The samples whose video is in the cache, and the videos that failed extraction.
+@dataclass(frozen=True)
+class CachedSamples:
+    """What the cache has of some samples.
+
+    Attributes:
+        samples: those with all their frames in it.
+        failed: videos that failed extraction.
+        damaged: videos whose files are damaged.
+        beyond: ids of samples, of `damaged` videos, that ask for frames behind the damage.
+    """
+
+    samples: list[Sample]
+    failed: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
+    beyond: tuple[str, ...] = ()
+
+    def __add__(self, other: "CachedSamples") -> "CachedSamples":
+        named = ("failed", "damaged", "beyond")
+        both = {name: tuple(sorted({*getattr(self, name), *getattr(other, name)})) for name in named}
+        return CachedSamples(self.samples + other.samples, **both)
+
+    def left_out(self) -> str | None:
+        """What is missing from what follows, in a line for people."""
+        parts = []
+        if self.failed:
+            parts.append(f"{len(self.failed)} videos failed extraction and are left out")
+        if self.beyond:
+            named = first_names(self.beyond)
+            parts.append(f"samples left out that ask for frames behind a file's damage: {len(self.beyond)} ({named})")
+        return "; ".join(parts) or None
+
+
+def cached_samples(cache: FeatureCache, manifest: Manifest) -> CachedSamples:
+    """The samples that can be served from the cache, and what cannot.
 
     Raises:
         UserError: videos are neither done nor failed; the missing command is named.
@@ -66,7 +99,9 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> tuple[list[Sample
             where=cache.root,
             hint=f"run `{cache.extract_command}`",
         )
-    return [sample for sample in manifest.samples if sample.video in status.done], set(status.failed)
+    beyond = {sample.id for sample in samples_beyond_damage(status, manifest.samples)}
+    samples = [sample for sample in manifest.samples if sample.video in status.done and sample.id not in beyond]
+    return CachedSamples(samples, tuple(sorted(status.failed)), tuple(status.remarks), tuple(sorted(beyond)))
 
 
 @dataclass(frozen=True)
@@ -76,9 +111,9 @@ class TrainingData:
     Attributes:
         manifest: all samples of the annotations.
         cache: the features.
-        train: samples whose video is in the cache.
+        train: samples whose frames are in the cache.
         val: the same of the validation split; empty if there is none.
-        absent: videos of both that failed extraction.
+        found: both together, and what is left out of them.
         leaks: as `stages.leakage.refuse_leakage` returns them.
     """
 
@@ -86,7 +121,7 @@ class TrainingData:
     cache: FeatureCache
     train: list[Sample]
     val: list[Sample]
-    absent: set[str]
+    found: CachedSamples
     leaks: dict[str, int]
 
 
@@ -100,14 +135,13 @@ def find_training_data(config: PipelineConfig) -> TrainingData:
     manifest = locations.manifest_of(config)
     leaks = refuse_leakage(manifest, manifest.tasks, allow=config.data.allow_leakage)
     cache = open_cache(config)
-    train, absent = cached_samples(cache, manifest.select(splits=["train"]))
-    if not train:
+    train = cached_samples(cache, manifest.select(splits=["train"]))
+    if not train.samples:
         raise UserError("no training sample has its video in the cache", where=cache.root)
-    val: list[Sample] = []
+    val = CachedSamples([])
     if "val" in manifest.splits:
-        val, absent_val = cached_samples(cache, manifest.select(splits=["val"]))
-        absent |= absent_val
-    return TrainingData(manifest, cache, train, val, absent, leaks)
+        val = cached_samples(cache, manifest.select(splits=["val"]))
+    return TrainingData(manifest, cache, train.samples, val.samples, train + val, leaks)
 
 
 def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Sample) -> LoadedModel:
@@ -269,14 +303,3 @@ def visual_width_of(cache: FeatureCache, sample: Sample, tolerance_s: float) -> 
     frame = cache.read(sample.video, np.asarray(sample.frame_times_s()[:1]), tolerance_s=tolerance_s, targets=False)
     assert frame.features is not None
     return int(frame.features.shape[2])
-
-
-def say_left_out(absent: set[str]) -> None:
-    """Tell the user that failed videos are missing from what follows."""
-    if absent:
-        say(left_out_text(absent))
-
-
-def left_out_text(absent: set[str]) -> str:
-    """How many videos failed extraction."""
-    return counted(len(absent), "video failed extraction and is left out", "videos failed extraction and are left out")

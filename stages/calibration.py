@@ -277,6 +277,7 @@ class _Decoding:
             decoder=self._extract.decoder,
             tolerance_s=self._extract.tolerance_s,
             device=self._extract.decode_device,
+            damaged=self._extract.damaged,
         )
 
 

@@ -84,6 +84,12 @@ class ExtractConfig(Settings):
     storage: Literal["float16", "float32", "bfloat16", "int8"] = "float16"
     """Type of the stored features; targets are always float32. int8 has a scale per channel of the video and takes half
     the bytes of float16."""
+    damaged: Literal["use", "refuse"] = "use"
+    """use: of a damaged file the frames that lie before all damage and are proved untouched by it, with a remark in its
+    commit record; refuse: a damaged file has failed. What is cached stays, whatever is chosen later."""
+    digest_videos: bool = False
+    """Whether each video file is read whole for a SHA-256 in its commit record, which decides whether a file of the
+    same size and another modification time has changed."""
     max_attempts: PositiveInt = 2
     """How often a video may be alone in a worker that dies before it counts as failed."""
 

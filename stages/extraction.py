@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from model.config import ModelConfig, Settings
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint, Scalar
 from stages.cache.ledger import LedgerStatus
+from stages.cache.source import find_changes
 from stages.cache.storage import STORAGE_FIELD
 from stages.config import ExtractConfig
 from stages.device import pick_device, pick_dtype
@@ -20,6 +19,7 @@ from stages.frozen_networks import describe_encoder, describe_teacher
 from stages.frozen_source import FrozenSource
 from stages.manifest import Manifest
 from stages.pace import Pace
+from stages.planning import failed_to_try
 from stages.video_paths import join_video_path
 from stages.weights import OnLoaded, log_loading
 from stages.worker import ExtractionJob, VideoOutcome, VideoTask
@@ -40,6 +40,10 @@ class ExtractionSummary:
         decode_s: seconds of this run's decode children, all together.
         networks_s: seconds in which the frozen networks of all workers computed.
         wait_share: part of their time in which they had nothing to do; None before any work.
+        remarks: of done videos whose files are damaged, what is known of that, by id.
+        frames_lost: planned frames of done videos that such files cannot give.
+        changed: committed videos whose files were other ones when the run began, and what differed, by id.
+        unsure: those whose files may have been.
     """
 
     planned: int
@@ -52,6 +56,10 @@ class ExtractionSummary:
     decode_s: float = 0.0
     networks_s: float = 0.0
     wait_share: float | None = None
+    remarks: dict[str, str] = field(default_factory=dict)
+    frames_lost: int = 0
+    changed: dict[str, str] = field(default_factory=dict)
+    unsure: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ class _Meter:
     def __init__(self, status: LedgerStatus, tasks: list[VideoTask]) -> None:
         self.planned = len(status.done) + len(status.failed) + len(status.pending)
         self.frames_of = {task.video: len(task.times_s) for task in tasks}
-        self.done = len(status.done)
+        # A video that is extracted anew is not done until that has ended.
+        self.done = len(status.done.difference(self.frames_of))
         self.left, self.frames_planned = len(tasks), sum(self.frames_of.values())
         self.frames_left = self.frames_planned
         self.extracted, self.frames = 0, 0
@@ -208,7 +217,11 @@ class Extraction:
         cache: where they go.
         job: what the workers are told.
         videos: folder or URL of the video files.
-        retry_failed: whether videos that failed before are tried again.
+        retry_failed: whether videos that failed before are tried again; those whose files were not there are, anyway,
+            when they are there now.
+        refresh_changed: whether videos whose files have changed, or may have, are extracted anew.
+
+    `changes` are the committed videos whose files have changed since, or may have.
     """
 
     def __init__(
@@ -220,10 +233,15 @@ class Extraction:
         *,
         videos: Path | str,
         retry_failed: bool,
+        refresh_changed: bool = False,
     ) -> None:
         self.manifest, self.plan, self.cache, self.job, self.videos = manifest, plan, cache, job, videos
         self.retry_failed = retry_failed
-        self._look(cache.ledger.status(plan.times_s))
+        status = cache.ledger.status(plan.times_s)
+        self.changes = find_changes(status.sources, self.place_of)
+        outdated = self.changes.outdated if refresh_changed else ()
+        self._outdated = {video: status.records[video].group for video in outdated}
+        self._look(status)
 
     def run(
         self,
@@ -258,6 +276,10 @@ class Extraction:
                     if outcome.checksum is not None:
                         ledger.done(outcome.video, checksum=outcome.checksum, attempts=attempts)
                     else:
+                        if outcome.video in self.refreshed:
+                            # What is cached is of another file, and counts no more.
+                            self.cache.remove_record(outcome.video)
+                            ledger.requeued(outcome.video, reason="its file has changed")
                         ledger.failed(outcome.video, reason=outcome.reason or "", attempts=attempts)
                     on_outcome(outcome, self._meter.add(outcome))
         return self._summary(self.cache.ledger.status(self.plan.times_s))
@@ -269,7 +291,11 @@ class Extraction:
     def _look(self, status: LedgerStatus) -> None:
         """Take from the ledger what is left to do."""
         self.before = status
-        self.todo = sorted(status.pending | (set(status.failed) if self.retry_failed else set()))
+        # What another extraction has done anew meanwhile has another group.
+        groups = {video: record.group for video, record in status.records.items()}
+        self.refreshed = {video for video, group in self._outdated.items() if groups.get(video) == group}
+        again = failed_to_try(status, self.place_of, retry_failed=self.retry_failed)
+        self.todo = sorted(status.pending | again | self.refreshed)
 
     def _summary(self, status: LedgerStatus) -> ExtractionSummary:
         """The ledger as it stands, and what this run did."""
@@ -285,15 +311,21 @@ class Extraction:
             decode_s=meter.decode_s,
             networks_s=meter.networks_s,
             wait_share=meter.wait_share(),
+            remarks=status.remarks,
+            frames_lost=sum(status.records[video].absent(self.plan.times_s[video]).size for video in status.remarks),
+            changed=self.changes.changed,
+            unsure=self.changes.unsure,
         )
+
+    def place_of(self, video: str) -> str:
+        """Path or URL of a video's file; UserError when it may not be read."""
+        protocols = self.job.extract.protocols
+        return join_video_path(self.videos, self.manifest.videos[video].path, protocols, video=video)
 
     def _task(self, video: str) -> VideoTask:
         """Only the frames that are not cached yet: a task planned later adds to what is there."""
-        planned = self.plan.times_s[video]
-        named, protocols = self.manifest.videos[video].path, self.job.extract.protocols
-        path = join_video_path(self.videos, named, protocols, video=video)
-        if video in self.before.damaged:
-            return VideoTask(video, path, planned, fresh=True)
-        missing = np.setdiff1d(planned, self.cache.cached_times_s(video))
-        # All cached and yet not done: the record is not the one that the ledger vouches for.
-        return VideoTask(video, path, missing) if missing.size else VideoTask(video, path, planned, fresh=True)
+        planned, named = self.plan.times_s[video], self.manifest.videos[video].path
+        times_s, fresh = self.before.frames_to_do(video, planned)
+        if video in self.refreshed:
+            times_s, fresh = planned, True
+        return VideoTask(video, self.place_of(video), times_s, named, fresh=fresh)

@@ -8,7 +8,7 @@ from model.pixels import IMAGENET_PIXELS, PixelStatistics
 from stages.cache.fingerprint import Scalar
 from stages.frozen_pixels import pixel_statistics, preprocessor
 from stages.frozen_source import FrozenSource, random_digest
-from stages.instructblip import naming
+from stages.instructblip import loading, naming
 from stages.weights import CheckpointTensors, LoadingReport, Repository
 
 if TYPE_CHECKING:
@@ -74,9 +74,10 @@ def open_dino(config: TeacherConfig, repository: Repository, family: str) -> Ope
 
     with naming(config.source):
         config.require_family("dinov2")
-    described = (Dinov2Config if family == _DINOV2 else Dinov2WithRegistersConfig).from_dict(
-        repository.json("config.json")
-    )
+    with loading("configuration", config.source):
+        described = (Dinov2Config if family == _DINOV2 else Dinov2WithRegistersConfig).from_dict(
+            repository.json("config.json")
+        )
     return OpenedDino(
         family,
         described,

@@ -12,7 +12,7 @@ from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
 from stages.frozen_pixels import pixel_statistics
 from stages.frozen_source import FrozenSource, random_digest
-from stages.instructblip import INSTRUCTBLIP, instructblip_config
+from stages.instructblip import INSTRUCTBLIP, instructblip_config, loading
 from stages.weights import CheckpointTensors, LoadingReport, Repository
 
 # What a tower reads from its checkpoint, by name: the digest in the cache's fingerprint covers just this.
@@ -92,4 +92,7 @@ def _clip_vision_config(repository: Repository, family: str) -> Any:
     from transformers import CLIPConfig, CLIPVisionConfig
 
     described = repository.json("config.json")
-    return CLIPConfig.from_dict(described).vision_config if family == _CLIP else CLIPVisionConfig.from_dict(described)
+    with loading("configuration", repository.source):
+        if family == _CLIP:
+            return CLIPConfig.from_dict(described).vision_config
+        return CLIPVisionConfig.from_dict(described)

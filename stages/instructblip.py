@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import UserError
 from stages.weights import Repository
+from stages.whole_files import refuse_pointer
 
 if TYPE_CHECKING:
     from transformers import InstructBlipConfig, PretrainedConfig
 
 INSTRUCTBLIP = "instructblip"
+# So many characters of what a library says are shown.
+_LONGEST_REASON = 300
 
 
 def is_instructblip(repository: Repository) -> bool:
@@ -35,7 +39,8 @@ def instructblip_config(repository: Repository) -> "InstructBlipConfig":
             allowed=f"config.json with model_type {INSTRUCTBLIP}",
             hint="set the source to an InstructBLIP folder or hub id",
         )
-    return InstructBlipConfig.from_dict(described)
+    with loading("configuration", repository.source):
+        return InstructBlipConfig.from_dict(described)
 
 
 def language_config(repository: Repository) -> "PretrainedConfig":
@@ -48,11 +53,31 @@ def language_config(repository: Repository) -> "PretrainedConfig":
 
     if is_instructblip(repository):
         return instructblip_config(repository).text_config
-    try:
+    with loading("language model", repository.source):
         return AutoConfig.from_pretrained(repository.folder or repository.source).get_text_config(decoder=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no language model: {reason}", where=repository.source) from error
+
+
+@contextmanager
+def loading(what: str, source: str) -> Iterator[None]:
+    """Turn whatever transformers raises over a checkpoint's files into one line that names them and what to do.
+
+    Its exceptions are of many kinds (of huggingface_hub, tokenizers, safetensors and Python itself), and which one a
+    fault gets changes from version to version.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        for path in sorted(Path(source).expanduser().glob("*.json")):
+            refuse_pointer(path)  # whatever the library makes of one
+        said = " ".join(str(error).split())[:_LONGEST_REASON]
+        kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
+        raise UserError(
+            f"no {what}: {kind}{said}",
+            where=source,
+            hint="install the package that it asks for, or complete its files with `hf download` or `git lfs pull`",
+        ) from error
 
 
 @contextmanager

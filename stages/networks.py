@@ -13,7 +13,7 @@ from model.frozen import load_named
 from stages.checkpoint import Checkpoints
 from stages.device import pick_device
 from stages.errors import UserError
-from stages.instructblip import instructblip_config, is_instructblip, naming
+from stages.instructblip import instructblip_config, is_instructblip, loading, naming
 from stages.lavis import FRAME_POSITIONS, LavisTensors, open_lavis
 from stages.quantization import quantize_layers, require_quantization
 from stages.weights import CheckpointTensors, LoadingReport, OnLoaded, Repository, log_loading, open_tensors
@@ -61,9 +61,10 @@ def _load_instructblips_language(repository: Repository, dtype: torch.dtype, on_
 
     source = repository.source
     with naming(source), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            instructblip_config(repository).text_config, dtype=dtype
-        )
+        with loading("language model", source):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                instructblip_config(repository).text_config, dtype=dtype
+            )
         tensors = repository.tensors()
         on_loaded(_report(source, tensors, load_named(model, tensors, prefix="language_model.")))
     return model
@@ -74,13 +75,12 @@ def _load_own_language(repository: Repository, dtype: torch.dtype, on_loaded: On
     from transformers import AutoModelForCausalLM
 
     source = repository.source
-    try:
+    if repository.folder is not None:
+        repository.tensors().require_whole()
+    with loading("language model", source):
         model, found = AutoModelForCausalLM.from_pretrained(
             repository.folder or source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no language model: {reason}", where=source) from error
     # transformers fills what is missing with random numbers and goes on.
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])

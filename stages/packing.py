@@ -34,12 +34,16 @@ OnEncoded = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """What every worker of one extraction is told."""
+    """What every worker of one extraction is told.
+
+    `clock_fps` is the rate of the data set's frames, for videos that carry no times at all.
+    """
 
     encoder: EncoderConfig
     teacher: TeacherConfig
     extract: ExtractConfig
     cache_root: str
+    clock_fps: float | None = None
 
 
 class FrozenPair:

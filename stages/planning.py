@@ -4,7 +4,7 @@ Nothing is built, decoded or written here; how long it takes is measured by `sta
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,18 @@ from model.config import EncoderConfig, ModelConfig, TeacherConfig
 from model.dit_original import original_dit_config
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import FILE_NAME, Scalar
+from stages.cache.ledger import LedgerStatus
 from stages.cache.places import Place
+from stages.cache.source import find_changes
 from stages.cache.storage import STORAGE_TYPES, StorageType
 from stages.cache.stores import store_at
 from stages.cache.zarr_store import CHUNK_FRAMES
 from stages.errors import UserError
 from stages.frame_plan import FramePlan
 from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, TOWER_FAMILY
-from stages.instructblip import INSTRUCTBLIP, instructblip_config, naming
+from stages.instructblip import INSTRUCTBLIP, instructblip_config, loading, naming
 from stages.manifest import Manifest
+from stages.video_paths import is_url
 from stages.weights import Repository, load_without_code
 
 # What the default checkpoints' configurations say, so that they can be planned for before they are downloaded: P and C
@@ -107,10 +110,11 @@ def _vision_config(repository: Repository) -> Any:
 
     described = repository.json("config.json")
     family = described.get("model_type")
-    if family == CLIPConfig.model_type:
-        return CLIPConfig.from_dict(described).vision_config
-    if family == CLIPVisionConfig.model_type:
-        return CLIPVisionConfig.from_dict(described)
+    with loading("configuration", repository.source):
+        if family == CLIPConfig.model_type:
+            return CLIPConfig.from_dict(described).vision_config
+        if family == CLIPVisionConfig.model_type:
+            return CLIPVisionConfig.from_dict(described)
     if family != INSTRUCTBLIP:
         known = f"{INSTRUCTBLIP}, {CLIPConfig.model_type} or {CLIPVisionConfig.model_type}"
         raise UserError(
@@ -153,7 +157,8 @@ def _dino_width(config: TeacherConfig, described: dict[str, Any]) -> int:
     from transformers import Dinov2Config, Dinov2WithRegistersConfig
 
     plain = described["model_type"] == Dinov2Config.model_type
-    dino = (Dinov2Config if plain else Dinov2WithRegistersConfig).from_dict(described)
+    with loading("configuration", config.source):
+        dino = (Dinov2Config if plain else Dinov2WithRegistersConfig).from_dict(described)
     with naming(config.source):
         config.require_fits_dino(dino.num_hidden_layers)
     return int(dino.hidden_size)
@@ -250,7 +255,13 @@ class CacheState:
 
 
 def cache_state(
-    root: Place, plan: FramePlan, wanted: Mapping[str, Scalar], *, retry_failed: bool = False
+    root: Place,
+    plan: FramePlan,
+    wanted: Mapping[str, Scalar],
+    place_of: Callable[[str], str],
+    *,
+    retry_failed: bool = False,
+    refresh_changed: bool = False,
 ) -> CacheState:
     """Look up in the cache's ledger and commit records what is left of a plan; nothing is changed.
 
@@ -258,7 +269,9 @@ def cache_state(
         root: the cache's directory or URL; there need not be one.
         plan: the frames wanted.
         wanted: the fields of the fingerprint that are known without reading weights.
+        place_of: path or URL of a video's file.
         retry_failed: whether videos that failed before are work, too.
+        refresh_changed: whether videos whose files have changed, or may have, are.
 
     Raises:
         UserError: an export, which is read-only, a place that holds something else, a cache made under another
@@ -272,20 +285,23 @@ def cache_state(
     cache = FeatureCache.open(root)
     cache.fingerprint.require_match(wanted, root)
     status = cache.ledger.status(plan.times_s)
-    todo = sorted(status.pending | (set(status.failed) if retry_failed else set()))
-    work = {
-        video: _work(plan.times_s[video], np.empty(0) if video in status.damaged else cache.cached_times_s(video))
-        for video in todo
-    }
+    outdated = set(find_changes(status.sources, place_of).outdated if refresh_changed else ())
+    again = failed_to_try(status, place_of, retry_failed=retry_failed)
+    work = {}
+    for video in sorted(status.pending | again | outdated):
+        planned = plan.times_s[video]
+        times_s, fresh = (planned, True) if video in outdated else status.frames_to_do(video, planned)
+        before = len(status.records[video].times_s) if video in status.records else 0
+        work[video] = VideoWork(len(times_s), before, len(times_s) if fresh else before + len(times_s))
     return CacheState(len(status.done), len(status.failed), len(status.pending), work)
 
 
-def _work(planned_s: np.ndarray, cached_s: np.ndarray) -> VideoWork:
-    missing = len(np.setdiff1d(planned_s, cached_s))
-    if not missing:
-        # Cached, but not as the ledger vouches for: it is written anew.
-        return VideoWork(len(planned_s), len(cached_s), len(planned_s))
-    return VideoWork(missing, len(cached_s), len(cached_s) + missing)
+def failed_to_try(status: LedgerStatus, place_of: Callable[[str], str], *, retry_failed: bool) -> set[str]:
+    """The failed videos that an extraction tries again: all, or those whose files were not there and may be now."""
+    if retry_failed:
+        return set(status.failed)
+    absent = (video for video, failure in status.failed.items() if failure.absent)
+    return {video for video in absent if is_url(place := place_of(video)) or Path(place).exists()}
 
 
 # --- the disk

@@ -13,8 +13,9 @@ from model.config import ModelConfig
 from model.language import AnswerTokens, Candidates, SpecialTokens
 from model.parts import TextTokens
 from stages.errors import UserError
-from stages.instructblip import instructblip_config, is_instructblip, language_config
+from stages.instructblip import instructblip_config, is_instructblip, language_config, loading
 from stages.weights import Repository
+from stages.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, require_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,13 +162,25 @@ def _load_tokenizer(source: str, subfolder: str = "") -> Any:
     repository = Repository(source)
     where = f"{source}/{subfolder}" if subfolder else source
     repository.require(f"{subfolder}/{_TOKENIZER_FILE}" if subfolder else _TOKENIZER_FILE)
-    try:
-        if repository.folder is not None:
-            return AutoTokenizer.from_pretrained(repository.folder / subfolder)
-        return AutoTokenizer.from_pretrained(source, subfolder=subfolder)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no tokenizer: {reason}", where=where, hint="check that the download is complete") from error
+    folder = None if repository.folder is None else repository.folder / subfolder
+    for path in () if folder is None else [folder / name for name in TOKENIZER_FILES]:
+        if path.is_file():
+            require_whole(path)
+    with loading("tokenizer", where):
+        if folder is not None:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder)
+        # Without a file of its words transformers makes a tokenizer that knows the special tokens alone.
+        words = set(tokenizer.get_vocab()) - {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    if not words:
+        raise UserError(
+            "the tokenizer has no vocabulary",
+            where=where,
+            allowed=f"one of {', '.join(VOCABULARY_FILES)}",
+            hint="fetch it with `hf download`",
+        )
+    return tokenizer
 
 
 def _special_tokens(tokenizer: Any, repository: Repository) -> SpecialTokens:

@@ -20,19 +20,11 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
+from stages.whole_files import WEIGHT_FILES, refuse_pointer, require_whole
 
 _LOG = logging.getLogger(__name__)
 
 BUNDLED_PREFIX = "bundled:"
-# In the order of preference; the names that transformers and diffusers give their files.
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.bin",
-)
-
-
 # What `Repository.find` was asked for and gave, by source and name, while somebody wants to know.
 _WATCHED: ContextVar[dict[tuple[str, str], Path | None] | None] = ContextVar("watched", default=None)
 
@@ -85,7 +77,8 @@ class Repository:
         """Local path of file `name`, downloading it if need be; None if the repository has no such file.
 
         Raises:
-            UserError: the hub cannot be reached and the file is not in its local cache.
+            UserError: the hub cannot be reached and the file is not in its local cache; or the folder has a git-lfs
+                pointer in its place.
         """
         path = self._find(name)
         if (watched := _WATCHED.get()) is not None:
@@ -95,7 +88,10 @@ class Repository:
     def _find(self, name: str) -> Path | None:
         if self.folder is not None:
             path = self.folder / name
-            return path if path.is_file() else None
+            if not path.is_file():
+                return None
+            refuse_pointer(path)
+            return path
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
@@ -155,18 +151,14 @@ class Repository:
     def json(self, name: str) -> dict[str, Any]:
         """Content of a JSON file of the repository."""
         path = self.require(name)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"not valid JSON: {error}", where=path, hint="download the file again") from error
-        if not isinstance(content, dict):
-            raise UserError("not a JSON object", where=path, hint="download the file again")
+        require_whole(path)
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return content
 
     def tensors(self, subfolder: str = "") -> "CheckpointTensors":
         """Every tensor of one component, by name, unread."""
         prefix = f"{subfolder}/" if subfolder else ""
-        for name in _WEIGHT_FILES:
+        for name in WEIGHT_FILES:
             index = f"{prefix}{name}.index.json"
             if self.find(index) is not None:
                 return CheckpointTensors(
@@ -178,7 +170,7 @@ class Repository:
         raise UserError(
             "no weights found",
             where=f"{self.source}/{prefix}",
-            allowed=", ".join(_WEIGHT_FILES) + ", or their .index.json",
+            allowed=", ".join(WEIGHT_FILES) + ", or their .index.json",
             hint="check that the download is complete",
         )
 
@@ -216,6 +208,11 @@ class CheckpointTensors(Mapping[str, Tensor]):
             )
         self._read.add(name)
         return self._opened[shard][name]
+
+    def require_whole(self) -> None:
+        """Look at every shard without loading it; UserError if one is missing, cut short or a git-lfs pointer."""
+        for shard in sorted(set(self._shard_of.values())):
+            require_whole(self._repository.require(shard))
 
     def loading(self) -> "LoadingReport":
         """What has been read so far, and what has not."""
@@ -276,6 +273,7 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
     Raises:
         UserError: the file is damaged, holds more than tensors, or holds no tensors by name.
     """
+    refuse_pointer(path)
     if path.suffix == ".safetensors":
         return _SafetensorsShard(path)
     loaded = load_without_code(path, hint="use a safetensors version of this checkpoint")
@@ -296,6 +294,7 @@ def load_without_code(path: Path, *, hint: str) -> Any:
     """
     import pickle
 
+    refuse_pointer(path)
     try:
         # Files from before torch 1.6 are no zip archives and cannot be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

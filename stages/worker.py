@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.cache.commit import load_record
+from stages.cache.commit import CommitRecord, load_record
 from stages.cache.errors import CacheWriteError, DamagedCacheError
 from stages.cache.feature_cache import FeatureCache
-from stages.cache.ledger import covers
+from stages.cache.source import VideoSource, look_at
 from stages.cache.storage import refuse_unstorable
 from stages.config import ExtractConfig
-from stages.decode import Attempts, DecodeChild, DecodeError, FrameRequest, local_copy
+from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest, local_copy
 from stages.decode.fetch import without_secrets
 from stages.errors import UserError
 from stages.packing import ExtractionJob, FramePacker, FrozenPair
@@ -40,13 +40,16 @@ class VideoTask:
         video: id.
         path: local file, or a URL from which a copy is fetched.
         times_s: [T] float64 seconds, strictly increasing.
-        fresh: replace what the cache holds of the video, because it is damaged, instead of adding to it.
+        named: the file as the manifest names it; None: as `path` does.
+        fresh: replace what the cache holds of the video instead of adding to it, because it is damaged or of another
+            file.
         again: an earlier worker may have committed these frames just before it died.
     """
 
     video: str
     path: str
     times_s: np.ndarray
+    named: str | None = None
     fresh: bool = False
     again: bool = False
 
@@ -61,6 +64,7 @@ class VideoOutcome:
         decode_s: seconds of fetching, decoding and resizing.
         networks_s: seconds in which the worker's networks computed, since its previous outcome.
         idle_s: seconds in which they had nothing to do, since its previous outcome.
+        remark: what is known of damage of the file of a video that is done.
     """
 
     video: str
@@ -71,6 +75,7 @@ class VideoOutcome:
     checksum: str | None = None
     reason: str | None = None
     fatal: str | None = None
+    remark: str | None = None
 
 
 class ExtractionWorker:
@@ -101,8 +106,8 @@ class ExtractionWorker:
 
     def process(self, task: VideoTask) -> VideoOutcome:
         """Extract one video; never raises for a fault of the video, of the disk or of the networks."""
-        if task.again and (checksum := self._committed(task)) is not None:
-            return VideoOutcome(task.video, len(task.times_s), checksum=checksum)
+        if task.again and (record := self._committed(task)) is not None:
+            return VideoOutcome(task.video, len(task.times_s), checksum=record.checksum, remark=record.remark)
         spent = _Spent()
         self._encoded[task.video] = 0
         try:
@@ -130,10 +135,9 @@ class ExtractionWorker:
         """Fetch, decode, encode and commit: how the task ends."""
         try:
             with self._local_file(task, spent) as path:
-                features, targets = self._encode_parts(task, path, spent)
-            record = self.cache.write_video(
-                task.video, times_s=task.times_s, features=features, targets=targets, merge=not task.fresh
-            )
+                source = self._look_at(task, path)
+                taken = self._encode_parts(task, path, spent)
+                record = self._commit(task, taken, source, path)
         except DecodeError as error:
             return VideoOutcome(task.video, reason=f"{error.kind}: {error.reason}")
         except CacheWriteError as error:
@@ -141,7 +145,7 @@ class ExtractionWorker:
         except UserError as error:
             # Not the video's fault, for example a decoder that is not installed: every other video would fail too.
             return VideoOutcome(task.video, fatal=str(error))
-        return VideoOutcome(task.video, frames=len(task.times_s), checksum=record.checksum)
+        return VideoOutcome(task.video, frames=taken.frames, checksum=record.checksum, remark=record.remark)
 
     @contextmanager
     def _local_file(self, task: VideoTask, spent: "_Spent") -> Iterator[Path]:
@@ -164,10 +168,37 @@ class ExtractionWorker:
             try:
                 yield path
             except DecodeError as error:
-                raise DecodeError(error.kind, error.reason.replace(str(path), without_secrets(task.path))) from error
+                raise DecodeError(error.kind, _shown(error.reason, task, path)) from error
 
-    def _encode_parts(self, task: VideoTask, path: Path, spent: "_Spent") -> tuple[np.ndarray, np.ndarray]:
-        """Features [T, P, C] and targets [T, D] of the task's frames; pictures are held of one part at a time."""
+    def _look_at(self, task: VideoTask, path: Path) -> VideoSource:
+        copy = path if is_url(task.path) else None
+        return look_at(task.path, named=task.named, digest=self.job.extract.digest_videos, copy=copy)
+
+    def _commit(self, task: VideoTask, taken: "_Taken", source: VideoSource, path: Path) -> CommitRecord:
+        """Write what was taken; where that is nothing, only what is known of the file of the frames that are cached."""
+        remark, damage = taken.remark, taken.damage
+        if damage is not None:
+            remark = remark or damage.reason
+            source = source.model_copy(update={"whole_before_s": damage.whole_before_s})
+        if remark is not None:
+            source = source.model_copy(update={"remark": _shown(remark, task, path)})
+        if taken.features is not None and taken.targets is not None:
+            return self.cache.write_video(
+                task.video,
+                times_s=task.times_s[: taken.frames],
+                features=taken.features,
+                targets=taken.targets,
+                merge=not task.fresh,
+                source=source,
+            )
+        assert damage is not None
+        record = None if task.fresh else self.cache.add_source(task.video, source)
+        if record is None:
+            raise damage
+        return record
+
+    def _encode_parts(self, task: VideoTask, path: Path, spent: "_Spent") -> "_Taken":
+        """Encode the task's frames, pictures held of one part at a time; of a damaged file those before its damage."""
         extract, total = self.job.extract, len(task.times_s)
         request = FrameRequest(
             path=path,
@@ -176,35 +207,55 @@ class ExtractionWorker:
             decoder=extract.decoder,
             tolerance_s=extract.tolerance_s,
             device=extract.decode_device,
+            damaged=extract.damaged,
+            clock_fps=self.job.clock_fps,
         )
         attempts = Attempts(request, extract.deadline_s)
 
         def count(frames: int) -> None:
             self._encoded[task.video] += frames
 
+        taken = _Taken()
         gathered: _Gathered | None = None
-        for start in range(0, total, self._part_frames):
-            times_s = task.times_s[start : start + self._part_frames]
-            with self.packer.announce(), self._borrowed_child() as child, spent.decoding():
-                decoded = attempts.decode(child, times_s)
+        while taken.frames < total and taken.damage is None:
+            times_s = task.times_s[taken.frames : taken.frames + self._part_frames]
+            decoded, taken.damage = self._decode(attempts, times_s, spent)
+            if decoded is None:
+                break
             encoder_view, teacher_view = decoded.views
             features, targets = self.packer.encode(encoder_view, teacher_view, count)
+            taken.remark = decoded.remark or taken.remark
             if len(times_s) == total:
-                return features, targets
-            gathered = gathered or _Gathered(self.job.extract, task.video, total, features, targets)
-            gathered.add(start, times_s, features, targets)
-        assert gathered is not None
-        return gathered.features, gathered.targets
+                taken.features, taken.targets, taken.frames = features, targets, len(features)
+                break
+            gathered = gathered or _Gathered(extract, task.video, total, features, targets)
+            gathered.add(taken.frames, times_s[: len(features)], features, targets)
+            taken.frames += len(features)
+            taken.features, taken.targets = gathered.features[: taken.frames], gathered.targets[: taken.frames]
+        return taken
 
-    def _committed(self, task: VideoTask) -> str | None:
-        """Checksum of the commit that already holds all of the task's frames; a damaged one is no such commit."""
+    def _decode(
+        self, attempts: Attempts, times_s: np.ndarray, spent: "_Spent"
+    ) -> tuple[DecodedVideo | None, DecodeError | None]:
+        """Decode frames; where the file is damaged, those before the damage, None if there are none, and the damage."""
+        with self.packer.announce(), self._borrowed_child() as child, spent.decoding():
+            try:
+                return attempts.decode(child, times_s), None
+            except DecodeError as damage:
+                if damage.whole_before_s is None or self.job.extract.damaged == "refuse":
+                    raise
+                whole_s = times_s[times_s < damage.whole_before_s]
+                return (attempts.decode(child, whole_s) if whole_s.size else None), damage
+
+    def _committed(self, task: VideoTask) -> CommitRecord | None:
+        """The commit that already holds all of the task's frames; a damaged one is no such commit."""
         try:
             record = None if task.fresh else load_record(self.cache.store, task.video)
         except DamagedCacheError:
             return None
         if record is None or record.fingerprint != self.cache.fingerprint.digest:
             return None
-        return record.checksum if covers(record.times_array, task.times_s) else None
+        return None if record.missing(task.times_s).size else record
 
     @contextmanager
     def _borrowed_child(self) -> Iterator[DecodeChild]:
@@ -220,6 +271,11 @@ def num_decode_children(config: ExtractConfig, cores: int | None = None) -> int:
     return config.decode_workers or cores or os.cpu_count() or 1
 
 
+def _shown(text: str, task: VideoTask, path: Path) -> str:
+    """The text with a video's address in the place of the path of its copy."""
+    return text.replace(str(path), without_secrets(task.path)) if is_url(task.path) else text
+
+
 class _Spent:
     """Seconds that one video's fetching and decoding took."""
 
@@ -233,6 +289,20 @@ class _Spent:
             yield
         finally:
             self.decode_s += time.perf_counter() - started
+
+
+@dataclass
+class _Taken:
+    """What came of a video: the first `frames` of those asked for, all of them unless there is `damage`.
+
+    `features` [frames, P, C] and `targets` [frames, D] are None for no frames; `remark` is the decoder's.
+    """
+
+    frames: int = 0
+    features: np.ndarray | None = None
+    targets: np.ndarray | None = None
+    remark: str | None = None
+    damage: DecodeError | None = None
 
 
 class _Gathered:

@@ -1,6 +1,7 @@
 """A real HTTP server of video files, which serves some names as badly as they say."""
 
 import threading
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,7 @@ class _Films(BaseHTTPRequestHandler):
             self.send_header("Connection", "close")
         else:
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{zlib.crc32(body):08x}"')
         self.end_headers()
         self.wfile.write(body[: len(body) // 2] if name in ("half.mp4", "stalled.mp4") else body)
         self.wfile.flush()

@@ -52,13 +52,15 @@ def write_video(
     shift_ticks: int = 0,
     mark_key_every: int | None = None,
     from_key_frame: int = 0,
+    times_of_decoding: bool = False,
     sample_aspect_ratio: Fraction | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
     """Encode `pictures`.
 
     `ticks` sets the frames' timestamps, `shift_ticks` moves the packets (in ticks of the encoder), `mark_key_every`
-    marks packets as key frames that are none, and packets before the key frame numbered `from_key_frame` are left out.
+    marks packets as key frames that are none, packets before the key frame numbered `from_key_frame` are left out, and
+    `times_of_decoding` writes when packets are decoded as when they are shown.
     """
     try:
         av.Codec(codec, "w")
@@ -82,6 +84,8 @@ def write_video(
         for index, packet in enumerate(packets[starts[from_key_frame] :]):
             packet.pts += shift_ticks
             packet.dts += shift_ticks
+            if times_of_decoding:
+                packet.pts = packet.dts
             packet.is_keyframe |= mark_key_every is not None and index % mark_key_every == 0
             container.mux(packet)
     return path

@@ -6,11 +6,16 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import beside_json, emit_json, print_answer, progress_bar
+from pipeline.findings import damaged_sentence, first_names, outdated_sentence
+from stages.cache.commit import CommitRecord, load_records
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.maintenance import CheckResult, SweepReport
 from stages.cache.places import place_of
+from stages.cache.source import find_changes
 from stages.cache.stores import ZARR
+from stages.config import ExtractConfig
 from stages.errors import UserError
+from stages.video_paths import join_video_path, videos_root
 from stages.wording import counted
 
 # So many removed folders are named; --json names them all.
@@ -29,6 +34,8 @@ def info(root: str, *, as_json: bool) -> None:
     print_answer(f"{_contents(found.num_videos, found.num_frames)}, {size} in {cache.root}")
     for name, value in cache.fingerprint.fields.items():
         print_answer(f"  {name} = {value}")
+    if found.remarks:
+        print_answer(damaged_sentence(found.remarks))
     if found.damaged or found.num_orphans:
         bad = f"{counted(len(found.damaged), 'damaged record')}, {counted(found.num_orphans, 'orphan')}"
         print_answer(f"{bad}; `pipeline cache verify` names them")
@@ -38,39 +45,75 @@ def _contents(videos: int, frames: int) -> str:
     return f"{counted(videos, 'video')}, {counted(frames, 'frame')}"
 
 
-def verify(root: str, *, repair: bool, as_json: bool) -> bool:
+def verify(root: str, *, repair: bool, as_json: bool, videos: str | None = None) -> bool:
     """Check every stored byte against its checksum; returns whether all is well, or mended.
 
     Args:
+        root: the cache, or an export of it.
         repair: put damaged videos back into the queue and remove what belongs to no video.
+        as_json: print the problems on stdout, too.
+        videos: folder or URL of the video files, to compare with those that the cached frames are from.
     """
     cache = FeatureCache.open(root)
     if repair:
         cache.store.require_writable()
-    bad = _check(cache)
+    with beside_json(as_json):
+        changed = [] if videos is None else _changed_files(cache, videos)
+        bad, remarks = _check(cache)
+        if remarks:
+            print_answer(damaged_sentence(remarks))
     # An export has nothing left over: whatever is no video of it is a part of its files.
     stray = "orphan" if cache.store.kind == ZARR else "part"
     with beside_json(as_json):
         for result in bad:
             print_answer(f"{stray if result.orphan else 'video'} {result.video}: {'; '.join(result.problems)}")
         if repair:
-            return _repair(cache, bad, as_json=as_json)
+            return _repair(cache, bad, as_json=as_json) and not changed
         print_answer("every video is whole" if not bad else f"{counted(len(bad), 'problem')}; {_advice(cache)}")
     if as_json:
-        emit_json([asdict(result) for result in bad])
-    return not bad
+        emit_json([asdict(result) for result in (*changed, *bad)])
+    return not bad and not changed
 
 
-def _check(cache: FeatureCache) -> list[CheckResult]:
-    bad, videos = [], set(cache.video_ids())
+def _changed_files(cache: FeatureCache, videos: str) -> list[CheckResult]:
+    """The videos whose files have changed, by content where that is recorded; those that may have are only named."""
+    folder = videos_root(videos)
+    found = load_records(cache.store, cache.video_ids())
+    # What is wrong with a broken record is found by the check of the bytes.
+    records = [record for _, record in found if isinstance(record, CommitRecord)]
+    recorded = {record.video: record.source for record in records if record.source is not None}
+    protocols = (*ExtractConfig().protocols, "file")
+
+    def place_of(video: str) -> str:
+        return join_video_path(folder, recorded[video].path, protocols, video=video)
+
+    with progress_bar("compare", len(recorded), "file") as bar:
+        changes = find_changes(recorded, place_of, digests="all", on_video=bar.advance)
+    absent = f"; not there: {len(changes.absent)} ({first_names(changes.absent)})" if changes.absent else ""
+    print_answer(f"video files compared with those that the cached frames are from: {changes.compared}{absent}")
+    if unknown := len(records) - len(recorded):
+        print_answer(f"videos whose file the cache does not know, because an earlier version extracted them: {unknown}")
+    if changes.outdated:
+        print_answer(f"{outdated_sentence(changes)}; `pipeline extract --refresh-changed` extracts these anew")
+    return [
+        CheckResult(video, (f"its file has changed since its extraction: {difference}",))
+        for video, difference in changes.changed.items()
+    ]
+
+
+def _check(cache: FeatureCache) -> tuple[list[CheckResult], dict[str, str]]:
+    """What is wrong, and what is known of damage of video files, by id."""
+    bad, remarks, videos = [], {}, set(cache.video_ids())
     with progress_bar("verify", len(videos), "video") as bar:
         for result in cache.verify_all():
             # Not of videos that the ledger alone knows, nor of one committed meanwhile.
             if not result.orphan and result.video in videos:
                 bar.advance()
+            if result.remark is not None:
+                remarks[result.video] = result.remark
             if not result.ok:
                 bad.append(result)
-    return bad
+    return bad, remarks
 
 
 def _advice(cache: FeatureCache) -> str:

@@ -31,7 +31,8 @@ def run(resolved: Resolved, *, as_json: bool, quick: bool) -> bool:
     status of each line with `as_json`: a list of objects with section, item, status, detail, fix, names and needed.
     `quick` leaves out the lengths of the videos, for which every file is opened.
     """
-    sections: dict[str, _Check] = {**_MACHINE, "data": partial(check_data, quick=quick), "cache": check_cache}
+    sections: dict[str, _Check] = {**_MACHINE, "data": partial(check_data, quick=quick)}
+    sections["cache"] = partial(check_cache, quick=quick)
     findings = [finding for name, check in sections.items() for finding in _examine(name, check, resolved.config)]
     if as_json:
         emit_json([asdict(finding) for finding in findings])

@@ -13,10 +13,10 @@ from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, metrics_
 from pipeline.run_folder import versions
 from pipeline.small_world import warn_of_unknown_data
 from pipeline.stage2 import (
+    CachedSamples,
     cached_samples,
     open_cache,
     require_room,
-    say_left_out,
     visual_width_of,
     warn_of_long_answers,
     warn_of_long_questions,
@@ -101,7 +101,7 @@ class _Asked:
     cache: FeatureCache
     samples: list[Sample]
     samples_left_out: int
-    videos_left_out: set[str]
+    found: CachedSamples
     train_majority: dict[str, str]
 
 
@@ -117,14 +117,16 @@ def _asked(model: Evaluated, split: str) -> _Asked:
         )
     manifest = locations.manifest_of(model.config)
     of_split = manifest.select(splits=[split])
-    samples, absent = cached_samples(cache, of_split)
+    found_samples = cached_samples(cache, of_split)
+    samples = found_samples.samples
     if not samples:
         raise UserError(f"no sample of split {split} has its video in the cache", where=cache.root)
     if model.config.evaluate.method == "rank":
         require_candidates(samples)
-    say_left_out(absent)
+    if line := found_samples.left_out():
+        say(line)
     left_out = len(of_split.samples) - len(samples)
-    return _Asked(cast("Split", split), cache, samples, left_out, absent, _train_majority(manifest))
+    return _Asked(cast("Split", split), cache, samples, left_out, found_samples, _train_majority(manifest))
 
 
 def _without_teacher(config: PipelineConfig) -> PipelineConfig:
@@ -183,7 +185,9 @@ def _record(model: Evaluated, asked: _Asked, answering: ModelRecord, method: Met
             fingerprint=asked.cache.fingerprint.digest,
             samples=answered,
             samples_left_out=asked.samples_left_out,
-            videos_left_out=tuple(sorted(asked.videos_left_out)),
+            videos_left_out=asked.found.failed,
+            videos_damaged=asked.found.damaged,
+            samples_beyond_damage=asked.found.beyond,
         ),
         overrides=model.overrides,
         settings={branch: getattr(config, branch).model_dump(mode="json") for branch in _RECORDED},

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say
+from pipeline.findings import damaged_sentence, outdated_sentence
 from pipeline.small_world import warn_of_unknown_data
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
+from stages.cache.source import Changes
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
 from stages.pace import Pace
@@ -29,7 +31,15 @@ _EVENT_EVERY_S = 1.0
 _OnProgress = Callable[[VideoOutcome | None, ExtractionProgress], None]
 
 
-def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json: bool, as_lines: bool = False) -> bool:
+def run(
+    resolved: Resolved,
+    *,
+    address: str | None,
+    retry_failed: bool,
+    as_json: bool,
+    refresh_changed: bool = False,
+    as_lines: bool = False,
+) -> bool:
     """Extract, print the summary, and say whether any planned video has failed.
 
     Args:
@@ -37,6 +47,7 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
         address: Ray cluster; None: one on this machine.
         retry_failed: try videos again that failed before.
         as_json: print the summary as one JSON object on stdout.
+        refresh_changed: extract videos anew whose files have changed, or may have.
         as_lines: print an object per event while it runs, and the summary as the last line.
 
     Raises:
@@ -44,7 +55,7 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
     """
     config = resolved.config
     with _stoppable():
-        extraction = _prepare(config, retry_failed=retry_failed)
+        extraction = _prepare(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
         warn_of_unknown_data(config)
         summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
@@ -57,7 +68,7 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
     return bool(summary.failed)
 
 
-def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
+def _prepare(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> Extraction:
     manifest = locations.manifest_of(config, with_videos=True)
     plan = plan_frames(manifest)
     root = locations.cache_root(config)
@@ -68,9 +79,25 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool) -> Extraction:
     for report in reports:
         say(report.summary())
     place = root if isinstance(root, CacheUrl) else root.resolve()
-    job = ExtractionJob(config.encoder, config.teacher, extract, str(place))
+    clock_fps = locations.card_of(config).frame_rule.index_fps
+    job = ExtractionJob(config.encoder, config.teacher, extract, str(place), clock_fps)
     videos = locations.videos_root(config)
-    return Extraction(manifest, plan, cache, job, videos=videos, retry_failed=retry_failed)
+    extraction = Extraction(
+        manifest, plan, cache, job, videos=videos, retry_failed=retry_failed, refresh_changed=refresh_changed
+    )
+    _say_changes(extraction.changes, refresh_changed=refresh_changed)
+    return extraction
+
+
+def _say_changes(changes: Changes, *, refresh_changed: bool) -> None:
+    """One line on committed videos whose files are, or may be, others than then."""
+    if not changes.outdated:
+        return
+    if refresh_changed:
+        say(f"{outdated_sentence(changes)}; extracting them anew")
+    else:
+        kept = "the cache keeps the frames of then, --refresh-changed replaces them"
+        say(f"warning: {outdated_sentence(changes)}; {kept}")
 
 
 def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> ExtractionSummary:
@@ -81,7 +108,7 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
     # Ray takes seconds to import; a finished extraction never gets here.
     from stages.ray_flow import cluster, process_all
 
-    done = len(extraction.before.done)
+    done = len(extraction.before.done.difference(extraction.todo))
     frames = sum(len(extraction.plan.times_s[video]) for video in extraction.todo)
     with (
         # Its pace begins with the first word of a worker: the start of Ray and the networks is none of it.
@@ -135,7 +162,12 @@ def _emit_events() -> _OnProgress:
     def emit(outcome: VideoOutcome | None, progress: ExtractionProgress) -> None:
         if outcome is not None:
             state = "done" if outcome.checksum is not None else "failed"
-            facts = {"frames": outcome.frames, "decode_s": outcome.decode_s, "reason": outcome.reason}
+            facts = {
+                "frames": outcome.frames,
+                "decode_s": outcome.decode_s,
+                "reason": outcome.reason,
+                "remark": outcome.remark,
+            }
             emit_json_line({"event": "video", "video": outcome.video, "state": state, **facts})
         if is_time() or not progress.left:
             emit_json_line({"event": "progress", **asdict(progress)})
@@ -176,6 +208,9 @@ def _print_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
         f"{summary.done} of {counted(summary.planned, 'video')} done{now}, {len(summary.failed)} failed, "
         f"{summary.pending} pending; cache {locations.cache_root(config)}"
     )
+    if summary.remarks:
+        lost = f"; planned frames lost with them: {summary.frames_lost}" if summary.frames_lost else ""
+        print_answer(f"{damaged_sentence(summary.remarks)}{lost}")
     if summary.frames_now:
         print_answer(
             f"{counted(summary.frames_now, 'frame')} in {duration(summary.seconds)} = "
@@ -184,4 +219,4 @@ def _print_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
             f"{summary.wait_share or 0.0:.0%} of their time"
         )
     if summary.failed:
-        print_answer("try the failed ones again with --retry-failed")
+        print_answer("try the failed ones again with --retry-failed; files that were missing are looked for each time")

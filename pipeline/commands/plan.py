@@ -44,7 +44,13 @@ _NAMED_FAILURES = 3
 
 
 def run(
-    resolved: Resolved, *, calibrate_s: float | None, retry_failed: bool, as_json: bool, as_lines: bool = False
+    resolved: Resolved,
+    *,
+    calibrate_s: float | None,
+    retry_failed: bool,
+    as_json: bool,
+    refresh_changed: bool = False,
+    as_lines: bool = False,
 ) -> None:
     """Print what the extraction of the configured data set takes.
 
@@ -53,6 +59,7 @@ def run(
         calibrate_s: seconds of decoding, encoding and writing to measure; None: no times are told.
         retry_failed: whether videos that failed before count as left.
         as_json: print one object on stdout, too.
+        refresh_changed: whether videos whose files have changed count as left.
         as_lines: print it on one line, as an event.
     """
     if calibrate_s is not None and not 0 < calibrate_s < float("inf"):
@@ -60,7 +67,7 @@ def run(
             "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
         )
     with local_only():
-        survey = _look(resolved.config, retry_failed=retry_failed)
+        survey = _look(resolved.config, retry_failed=retry_failed, refresh_changed=refresh_changed)
         measured, why_not = _measure(survey, calibrate_s)
     content = _as_json(survey, measured, why_not)
     if as_lines:
@@ -102,7 +109,7 @@ class _Survey:
         return {source: PUBLISHED_BYTES.get(source) for source in self.absent if Repository(source).folder is None}
 
 
-def _look(config: PipelineConfig, *, retry_failed: bool) -> _Survey:
+def _look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> _Survey:
     config = config.model_copy(update={"extract": settle_precision(config.extract)})
     manifest = _manifest(config)
     plan = plan_frames(manifest)
@@ -112,17 +119,18 @@ def _look(config: PipelineConfig, *, retry_failed: bool) -> _Survey:
         "precision": config.extract.precision,
         STORAGE_FIELD: config.extract.storage,
     }
+    videos, protocols = locations.videos_root(config), config.extract.protocols
+
+    def place_of(video: str) -> str:
+        return join_video_path(videos, manifest.videos[video].path, protocols, video=video)
+
     root = locations.cache_root(config)
-    state = cache_state(root, plan, wanted, retry_failed=retry_failed)
+    state = cache_state(root, plan, wanted, place_of, retry_failed=retry_failed, refresh_changed=refresh_changed)
     sizes = video_sizes(shape)
     # An object store does not say how much room it has.
     needed_bytes = bytes_left(sizes, state.work)[config.extract.storage]
     disk = disk_room(root, needed_bytes) if isinstance(root, Path) else None
-    videos, protocols = locations.videos_root(config), config.extract.protocols
-    tasks = [
-        VideoTask(video, join_video_path(videos, manifest.videos[video].path, protocols, video=video), times_s)
-        for video, times_s in plan.times_s.items()
-    ]
+    tasks = [VideoTask(video, place_of(video), times_s) for video, times_s in plan.times_s.items()]
     local = [task for task in tasks if not is_url(task.path)]
     found = [task for task in local if Path(task.path).is_file()]
     remote, absent = plan.num_videos - len(local), _absent_weights(config)

@@ -1,6 +1,8 @@
 """`pipeline predict`: one video file, one question, no cache; frames stream through the memory."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,7 @@ from pipeline.console import emit_json, print_answer, say
 from pipeline.small_world import warn_of_unknown_video
 from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room, warn_of_long_questions
 from stages.card_schema import FrameRule
-from stages.decode.child import DecodeChild
-from stages.decode.frames import DecodeError, FrameRequest
-from stages.decode.length import video_length_s
+from stages.decode import DecodeChild, DecodedVideo, DecodeError, FrameRequest, LengthRequest
 from stages.device import autocast, move
 from stages.errors import UserError
 from stages.evaluate import Asked, Scored, rank_answers
@@ -59,13 +59,16 @@ def run(
     config, about = finished.config, finished.about
     candidates = about.candidates(question, task) if method == "rank" else None
     looking = time.perf_counter()
-    times_s = _frame_times(video, about.card.frame_rule, start_s, config)
-    loading = time.perf_counter()
-    encoder = load_encoder(config.encoder)
-    loaded = finished.load(encoder.width)
-    encoder.to(loaded.compute.device, loaded.compute.dtype)
-    started = time.perf_counter()
-    frames = _decode(video, times_s, encoder.size_px, config)
+    rule = about.card.frame_rule
+    with DecodeChild(memory_bytes=int(config.extract.memory_gb * _GIB)) as child:
+        times_s = _frame_times(child, video, rule, start_s, config)
+        loading = time.perf_counter()
+        encoder = load_encoder(config.encoder)
+        loaded = finished.load(encoder.width)
+        encoder.to(loaded.compute.device, loaded.compute.dtype)
+        started = time.perf_counter()
+        decoded = _decode(child, video, times_s, encoder.size_px, rule, config)
+    frames, remark = decoded.views[0], decoded.remark
     asked, template = about.prompt(question)
     warn_of_long_questions(loaded.tokenizers, [(asked, template)])
     prompt = loaded.tokenizers.fitted(asked, template)
@@ -83,6 +86,7 @@ def run(
         "frames": len(times_s),
         "seconds": round(seconds, 3),
         "loading_seconds": round(started - loading, 3),
+        "remark": remark,
     }
     if as_json:
         emit_json(result)
@@ -96,39 +100,55 @@ def _show(result: dict[str, Any]) -> None:
     spent = f"{result['seconds']:.2f} s, and {result['loading_seconds']:.2f} s to load"
     frames = counted(result["frames"], "frame")
     say(f"{frames} from {result['from_s']:g} s to {result['to_s']:g} s; {spent}")
+    if result["remark"]:
+        say(f"{result['video']}: {result['remark']}")
     scores = result["log_probability"]
     for answer, score in list(zip(result["answers"], scores, strict=True))[1:]:
         say(f"  also {answer!r} ({score - scores[0]:+.2f} in log-probability)")
 
 
-def _frame_times(video: Path, rule: FrameRule, start_s: float, config: PipelineConfig) -> np.ndarray:
+def _frame_times(
+    child: DecodeChild, video: Path, rule: FrameRule, start_s: float, config: PipelineConfig
+) -> np.ndarray:
     """Times of the window that begins at `start_s`, by the rule that the run's data set samples frames by."""
-    length_s = _length_s(video)
-    if not 0 <= start_s < length_s:
+    with _refusing(video):
+        length = child.length(LengthRequest(video, clock_fps=rule.index_fps), config.extract.deadline_s)
+    if not 0 <= start_s < length.seconds:
         raise UserError(
-            "the window begins outside the video", where="--start", received=start_s, allowed=f"0 to {length_s:.2f}"
+            "the window begins outside the video",
+            where="--start",
+            received=start_s,
+            allowed=f"0 to {length.seconds:.2f}",
+            hint=length.remark,
         )
-    first_s, last_s = rule.spans(start_s, length_s, rule.indexed_frames(length_s))[0]
+    first_s, last_s = rule.spans(start_s, length.seconds, rule.indexed_frames(length.seconds))[0]
     require_room(config, rule.num_frames)
     return even_times_s(first_s, last_s, rule.num_frames, rule.index_fps, rule.frame_offset)
 
 
-def _length_s(video: Path) -> float:
+def _decode(
+    child: DecodeChild, video: Path, times_s: np.ndarray, size_px: int, rule: FrameRule, config: PipelineConfig
+) -> DecodedVideo:
+    """Frames [T, S, S, 3] uint8 of the window."""
+    extract = config.extract
+    request = FrameRequest(
+        path=video,
+        times_s=times_s,
+        sizes_px=((size_px, size_px),),
+        decoder=extract.decoder,
+        tolerance_s=extract.tolerance_s,
+        clock_fps=rule.index_fps,
+    )
+    with _refusing(video):
+        return child.decode(request, extract.deadline_s)
+
+
+@contextmanager
+def _refusing(video: Path) -> Iterator[None]:
     try:
-        return video_length_s(video)
+        yield
     except DecodeError as error:
         raise UserError(f"cannot be decoded ({error.kind}): {error.reason}", where=video) from error
-
-
-def _decode(video: Path, times_s: np.ndarray, size_px: int, config: PipelineConfig) -> np.ndarray:
-    """Frames [T, S, S, 3] uint8 of the window, decoded in a child that can be ended."""
-    extract = config.extract
-    request = FrameRequest(video, times_s, ((size_px, size_px),), extract.decoder, extract.tolerance_s)
-    with DecodeChild(memory_bytes=int(extract.memory_gb * _GIB)) as child:
-        try:
-            return child.decode(request, extract.deadline_s).views[0]
-        except DecodeError as error:
-            raise UserError(f"cannot be decoded ({error.kind}): {error.reason}", where=video) from error
 
 
 def _answer(

@@ -15,7 +15,6 @@ from pipeline.stage2 import (
     LoadedModel,
     build_for_training,
     find_training_data,
-    left_out_text,
     warn_of_absent_labels,
     warn_of_long_questions,
     write_loading,
@@ -149,7 +148,7 @@ def prepare(
 ) -> tuple[Trainer, LoadedModel, dict[str, object]]:
     """Look at the data, build the model; and what the run is stamped with."""
     found = find_training_data(config)
-    cache, train, val, absent = found.cache, found.train, found.val, found.absent
+    cache, train, val, left_out = found.cache, found.train, found.val, found.found.left_out()
     warn_of_unknown_data(config)
     warn_of_absent_labels(train, found.manifest.samples)
     loaded = build_for_training(config, cache, train[0])
@@ -158,18 +157,20 @@ def prepare(
         "cache": str(cache.root),
         "fingerprint": cache.fingerprint.digest,
         "samples": {"train": len(train), "val": len(val)},
-        "videos_missing": sorted(absent),
+        "videos_missing": list(found.found.failed),
+        "videos_damaged": list(found.found.damaged),
+        "samples_missing": list(found.found.beyond),
         "videos_left_out": sorted(found.manifest.left_out),
         "leaks": found.leaks,
     }
     if found.leaks:
         say(f"warning: {leakage_sentence(found.leaks)}")
     if found.manifest.left_out:
-        left_out = counted(len(found.manifest.left_out), "annotated video has", "annotated videos have")
-        say(f"warning: {left_out} no samples; see `pipeline doctor`")
+        without = counted(len(found.manifest.left_out), "annotated video has", "annotated videos have")
+        say(f"warning: {without} no samples; see `pipeline doctor`")
     say(
         f"{len(train)} training and {counted(len(val), 'validation sample')}"
-        + (f"; {left_out_text(absent)}" if absent else "")
+        + (f"; {left_out}" if left_out else "")
         + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
     )
     tolerance, distils = config.cache.tolerance_s, config.alignment.kd_weight > 0

@@ -215,6 +215,7 @@ def shortfalls(run: RunData) -> list[str]:
             len(missing), "video failed extraction and is left out", "videos failed extraction and are left out"
         )
         lines.append(f"trained on a partial set: {failed} ({named})")
+    lines += _of_damaged_files("trained", run.stamp.get("videos_damaged"), run.stamp.get("samples_missing"))
     if left_out := run.stamp.get("videos_left_out"):
         unknown = counted(len(left_out), "annotated video has", "annotated videos have")
         lines.append(f"trained on a partial set: {unknown} no known length and no samples")
@@ -233,11 +234,25 @@ def shortfalls(run: RunData) -> list[str]:
         fewer = [f"{task} {scored} of {published}" for task, scored, published in scores if scored < published]
         if fewer:
             lines.append(f"scored on fewer {one.split} samples than are published: {', '.join(fewer)}")
-        if gone := one.record.data.videos_left_out:
-            samples = counted(one.record.data.samples_left_out, f"{one.split} sample")
+        data = one.record.data
+        if gone := data.videos_left_out:
+            samples = counted(data.samples_left_out - len(data.samples_beyond_damage), f"{one.split} sample")
             left = f"{samples} of {counted(len(gone), 'video')}"
             lines.append(f"scored without {left}, which failed extraction")
+        lines += _of_damaged_files(f"scored on {one.split}", data.videos_damaged, data.samples_beyond_damage)
     return list(dict.fromkeys(lines))
+
+
+def _of_damaged_files(doing: str, videos: Sequence[str] | None, beyond: Sequence[str] | None) -> list[str]:
+    """A sentence on videos whose files are damaged, and on samples that were left out because of that."""
+    if not videos:
+        return []
+    named = ", ".join(videos[:_NAMED_VIDEOS]) + (", ..." if len(videos) > _NAMED_VIDEOS else "")
+    line = f"{doing} with damaged video files, used as far as they are whole: {len(videos)} ({named})"
+    if beyond:
+        named = ", ".join(beyond[:_NAMED_VIDEOS]) + (", ..." if len(beyond) > _NAMED_VIDEOS else "")
+        line += f"; samples left out that ask for frames behind the damage: {len(beyond)} ({named})"
+    return [line]
 
 
 def cautions(run: RunData) -> list[str]:

@@ -20,6 +20,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from stages.cache.errors import DamagedCacheError
 from stages.cache.files import SmallFiles
 from stages.cache.places import Place
+from stages.cache.source import VideoSource
 from stages.ids import check_id
 
 COMMITS = "commits"
@@ -68,7 +69,8 @@ class CommitRecord(BaseModel):
     """What is committed for one video; valid only if `checksum` fits the rest.
 
     `times_s` are the T frame times in seconds, strictly increasing. `checksum` covers the video's id, times, arrays
-    (through their CRCs) and fingerprint, not the revision or the moment, so equal contents have equal checksums.
+    (through their CRCs) and fingerprint, not the revision, the moment or the `source`, so equal contents have equal
+    checksums. Records of earlier versions have no source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -81,6 +83,7 @@ class CommitRecord(BaseModel):
     checksum: str
     committed: AwareDatetime
     times_s: tuple[float, ...]
+    source: VideoSource | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -99,6 +102,23 @@ class CommitRecord(BaseModel):
     def times_array(self) -> np.ndarray:
         """The frame times as `[T]` float64."""
         return np.array(self.times_s, dtype=np.float64)
+
+    @property
+    def remark(self) -> str | None:
+        """What is known of damage of the video's file."""
+        return None if self.source is None else self.source.remark
+
+    def absent(self, planned_s: np.ndarray) -> np.ndarray:
+        """The planned times [T] float64 that are not cached, exactly."""
+        cached_s = self.times_array
+        at = np.minimum(np.searchsorted(cached_s, planned_s), len(cached_s) - 1)
+        return planned_s[cached_s[at] != planned_s]
+
+    def missing(self, planned_s: np.ndarray) -> np.ndarray:
+        """Those of the `absent` times that the video's file can give: the ones before its damage."""
+        absent = self.absent(planned_s)
+        whole_before_s = None if self.source is None else self.source.whole_before_s
+        return absent if whole_before_s is None else absent[absent < whole_before_s]
 
     @property
     def num_bytes(self) -> int:

@@ -52,7 +52,7 @@ def damaged_export(path: Place | None, what: str) -> DamagedCacheError:
 
 
 @contextmanager
-def storage_errors(path: Path, needed_bytes: int) -> Iterator[None]:
+def storage_errors(path: Place, needed_bytes: int) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk into a UserError with `path` and the bytes the write needs."""
     try:
         yield

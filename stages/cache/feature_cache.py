@@ -10,15 +10,24 @@ from typing import Any
 import numpy as np
 
 from stages.cache import maintenance
-from stages.cache.commit import CommitRecord, committed_ids, load_record, load_records
+from stages.cache.commit import (
+    COMMITS,
+    CommitRecord,
+    committed_ids,
+    load_record,
+    load_records,
+    record_name,
+)
 from stages.cache.copied_store import copied
-from stages.cache.errors import CacheWriteError, DamagedCacheError, MissingFramesError
+from stages.cache.errors import CacheWriteError, DamagedCacheError, MissingFramesError, storage_errors
 from stages.cache.fingerprint import FILE_NAME, Fingerprint, fingerprint_content, load_fingerprint
 from stages.cache.ledger import Ledger
 from stages.cache.places import Place, place_of
+from stages.cache.source import VideoSource
 from stages.cache.storage import STORAGE_FIELD, refuse_unstorable, storage_type
 from stages.cache.stores import Store, store_at
 from stages.cache.survey import STALE_AFTER_S
+from stages.cache.writing import content_of
 
 _OPEN_VIDEOS = 256
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -125,7 +134,14 @@ class FeatureCache:
         return np.empty(0) if record is None else record.times_array
 
     def write_video(
-        self, video_id: str, *, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray, merge: bool = False
+        self,
+        video_id: str,
+        *,
+        times_s: np.ndarray,
+        features: np.ndarray,
+        targets: np.ndarray,
+        merge: bool = False,
+        source: VideoSource | None = None,
     ) -> CommitRecord:
         """Commit a video's frames as a new revision that replaces the old one, in one step.
 
@@ -134,21 +150,47 @@ class FeatureCache:
             features: `[T, P, C]` float16 or float32, converted to the storage type.
             targets: `[T, D]` float32.
             merge: keep the frames of the old revision whose times are not written now (more frames were planned).
+            source: the file that the frames are from.
 
         Raises:
-            CacheWriteError: NaN, infinity, overflow, wrong shape or type, naming video, array and frame time.
+            CacheWriteError: NaN, infinity, overflow, wrong shape or type, naming video, array and frame time; or the
+                frames to keep are damaged, or from another file than `source`.
             UserError: an unsafe id, an export, or a full, read-only or forbidden disk.
         """
         store = self.store.require_writable()
         times_s = np.asarray(times_s, dtype=np.float64)
         _check_shapes(video_id, times_s, features, targets)
         refuse_unstorable(targets, largest=_LARGEST_FLOAT32, name="targets", video=video_id, times_s=times_s)
-        kept = self._kept_frames(video_id, times_s, features, targets) if merge else None
+        kept = None
+        if merge and (old := load_record(store, video_id)) is not None:
+            source = _joined_source(old, source)
+            kept = self._kept_frames(old, times_s, features, targets)
         arrays = {"times_s": times_s, **self.storage.encode(features, video=video_id, times_s=times_s, kept=kept)}
         arrays["targets"] = targets
         if kept is not None:
             arrays = self._in_time_order(kept, arrays)
-        return store.commit(video_id, self.fingerprint.digest, arrays)
+        return store.commit(video_id, self.fingerprint.digest, arrays, source)
+
+    def add_source(self, video_id: str, source: VideoSource) -> CommitRecord | None:
+        """Replace what a video's commit record says of its file, and nothing else; None when there is no record.
+
+        Raises:
+            CacheWriteError: the cached frames are from another file.
+            UserError: an export, a broken record, or the disk refuses.
+        """
+        store = self.store.require_writable()
+        old = load_record(store, video_id)
+        if old is None:
+            return None
+        record = old.model_copy(update={"source": _joined_source(old, source)})
+        content = content_of(record)
+        with storage_errors(self.root, len(content)):
+            store.add_file(COMMITS, record_name(self.root, video_id), content)
+        return record
+
+    def remove_record(self, video_id: str) -> None:
+        """Remove a video's commit record, if there is one; the next sweep removes its frames."""
+        self.store.require_writable().remove(f"{COMMITS}/{record_name(self.root, video_id)}")
 
     def read(
         self,
@@ -292,10 +334,10 @@ class FeatureCache:
         self._lock = threading.Lock()
 
     def _kept_frames(
-        self, video_id: str, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray
+        self, old: CommitRecord, times_s: np.ndarray, features: np.ndarray, targets: np.ndarray
     ) -> dict[str, np.ndarray] | None:
         """The stored arrays of the cached frames that are not written now; None when there are none."""
-        kept_s = np.setdiff1d(self.cached_times_s(video_id), times_s)
+        video_id, kept_s = old.video, np.setdiff1d(old.times_array, times_s)
         if not kept_s.size:
             return None
         # Bytes that changed after their commit must not get a new checksum, which nobody could tell from a true one.
@@ -305,11 +347,11 @@ class FeatureCache:
                 "Run `pipeline cache verify --repair`, then the same extraction again"
             )
         kept = self._stored(video_id, kept_s, 0.0, frozenset({"features", "targets"}))
-        old, new = (kept["features"].shape[1:], kept["targets"].shape[1:]), (features.shape[1:], targets.shape[1:])
-        if old != new:
+        cached, new = (kept["features"].shape[1:], kept["targets"].shape[1:]), (features.shape[1:], targets.shape[1:])
+        if cached != new:
             raise CacheWriteError(
                 f"video {video_id!r}: new frames have features {new[0]} and targets {new[1]}, "
-                f"the cached ones {old[0]} and {old[1]}"
+                f"the cached ones {cached[0]} and {cached[1]}"
             )
         return kept
 
@@ -320,6 +362,18 @@ class FeatureCache:
         order = np.argsort(times_s)
         together = {**arrays, "times_s": times_s, "targets": targets}
         return {name: a if name in self.storage.per_video else a[order] for name, a in together.items()}
+
+
+def _joined_source(old: CommitRecord, now: VideoSource | None) -> VideoSource | None:
+    """The file of cached frames and of those added to them; CacheWriteError if these are two files."""
+    if old.source is None or now is None:
+        return now or old.source
+    if old.source.compare(now) == "changed":
+        raise CacheWriteError(
+            f"video {old.video!r}: its file is another one than that of the frames that it has, so none were added. "
+            "Extract it anew with --refresh-changed"
+        )
+    return old.source.later(now)
 
 
 def _extract_command(root: Place) -> str:

@@ -15,11 +15,15 @@ from stages.cache.writing import TMP
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `verify` found for a video, or for an orphan: what no commit record names (`video` is whose it was)."""
+    """What `verify` found for a video, or for an orphan: what no commit record names (`video` is whose it was).
+
+    `remark` is what the commit record says of damage of the video's file, which is no fault of the cache.
+    """
 
     video: str
     problems: tuple[str, ...]
     orphan: bool = False
+    remark: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -40,7 +44,8 @@ class CacheInfo:
     """Counts over the valid commit records.
 
     `kind` is zarr, webdataset or hdf5; `num_bytes` are those of the arrays, `stored_bytes` those of their files,
-    padding included; `damaged` are the ids whose commit record is broken.
+    padding included; `damaged` are the ids whose commit record is broken; `remarks` say, by id, what is known of damage
+    of videos' files.
     """
 
     kind: str
@@ -50,6 +55,7 @@ class CacheInfo:
     stored_bytes: int
     num_orphans: int
     damaged: tuple[str, ...]
+    remarks: dict[str, str]
 
 
 def verify(store: Store, fingerprint: str, video: str) -> CheckResult:
@@ -67,7 +73,7 @@ def verify(store: Store, fingerprint: str, video: str) -> CheckResult:
         return CheckResult(video, (error.fault,))
     if record.fingerprint != fingerprint:
         problems.insert(0, "it was committed with another fingerprint than this cache has")
-    return CheckResult(video, tuple(problems))
+    return CheckResult(video, tuple(problems), remark=record.remark)
 
 
 def verify_all(store: Store, fingerprint: str) -> Iterator[CheckResult]:
@@ -83,8 +89,7 @@ def verify_all(store: Store, fingerprint: str) -> Iterator[CheckResult]:
     committed = committed_ids(store)
     for video in committed:
         yield verify(store, fingerprint, video)
-    requeued = {video for video, event in log.latest.items() if event.state == "requeued"}
-    for video in sorted(set(log.done) - set(committed) - requeued):
+    for video in sorted(set(log.done) - set(committed)):
         yield CheckResult(video, ("the ledger lists it as done, but nothing is committed",))
     for what, why in store.orphans():
         yield CheckResult(what, (why,), orphan=True)
@@ -108,6 +113,7 @@ def info(store: Store, on_video: Callable[[], None] = lambda: None) -> CacheInfo
         stored_bytes=store.stored_bytes(records),
         num_orphans=len(store.orphans()),
         damaged=tuple(damaged),
+        remarks={record.video: record.remark for record in records if record.remark is not None},
     )
 
 

@@ -15,6 +15,7 @@ from stages.cache.log import EventLog, FileLog, RemoteLog
 from stages.cache.places import CacheUrl, Place, nearest_existing
 from stages.cache.remote_files import RemoteFiles
 from stages.cache.remote_lock import RemoteLock
+from stages.cache.source import VideoSource
 from stages.cache.survey import survey, video_of
 from stages.cache.webdataset_store import WebDatasetStore, is_webdataset
 from stages.cache.writing import commit_at_url, commit_video
@@ -60,7 +61,9 @@ class WritableStore(Store, Files, Protocol):
     def create(self, fingerprint: bytes) -> None:
         """Write the fingerprint file, with which a place becomes a cache; UserError where that cannot be."""
 
-    def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+    def commit(
+        self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
+    ) -> CommitRecord:
         """See `writing.commit_video`."""
 
     def lock(self) -> CacheLock:
@@ -123,9 +126,11 @@ class ZarrStore(Directory, _ZarrGroups):
             self.root.mkdir(parents=True, exist_ok=True)
             self.add_file("", FILE_NAME, fingerprint)
 
-    def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+    def commit(
+        self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
+    ) -> CommitRecord:
         """See `WritableStore.commit`."""
-        return commit_video(self.root, video, fingerprint, arrays)
+        return commit_video(self.root, video, fingerprint, arrays, source)
 
     def lock(self) -> CacheLock:
         """See `WritableStore.lock`."""
@@ -157,9 +162,11 @@ class RemoteZarrStore(RemoteFiles, _ZarrGroups):
         self.require_free()
         self.create_file(FILE_NAME, fingerprint)
 
-    def commit(self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+    def commit(
+        self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
+    ) -> CommitRecord:
         """See `WritableStore.commit`."""
-        return commit_at_url(self, video, fingerprint, arrays)
+        return commit_at_url(self, video, fingerprint, arrays, source)
 
     def lock(self) -> CacheLock:
         """See `WritableStore.lock`."""

@@ -31,6 +31,7 @@ from stages.cache.commit import (
 from stages.cache.errors import DamagedCacheError, storage_errors
 from stages.cache.files import Directory, SmallFiles
 from stages.cache.remote_files import RemoteFiles
+from stages.cache.source import VideoSource
 from stages.cache.writers import current_writer
 from stages.cache.zarr_store import group_files, write_group
 
@@ -38,13 +39,16 @@ TMP = "tmp"
 PENDING_RECORD = "record.json"
 
 
-def commit_video(root: Path, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+def commit_video(
+    root: Path, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
+) -> CommitRecord:
     """Commit checked `arrays` (with `times_s` [T] float64 among them) as the new revision of `video`.
 
     If two writers race on one video, the record written last wins; the other's group is an orphan that `sweep` removes.
 
     Args:
         fingerprint: digest of the cache's fingerprint.
+        source: the video's file.
 
     Raises:
         UserError: the disk is full, read-only or forbidden; the old revision is then still in place.
@@ -56,7 +60,7 @@ def commit_video(root: Path, video: str, fingerprint: str, arrays: Mapping[str, 
         with storage_errors(root, needed_bytes):
             attempt.mkdir(parents=True)
             _make_lasting(root, root / VIDEOS, target.parent)
-            record = _write_aside(attempt, video, fingerprint, arrays)
+            record = _write_aside(attempt, video, fingerprint, arrays, source)
             (attempt / "group").rename(root / VIDEOS / record.group)
             sync_directory(root / VIDEOS)
             previous = _previous_group(Directory(root), video)
@@ -71,14 +75,16 @@ def commit_video(root: Path, video: str, fingerprint: str, arrays: Mapping[str, 
     return record
 
 
-def commit_at_url(files: RemoteFiles, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
+def commit_at_url(
+    files: RemoteFiles, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
+) -> CommitRecord:
     """Do what `commit_video` does, at a URL.
 
     Raises:
         UserError: the store refuses or does not answer; the old revision is then still in place.
     """
     written, contents = group_files(arrays)
-    record = _record_of(video, fingerprint, arrays["times_s"], written)
+    record = _record_of(video, fingerprint, arrays["times_s"], written, source)
     attempt = f"{TMP}/{attempt_name()}"
     try:
         # First of all, so that nobody who looks around takes the group for an orphan.
@@ -107,14 +113,18 @@ def _make_lasting(root: Path, *folders: Path) -> None:
         sync_directory(root)
 
 
-def _write_aside(attempt: Path, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray]) -> CommitRecord:
-    record = _record_of(video, fingerprint, arrays["times_s"], write_group(attempt / "group", arrays))
+def _write_aside(
+    attempt: Path, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
+) -> CommitRecord:
+    record = _record_of(video, fingerprint, arrays["times_s"], write_group(attempt / "group", arrays), source)
     (attempt / PENDING_RECORD).write_bytes(content_of(record))
     sync_tree(attempt)
     return record
 
 
-def _record_of(video: str, fingerprint: str, times_s: np.ndarray, written: dict[str, ArrayRecord]) -> CommitRecord:
+def _record_of(
+    video: str, fingerprint: str, times_s: np.ndarray, written: dict[str, ArrayRecord], source: VideoSource | None
+) -> CommitRecord:
     return CommitRecord(
         format_version=1,
         video=video,
@@ -124,6 +134,7 @@ def _record_of(video: str, fingerprint: str, times_s: np.ndarray, written: dict[
         checksum=content_checksum(video, fingerprint, times_s, written),
         committed=datetime.now(UTC),
         times_s=tuple(times_s.tolist()),
+        source=source,
     )
 
 

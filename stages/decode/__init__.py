@@ -2,11 +2,22 @@
 
 from stages.decode.attempts import Attempts, decode_or_retry
 from stages.decode.child import DecodeChild
-from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, DecoderName, FailureKind, FrameRequest
+from stages.decode.frames import (
+    DamagedRule,
+    DecodeDevice,
+    DecodedVideo,
+    DecodeError,
+    DecoderName,
+    FailureKind,
+    FrameRequest,
+    LengthRequest,
+    VideoLength,
+)
 from stages.decode.local_copy import local_copy
 
 __all__ = [
     "Attempts",
+    "DamagedRule",
     "DecodeChild",
     "DecodeDevice",
     "DecodeError",
@@ -14,6 +25,8 @@ __all__ = [
     "DecoderName",
     "FailureKind",
     "FrameRequest",
+    "LengthRequest",
+    "VideoLength",
     "decode_or_retry",
     "local_copy",
 ]

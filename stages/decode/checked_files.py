@@ -12,7 +12,7 @@ import numpy as np
 from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.pyav_reader import is_mirrored
 from stages.decode.timeline import Timeline
-from stages.decode.video_file import PacketList, ffmpeg_messages, list_packets, open_video
+from stages.decode.video_file import PacketList, demuxed, ffmpeg_messages, list_packets, open_video
 
 # NAL unit types of pictures at which decoding can start: an IDR picture in H.264, any random access picture in HEVC.
 _H264_IDR = frozenset({5})
@@ -54,6 +54,7 @@ def checked_timeline(request: FrameRequest, kinds: CheckedKinds) -> tuple[Timeli
     """
     with ffmpeg_messages() as messages:
         packets = list_packets(request.path, messages)
+        packets.refuse_damaged()
         _refuse_unchecked(request, packets, kinds)
     assert packets.ticks is not None
     shown = np.sort(packets.ticks[packets.is_shown])
@@ -105,7 +106,7 @@ def _every_key_frame_is_a_start(container: Any, stream: Any, codec: str) -> bool
     starts = _H264_IDR if codec == "h264" else _HEVC_RANDOM_ACCESS
     return all(
         not starts.isdisjoint(_nal_types(bytes(packet), length_bytes, codec))
-        for packet in container.demux(stream)
+        for packet in demuxed(container, stream)
         if packet.is_keyframe
     )
 

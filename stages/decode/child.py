@@ -9,14 +9,15 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
-from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, FrameRequest
-from stages.decode.wire import request_message, to_line, view_offsets
+from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, FrameRequest, LengthRequest, VideoLength
+from stages.decode.wire import length_message, request_message, to_line, view_offsets
 from stages.errors import UserError
 
 # Address space that decoding one video may take beyond what the libraries have mapped. Pictures of 4096 x 4096 were
@@ -112,10 +113,16 @@ class DecodeChild:
         self._buffer.seek(0)
         self._buffer.write(np.ascontiguousarray(request.times_s).data.cast("B"))
         try:
-            self._check(self._ask(request_message(request, deadline_s), deadline_s, "decoding"))
-            return self._copy_out(request)
+            answer = self._check(self._ask(request_message(request, deadline_s), deadline_s, "decoding"))
+            return replace(self._copy_out(request), remark=answer["remark"])
         finally:
             self._buffer.truncate(0)  # hands the memory back
+
+    def length(self, request: LengthRequest, deadline_s: float) -> VideoLength:
+        """Find how long a video is; raises `DecodeError` with the reason."""
+        self.begin()
+        answer = self._check(self._ask(length_message(request, deadline_s), deadline_s, "reading its length"))
+        return VideoLength(answer["length_s"], answer["remark"])
 
     def fetch(self, url: str, target: Path, *, limit_bytes: int, deadline_s: float) -> None:
         """Copy what lies at `url` into the existing file `target`; what is written before a failure stays there.
@@ -167,15 +174,15 @@ class DecodeChild:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _check(self, answer: dict[str, Any]) -> None:
+    def _check(self, answer: dict[str, Any]) -> dict[str, Any]:
         kind = answer["error"]
         if kind is None:
-            return
+            return answer
         if kind == "user":
             raise UserError(answer["reason"])
         if kind == "memory":
             self._stop()  # what failed to find memory may have left the libraries in any state
-        raise DecodeError(kind, answer["reason"])
+        raise DecodeError(kind, answer["reason"], answer["whole_before_s"])
 
     def _copy_out(self, request: FrameRequest) -> DecodedVideo:
         video = DecodedVideo.empty_for(request)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from stages.decode.frames import DecodeError, FrameRequest
-from stages.decode.wire import read_request, to_line, view_offsets, write_rows
+from stages.decode.wire import read_length_request, read_request, to_line, view_offsets, write_rows
 from stages.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
@@ -57,16 +57,20 @@ def _answer(message: dict[str, Any], buffer_fd: int) -> dict[str, Any]:
             from stages.decode.fetch import fetch_into
 
             fetch_into(message["fetch"], Path(message["target"]), limit_bytes=message["limit_bytes"])
-        else:
-            _decode(read_request(message, buffer_fd), buffer_fd)
+            return {"error": None}
+        if "length" in message:
+            from stages.decode.length import video_length
+
+            length = video_length(read_length_request(message))
+            return {"error": None, "length_s": length.seconds, "remark": length.remark}
+        return {"error": None, "remark": _decode(read_request(message, buffer_fd), buffer_fd)}
     except DecodeError as error:
-        return {"error": error.kind, "reason": error.reason}
+        return {"error": error.kind, "reason": error.reason, "whole_before_s": error.whole_before_s}
     except UserError as error:
         return {"error": "user", "reason": str(error)}
-    return {"error": None}
 
 
-def _decode(request: FrameRequest, buffer_fd: int) -> None:
+def _decode(request: FrameRequest, buffer_fd: int) -> str | None:
     from stages.decode.reader import decode_into
 
     offsets = view_offsets(request)
@@ -76,7 +80,7 @@ def _decode(request: FrameRequest, buffer_fd: int) -> None:
         for offset, picture in zip(offsets, pictures, strict=False):
             write_rows(buffer_fd, offset, rows, picture)
 
-    decode_into(request, store)
+    return decode_into(request, store)
 
 
 def _claim_stdout() -> BinaryIO:

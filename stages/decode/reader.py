@@ -1,6 +1,7 @@
 """Decoding one request in this process: the reader that was asked for, then one resize per view."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from stages.decode.resize import resize_rgb
 ViewStore = Callable[[slice, float, list[np.ndarray]], None]
 
 
-def decode_into(request: FrameRequest, store: ViewStore) -> None:
+def decode_into(request: FrameRequest, store: ViewStore) -> str | None:
     """Send the views of every frame asked for to `store`; a row may be sent twice, the last one counts.
 
-    Only one native frame is held at a time. Raises `DecodeError`, and `UserError` where the decoder is not installed.
+    Only one native frame is held at a time. Returns the remark of `DecodedVideo`. Raises `DecodeError`, and
+    `UserError` where the decoder is not installed.
     """
 
     def resize_and_store(rows: slice, shown_s: float, rgb: np.ndarray) -> None:
@@ -24,8 +26,8 @@ def decode_into(request: FrameRequest, store: ViewStore) -> None:
         if request.decoder == "pyav":
             from stages.decode.pyav_reader import read_with_pyav
 
-            read_with_pyav(request, resize_and_store)
-        elif request.decoder == "decord":
+            return read_with_pyav(request, resize_and_store)
+        if request.decoder == "decord":
             from stages.decode.decord_reader import read_with_decord
 
             read_with_decord(request, resize_and_store)
@@ -38,6 +40,7 @@ def decode_into(request: FrameRequest, store: ViewStore) -> None:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         raise DecodeError("memory", f"the memory limit was reached ({error or 'allocation failed'})") from error
+    return None
 
 
 def decode(request: FrameRequest) -> DecodedVideo:
@@ -52,5 +55,4 @@ def decode(request: FrameRequest) -> DecodedVideo:
         for view, picture in zip(video.views, pictures, strict=True):
             view[rows] = picture
 
-    decode_into(request, store)
-    return video
+    return replace(video, remark=decode_into(request, store))

@@ -35,6 +35,11 @@ class Timeline:
         """When the last frame ends, in seconds after the first frame appears."""
         return float((int(self.ticks[-1] - self.ticks[0]) + self.last_duration_ticks) * self.time_base)
 
+    @property
+    def rounding_s(self) -> float:
+        """How much before its timestamp a frame counts as shown, in seconds."""
+        return min(float(self.time_base) / 2, _MAX_ROUNDING_S)
+
     def choose(self, request: FrameRequest) -> np.ndarray:
         """Return [T] int64: for each asked time the index of the last frame that has appeared by then.
 
@@ -49,6 +54,5 @@ class Timeline:
                     f"ends at {self.end_s:.3f} s (tolerance {request.tolerance_s:g} s): {request.path}, "
                     f"decoder {request.decoder}",
                 )
-        rounding_s = min(float(self.time_base) / 2, _MAX_ROUNDING_S)
-        indices = np.searchsorted(shown_s, request.times_s + rounding_s, side="right") - 1
+        indices = np.searchsorted(shown_s, request.times_s + self.rounding_s, side="right") - 1
         return np.maximum(indices, 0)

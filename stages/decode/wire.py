@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.decode.frames import FrameRequest
+from stages.decode.frames import FrameRequest, LengthRequest
 
 _TIME_BYTES = np.dtype(np.float64).itemsize
 
@@ -30,6 +30,8 @@ def request_message(request: FrameRequest, deadline_s: float) -> dict[str, Any]:
         "decoder": request.decoder,
         "tolerance_s": request.tolerance_s,
         "device": request.device,
+        "damaged": request.damaged,
+        "clock_fps": request.clock_fps,
         "deadline_s": deadline_s,
     }
 
@@ -44,7 +46,25 @@ def read_request(message: dict[str, Any], buffer_fd: int) -> FrameRequest:
         decoder=message["decoder"],
         tolerance_s=message["tolerance_s"],
         device=message["device"],
+        damaged=message["damaged"],
+        clock_fps=message["clock_fps"],
     )
+
+
+def length_message(request: LengthRequest, deadline_s: float) -> dict[str, Any]:
+    """Describe a request for a length."""
+    return {
+        "length": str(request.path.absolute()),
+        "by_header": request.by_header,
+        "damaged": request.damaged,
+        "clock_fps": request.clock_fps,
+        "deadline_s": deadline_s,
+    }
+
+
+def read_length_request(message: dict[str, Any]) -> LengthRequest:
+    """Rebuild a request for a length from its message."""
+    return LengthRequest(Path(message["length"]), message["by_header"], message["damaged"], message["clock_fps"])
 
 
 def view_offsets(request: FrameRequest) -> list[int]:

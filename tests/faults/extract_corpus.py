@@ -31,7 +31,7 @@ def num_kills(kind):
     return round(share * total) if total else usual
 
 
-def prepare(folder, cache="cache", *settings, retry_failed=False):
+def prepare(folder, cache="cache", *settings, **flags):
     """What `pipeline extract` does before it starts Ray."""
     options = {
         "data.dataset": "synthetic",
@@ -44,10 +44,11 @@ def prepare(folder, cache="cache", *settings, retry_failed=False):
     made = FeatureCache.create_or_open(folder / cache, fingerprint(config, extract))
     job = ExtractionJob(config.encoder, config.teacher, extract, str(folder / cache))
     videos = locations.videos_root(config)
-    return Extraction(manifest, plan_frames(manifest), made, job, videos=videos, retry_failed=retry_failed)
+    flags = {"retry_failed": False, **flags}
+    return Extraction(manifest, plan_frames(manifest), made, job, videos=videos, **flags)
 
 
-def run_here(extraction, before_video=lambda _count: None, threads=None):
+def run_here(extraction, before_video=lambda _count: None, threads=None, on_progress=lambda _progress: None):
     """Run an extraction in this process, video by video; `before_video` is told how many have ended.
 
     With as many threads as an actor on a node with so many cores has: the last bits depend on them.
@@ -62,7 +63,7 @@ def run_here(extraction, before_video=lambda _count: None, threads=None):
             yield worker.process(task), 1
 
     try:
-        return extraction.run(process_all, lambda _outcome, _progress: None)
+        return extraction.run(process_all, lambda _outcome, progress: on_progress(progress))
     finally:
         worker.close()
         torch.set_num_threads(usual)

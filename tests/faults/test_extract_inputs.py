@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from stages.cache.feature_cache import FeatureCache
 from stages.errors import UserError
 from stages.ray_flow import cluster
 from tests.conftest import run_pipeline
@@ -45,7 +46,10 @@ def write_huge_header(path):
 
 
 def spoil(videos):
-    """Replace nine videos, each by another kind of bad file; returns the words of its true reason by id."""
+    """Replace nine videos, each by another kind of bad file.
+
+    Returns the words of its true reason by id, and the id of the one that is damaged in its second half only.
+    """
     paths = sorted(videos.glob("*.mp4"))[:9]
     empty, truncated, damaged, sound, text, folder, fifo, short, huge = paths
     for path in (truncated, damaged):
@@ -68,7 +72,6 @@ def spoil(videos):
     words = {
         empty: "unreadable: the file is empty (0 bytes)",
         truncated: "unreadable: ",
-        damaged: "unreadable: ",
         sound: "unreadable: no video stream (audio only)",
         text: "unreadable: Invalid data",
         folder: "refused: not a regular file (d",
@@ -76,12 +79,12 @@ def spoil(videos):
         short: "out_of_range: asked for the frame at ",
         huge: "refused: pictures of 30000 x 30000 pixels",
     }
-    return {path.stem: reason for path, reason in words.items()}
+    return {path.stem: reason for path, reason in words.items()}, damaged.stem
 
 
 def test_every_bad_file_fails_for_its_true_reason_and_every_good_one_is_done(source, corpus):
     videos = corpus / "data" / "videos"
-    expected = spoil(videos)
+    expected, damaged = spoil(videos)
     done = run_pipeline(*command("--json"), cwd=corpus)
     assert done.returncode == 3
     summary = json.loads(done.stdout)
@@ -91,14 +94,20 @@ def test_every_bad_file_fails_for_its_true_reason_and_every_good_one_is_done(sou
         assert summary["failed"][video].startswith(words), summary["failed"][video]
         assert "then, with" not in summary["failed"][video], "a damaged file was tried twice"
     whole = checksums(source / "whole")
-    assert checksums(corpus / "cache") == {video: whole[video] for video in whole if video not in expected}
-    assert "3 of 12 videos done, 3 of them now, 9 failed, 0 pending" in " ".join(done.stderr.split())
+    extracted = checksums(corpus / "cache")
+    assert set(summary["remarks"]) == {damaged}
+    assert extracted.pop(damaged) != whole[damaged]
+    used, undamaged = FeatureCache.open(corpus / "cache"), FeatureCache.open(source / "whole")
+    times_s = used.cached_times_s(damaged)
+    np.testing.assert_array_equal(used.read(damaged, times_s).features, undamaged.read(damaged, times_s).features)
+    assert extracted == {video: whole[video] for video in whole if video not in (*expected, damaged)}
+    assert "4 of 12 videos done, 4 of them now, 8 failed, 0 pending" in " ".join(done.stderr.split())
     unchanged = run_pipeline(*command("--json"), cwd=corpus)
     assert (unchanged.returncode, json.loads(unchanged.stdout)["extracted_now"]) == (3, 0)
     mended = min(expected)
     shutil.copy(source / "data" / "videos" / f"{mended}.mp4", videos)
     retried = run_here(prepare(corpus, retry_failed=True))
-    assert (retried.extracted_now, retried.done, set(retried.failed)) == (1, 4, set(expected) - {mended})
+    assert (retried.extracted_now, retried.done, set(retried.failed)) == (1, 5, set(expected) - {mended})
 
 
 def test_a_cache_on_a_read_only_disk_stops_the_run_and_loses_nothing(source, corpus):

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.check_data import check_data
 from pipeline.config import resolve
+from stages.cache.feature_cache import FeatureCache
 from stages.errors import UserError
 from tests.conftest import run_pipeline
 from tests.faults.extract_corpus import VIDEOS, checksums, prepare, run_here
@@ -26,6 +27,24 @@ def test_videos_below_an_address_are_extracted_to_the_same_bits_and_a_missing_on
     # The folder is back: the same cache goes on from it.
     assert run_here(prepare(corpus, retry_failed=True)).extracted_now == 1
     assert checksums(corpus / "cache") == whole
+
+
+def test_a_video_that_changed_on_its_server_is_named(corpus):
+    videos = sorted((corpus / "data" / "videos").glob("*.mp4"))
+    films = {path.name: path for path in videos}
+    with serving(films) as address:
+        at_url = ("cache", f"data.videos={address}")
+        assert run_here(prepare(corpus, *at_url)).done == VIDEOS
+        sources = [record.source for record in FeatureCache.open(corpus / "cache").commits()]
+        assert {source.path for source in sources} == {path.name for path in videos}
+        assert [source.num_bytes for source in sources] == [path.stat().st_size for path in videos]
+        assert prepare(corpus, *at_url).changes.outdated == ()
+        videos[0].write_bytes(videos[1].read_bytes() + b"0")
+        videos[2].write_bytes(videos[2].read_bytes()[:-1] + b"0")
+        changes = prepare(corpus, *at_url).changes
+        assert run_here(prepare(corpus, *at_url, refresh_changed=True)).extracted_now == 2
+    assert (set(changes.changed), set(changes.unsure)) == ({videos[0].stem}, {videos[2].stem})
+    assert changes.unsure[videos[2].stem] == "another version on the server"
 
 
 def test_a_plan_counts_videos_at_an_address_without_asking_for_them(corpus):

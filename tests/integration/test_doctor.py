@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from pipeline.check_machine import check_versions
 from pipeline.commands import doctor
@@ -16,6 +19,7 @@ from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.extraction import feature_fields
+from stages.weights import Repository
 from tests.video_files import write_video
 
 VIDEOS = ["v1", "v2", "v3"]
@@ -74,6 +78,13 @@ def make_cache(settings, root: Path, videos=VIDEOS) -> FeatureCache:
         features, targets = np.zeros((2, 3, 4), np.float16), np.zeros((2, 5), np.float32)
         cache.write_video(video, times_s=FRAME_TIMES_S, features=features, targets=targets)
     return cache
+
+
+def write_weights(path: Path) -> Path:
+    """A file of one tensor, in the form that its name tells of."""
+    tensors = {"a": torch.zeros(300)}
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    return path
 
 
 def test_a_complete_data_set_is_ok(tmp_path, capsys):
@@ -268,14 +279,14 @@ def test_a_folder_of_weights_must_be_complete(tmp_path, capsys):
         (teacher / component / "config.json").write_text("{}")
     index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
     (teacher / "transformer" / "x.safetensors.index.json").write_text(json.dumps(index))
-    (teacher / "transformer" / "part-1.safetensors").touch()
+    write_weights(teacher / "transformer" / "part-1.safetensors")
     settings = resolved(tmp_path, f"teacher.source={teacher}")
     incomplete = diagnose(settings, capsys)["weights/teacher.source"]
     assert incomplete["status"] == "problem"
-    assert incomplete["detail"].endswith("without part-2.safetensors")
-    (teacher / "transformer" / "part-2.safetensors").touch()
+    assert incomplete["detail"].endswith("without transformer/part-2.safetensors")
+    write_weights(teacher / "transformer" / "part-2.safetensors")
     assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without weights in vae/")
-    (teacher / "vae" / "model.safetensors").touch()
+    write_weights(teacher / "vae" / "model.safetensors")
     assert diagnose(settings, capsys)["weights/teacher.source"]["status"] == "ok"
 
 
@@ -286,7 +297,7 @@ def test_a_teacher_of_another_family_needs_other_files(tmp_path, capsys):
     (dino / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
     settings = resolved(tmp_path, f"teacher.source={dino}")
     assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without weights in dino/")
-    (dino / "model.safetensors").touch()
+    write_weights(dino / "model.safetensors")
     found = diagnose(settings, capsys)
     assert found["weights/teacher.source"]["status"] == "ok"
     assert "weights/teacher.vae_source" not in found
@@ -301,7 +312,7 @@ def test_a_vision_tower_as_the_teacher_needs_its_own_shards_alone(tmp_path, caps
     (clip / "model.safetensors.index.json").write_text(json.dumps(index))
     settings = resolved(tmp_path, f"teacher.source={clip}")
     assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without part-2.safetensors")
-    (clip / "part-2.safetensors").touch()
+    write_weights(clip / "part-2.safetensors")
     assert diagnose(settings, capsys)["weights/teacher.source"]["status"] == "ok"
 
 
@@ -312,12 +323,51 @@ def test_an_original_dit_file_needs_a_vae_beside_it(tmp_path, capsys):
     missing = diagnose(settings, capsys)
     assert missing["weights/teacher.source"]["detail"].endswith("no such file")
     assert missing["weights/teacher.vae_source"]["status"] == "missing"
-    file.touch()
+    write_weights(file)
     vae.mkdir()
     (vae / "config.json").write_text("{}")
-    (vae / "diffusion_pytorch_model.safetensors").touch()
+    write_weights(vae / "diffusion_pytorch_model.safetensors")
     found = diagnose(settings, capsys)
     assert {found[f"weights/teacher.{name}"]["status"] for name in ("source", "vae_source")} == {"ok"}
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'9' * 64}\nsize 499723\n".encode()
+FILES = (
+    "config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "qformer_tokenizer/tokenizer.json",
+    "model.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["pointer", "cut", "empty"])
+def test_a_pointer_or_a_cut_file_is_not_ok(tmp_path, capsys, name, damage):
+    make_dataset(tmp_path)
+    tiny = Repository("bundled:tiny-instructblip").folder
+    folder = shutil.copytree(tiny, tmp_path / "lmm")
+    settings = resolved(tmp_path, *(f"{part}.source={folder}" for part in ("encoder", "qformer", "language")))
+    parts = ["encoder", "qformer", "language"]
+    whole = diagnose(settings, capsys)
+    assert {whole[f"weights/{part}.source"]["status"] for part in parts} == {"ok"}
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes({"pointer": POINTER, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    found = diagnose(settings, capsys)
+    wrong = [found[f"weights/{part}.source"] for part in parts if found[f"weights/{part}.source"]["status"] != "ok"]
+    assert wrong
+    words = {"pointer": "a git-lfs pointer that stands for 499,723 bytes", "cut": "", "empty": "the file is empty"}
+    assert all(f"{folder / name}: " in one["detail"] and words[damage] in one["detail"] for one in wrong)
+
+
+def test_a_cut_original_file_is_not_ok_and_its_vae_is_looked_at_all_the_same(tmp_path, capsys):
+    make_dataset(tmp_path)
+    file, vae = write_weights(tmp_path / "DiT.pt"), tmp_path / "vae"
+    file.write_bytes(file.read_bytes()[:-30])
+    settings = resolved(tmp_path, f"teacher.source={file}", f"teacher.vae_source={vae}")
+    found = diagnose(settings, capsys)
+    assert "cut short: the index at its end is missing" in found["weights/teacher.source"]["detail"]
+    assert found["weights/teacher.vae_source"]["status"] == "missing"
 
 
 def test_a_source_that_cannot_be_a_hub_id_is_told_apart(tmp_path, capsys):
@@ -336,7 +386,7 @@ def test_hub_weights_are_looked_for_in_the_hub_cache_and_never_fetched(tmp_path)
     (snapshot / "config.json").write_text("{}")
     index = {"weight_map": {"vision_model.x": "1.safetensors", "language_model.y": "2.safetensors"}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
-    (snapshot / "1.safetensors").touch()
+    write_weights(snapshot / "1.safetensors")
     arguments = ["encoder.source=somebody/blip", "language.source=somebody/blip", "teacher.source=nobody/dit"]
     # The hub's address leads nowhere, so a download would fail instead of passing unseen.
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}

@@ -147,6 +147,8 @@ def test_an_evaluation_says_which_parameters_answered_what_under_which_settings(
         "samples": samples,
         "samples_left_out": 0,
         "videos_left_out": [],
+        "videos_damaged": [],
+        "samples_beyond_damage": [],
     }
     assert record["overrides"] == ["language.num_beams=3", "evaluate.resamples=50"]
     assert record["settings"]["language"]["num_beams"] == 3

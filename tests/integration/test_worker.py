@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from stages.cache.feature_cache import FeatureCache
 from stages.extraction import fingerprint, settle_precision
 from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 from tests.film_server import serving
+from tests.video_files import RATE_FPS, write_video
 
 TIMES = np.array([0.0, 0.5, 1.0])
 
@@ -56,6 +58,19 @@ def test_a_fresh_task_replaces_a_damaged_record(world, tmp_path):
         worker.close()
     assert cache.verify("v").ok
     assert cache.ledger.status({"v": TIMES}).done == {"v"}
+
+
+def test_a_raw_stream_goes_by_the_clock_of_its_data_set(tmp_path):
+    cache, worker = start_worker(tmp_path / "cache")
+    path = write_video(tmp_path / "bare.h264", options={"g": "24"})
+    try:
+        without = worker.process(VideoTask("v", str(path), TIMES))
+        worker.job = replace(worker.job, clock_fps=RATE_FPS)
+        assert worker.process(VideoTask("v", str(path), TIMES)).checksum is not None
+    finally:
+        worker.close()
+    assert without.reason.startswith("unreadable: the frames carry no usable timestamps")
+    assert cache.cached_times_s("v").tolist() == TIMES.tolist()
 
 
 def passes_of(worker):

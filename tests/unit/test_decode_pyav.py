@@ -21,8 +21,8 @@ from tests.video_files import RATE_FPS, read_plainly, turned_copy, write_video
 from tests.video_kinds import GOP_24, KINDS
 
 
-def ask(path, times_s, size_px=(8, 8), tolerance_s=0.1):
-    return decode(FrameRequest(path, np.array(times_s, dtype=np.float64), (size_px,), "pyav", tolerance_s))
+def ask(path, times_s, size_px=(8, 8), tolerance_s=0.1, **more):
+    return decode(FrameRequest(path, np.array(times_s, dtype=np.float64), (size_px,), "pyav", tolerance_s, **more))
 
 
 def failure(path, times_s=(0.0,), **kwargs):
@@ -192,9 +192,15 @@ def test_a_file_cut_short_is_unreadable_though_its_beginning_decodes(tmp_path, e
     assert ask(path, [3.0]).shown_s.tolist() == [3.0]
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 6 // 10])
-    error = failure(path, [0.0])
+    error = failure(path, [0.0], damaged="refuse")
     assert error.kind == "unreadable"
     assert re.search(r"truncated: .* 2\.\d\d s of the 4\.\d\d s", error.reason)
+    assert error.whole_before_s is None
+    error = failure(path, [0.0, 3.0])
+    assert re.search(r"truncated: .* 2\.\d\d s of the 4\.\d\d s", error.reason)
+    assert error.whole_before_s > (0.3 if ending == "mkv" else 1.5)  # a cluster of Matroska is proved as a whole
+    near_s = error.whole_before_s - 0.001
+    assert "truncated" in ask(path, [0.0, near_s]).remark
 
 
 def with_index_in_front(source, target):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from stages.cache import FeatureCache, Fingerprint
-from stages.cache.ledger import covers
 from stages.errors import UserError
 
 TIMES_S = np.arange(6) / 3
@@ -68,8 +67,9 @@ def test_a_video_is_done_only_when_every_planned_time_is_cached(cache):
 @pytest.mark.parametrize(
     ("planned", "covered"), [([], True), ([1.0], True), ([1.0, 3.0], True), ([0.5], False), ([3.0, 3.1], False)]
 )
-def test_covering_means_every_time_exactly(planned, covered):
-    assert covers(np.array([1.0, 2.0, 3.0]), np.array(planned)) is covered
+def test_covering_means_every_time_exactly(cache, planned, covered):
+    record = write(cache, "v", times_s=np.array([1.0, 2.0, 3.0]))
+    assert (record.missing(np.array(planned)).size == 0) is covered
 
 
 def test_a_deleted_commit_record_makes_a_done_video_pending(cache):

@@ -161,7 +161,7 @@ def test_the_last_chunk_of_a_long_video_is_padded_and_that_of_a_short_one_is_not
 def test_what_a_video_grows_by_is_what_its_files_grow_by(tmp_path):
     cache = make_cache(tmp_path / "cache")
     before = write(cache, "v", np.arange(5.0))
-    state = cache_state(cache.root, plan_of(v=12), FIELDS)
+    state = cache_state(cache.root, plan_of(v=12), FIELDS, place_of)
     assert state.work == {"v": VideoWork(frames=7, before=5, after=12)}
     after = write(cache, "v", np.arange(5.0, 12.0), merge=True)
     growth = bytes_left(video_sizes(SHAPE), state.work)["float16"]
@@ -171,8 +171,13 @@ def test_what_a_video_grows_by_is_what_its_files_grow_by(tmp_path):
 # --- what is left
 
 
+def place_of(video):
+    """Where no file is."""
+    return f"/nowhere/{video}.mp4"
+
+
 def test_without_a_cache_everything_is_left(tmp_path):
-    state = cache_state(tmp_path / "none", plan_of(a=2, b=3), FIELDS)
+    state = cache_state(tmp_path / "none", plan_of(a=2, b=3), FIELDS, place_of)
     assert (state.done, state.failed, state.pending) == (0, 0, 2)
     assert state.work == {"a": VideoWork(2, 0, 2), "b": VideoWork(3, 0, 3)}
     assert not (tmp_path / "none").exists()
@@ -184,22 +189,22 @@ def test_done_videos_are_not_left_and_failed_ones_only_when_asked_for(tmp_path):
         ledger.done("a", checksum=write(cache, "a", np.arange(2.0)).checksum, attempts=1)
         ledger.failed("b", reason="broken", attempts=1)
     plan = plan_of(a=2, b=3, c=4)
-    state = cache_state(cache.root, plan, FIELDS)
+    state = cache_state(cache.root, plan, FIELDS, place_of)
     assert (state.done, state.failed, state.pending, set(state.work)) == (1, 1, 1, {"c"})
-    assert set(cache_state(cache.root, plan, FIELDS, retry_failed=True).work) == {"b", "c"}
+    assert set(cache_state(cache.root, plan, FIELDS, place_of, retry_failed=True).work) == {"b", "c"}
 
 
 def test_a_damaged_video_is_left_as_a_whole(tmp_path):
     cache = make_cache(tmp_path / "cache")
     write(cache, "a", np.arange(3.0))
     (cache.root / "commits" / "a.json").write_text("{broken")
-    assert cache_state(cache.root, plan_of(a=3), FIELDS).work == {"a": VideoWork(3, 0, 3)}
+    assert cache_state(cache.root, plan_of(a=3), FIELDS, place_of).work == {"a": VideoWork(3, 0, 3)}
 
 
 def test_a_cache_of_another_network_is_refused(tmp_path):
     make_cache(tmp_path / "cache")
     with pytest.raises(UserError, match="made with another network"):
-        cache_state(tmp_path / "cache", plan_of(a=1), {**FIELDS, "network": "two"})
+        cache_state(tmp_path / "cache", plan_of(a=1), {**FIELDS, "network": "two"}, place_of)
 
 
 # --- disk and times
