@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayError, RayTaskError
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from stages import own_code
 from stages.config import ExtractConfig
 from stages.errors import UserError
 from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
@@ -46,7 +48,8 @@ _CONNECT_LIMIT_S = 10.0
 class WorkerActor:
     """`ExtractionWorker` as a Ray actor; its threads let decoding, networks and writing overlap."""
 
-    def __init__(self, job: ExtractionJob, cores: int) -> None:
+    def __init__(self, job: ExtractionJob, cores: int, code: str) -> None:
+        own_code.require_same(code)
         # Ray gives an actor with one CPU one OpenMP thread, which would leave the other cores idle without a GPU.
         torch.set_num_threads(cores)
         self.worker = ExtractionWorker(job, cores=cores)
@@ -75,17 +78,26 @@ def cluster(address: str | None) -> Iterator[None]:
     # spinning; libgomp reads this when a worker starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.update(own_code.environment())
     _require_answer(chosen)
     try:
-        ray.init(address=chosen, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except AuthenticationError as error:
-        raise _no_token(chosen) from error
-    except (ConnectionError, ValueError) as error:
-        raise _no_cluster(chosen, error) from error
-    try:
+        _connect(chosen)
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    # Ray would put the working directory first on its workers' path, unless it takes the driver for a client's. The
+    # folder of this code is what they need of the driver's path, where their node has it.
+    ours = JobConfig(_client_job=True, _py_driver_sys_path=[str(own_code.ROOT)])
+    job = {} if "://" in address else {"job_config": ours}
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **job)
+    except AuthenticationError as error:
+        raise _no_token(address) from error
+    except (ConnectionError, ValueError) as error:
+        raise _no_cluster(address, error) from error
 
 
 def _require_answer(address: str) -> None:
@@ -192,6 +204,7 @@ class _Flow:
 
     def __init__(self, tasks: Sequence[VideoTask], job: ExtractionJob, place_limit_s: float) -> None:
         self.job, self.place_limit_s = job, place_limit_s
+        self.code = own_code.digest()
         self.waiting = deque(_Try(task, 1) for task in tasks)
         self.suspects: deque[_Try] = deque()
         self.deaths_in_a_row = 0
@@ -223,7 +236,7 @@ class _Flow:
                 # Soft: when the node is lost, any other with room will do.
                 scheduling_strategy=NodeAffinitySchedulingStrategy(place.node_id, soft=True),
             )
-            .remote(self.job, place.cores)
+            .remote(self.job, place.cores, self.code)
         )
         return _Seat(place, actor, actor.frames_per_pass.remote(), time.monotonic())
 

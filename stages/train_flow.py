@@ -22,6 +22,7 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from stages import own_code
 from stages.device import pick_device
 from stages.errors import UserError
 from stages.group import Together
@@ -307,9 +308,12 @@ def _trainer(work: Work, order: str, seats: Seats, desk: Any, storage: str) -> A
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    code = own_code.digest()
+
     def loop() -> str:
         torch.set_num_threads(seats.cores)
         try:
+            own_code.require_same(code)
             return work(order, Member(desk, Together(pick_device())))
         except UserError as error:
             ray.get(desk.say.remote(Refusal(str(error), error.exit_code)))

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import torch
 
+from stages import own_code
 from stages.errors import UserError
 
 Work = Callable[[str], str | None]
@@ -137,10 +138,13 @@ def run_trials(
 def _trainable(work: Work, share: Share) -> Any:
     from ray import tune
 
+    code = own_code.digest()
+
     class Worker(tune.Trainable):
         """One place that does one order after the other."""
 
         def setup(self, config: dict[str, Any]) -> None:
+            own_code.require_same(code)
             torch.set_num_threads(max(1, int(share.cpus)))
             self.order = config[_ORDER]
 

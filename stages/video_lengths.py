@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from stages import own_code
+
 DEADLINE_S = 20.0
 """How long one file may take; a header is a few kilobytes, but a network disk may sleep."""
 
@@ -42,8 +44,6 @@ def read_lengths(files: Mapping[str, Path], *, deadline_s: float = DEADLINE_S) -
 
 class _Reader:
     def __init__(self) -> None:
-        root = str(Path(__file__).resolve().parents[1])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._is_late = False
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "stages.video_lengths"],
@@ -51,7 +51,7 @@ class _Reader:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,  # or closing would try once more to write what a dead reader never took
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **own_code.environment(), "OMP_NUM_THREADS": "1"},
         )
 
     def ask(self, path: Path, deadline_s: float) -> float | str | None:

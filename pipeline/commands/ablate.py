@@ -17,7 +17,7 @@ from pipeline.studies.record import StudyRecord, TrainingState, read_failures, r
 from pipeline.studies.trial import order_of, work
 from stages.errors import UserError
 from stages.run_lock import training
-from stages.stop import Terminated, terminable
+from stages.stop import telling
 
 _REPORT = "report.html"
 _LOGS = "logs"
@@ -210,22 +210,18 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     orders = [Order(one.digest, order_of(one, log_of(one))) for one in progress.left]
     total = len(progress.trainings)
     scratch = progress.studies[0].folder
-    try:
-        with (
-            progress_bar("ablate", total, "trainings", done=total - len(orders)) as bar,
-            cluster(address),
-            # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
-            terminable(as_interrupt=True),
-        ):
-            share = share_of(
-                resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
-            )
-            say(f"{share.parallel} trainings at once, each with {share.cpus:g} cores and {share.gpus:g} GPUs")
-            run_trials(orders, work, share, scratch=scratch, on_start=progress.start, on_end=_on_end(progress, bar))
-    except Terminated:
-        done = progress.count("done")
-        say(f"stopped by SIGTERM; {done} of {total} trainings are done, run the same command again to go on")
-        raise
+    with (
+        progress_bar("ablate", total, "trainings", done=total - len(orders)) as bar,
+        telling(
+            lambda: f"; {progress.count('done')} of {total} trainings are done, run the same command again to go on"
+        ),
+        cluster(address),
+    ):
+        share = share_of(
+            resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
+        )
+        say(f"{share.parallel} trainings at once, each with {share.cpus:g} cores and {share.gpus:g} GPUs")
+        run_trials(orders, work, share, scratch=scratch, on_start=progress.start, on_end=_on_end(progress, bar))
 
 
 def _on_end(progress: _Progress, bar: Bar) -> Callable[[str, str | None, float], None]:

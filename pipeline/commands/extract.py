@@ -1,8 +1,7 @@
 """`pipeline extract`: Stage 1."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 
 from pipeline import locations
@@ -12,7 +11,7 @@ from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
-from stages.stop import Terminated, terminable
+from stages.stop import GO_ON, telling
 from stages.weights import LoadingReport
 from stages.worker import ExtractionJob, VideoOutcome
 
@@ -37,12 +36,11 @@ def run(resolved: Resolved, *, address: str | None, retry_failed: bool, as_json:
         as_lines: print an object per event while it runs, and the summary as the last line.
 
     Raises:
-        SystemExit: SIGTERM has come; what is committed stays.
+        KeyboardInterrupt: a signal has come; what is committed stays.
     """
     config = resolved.config
-    with _stoppable():
-        extraction = _prepare(config, retry_failed=retry_failed)
-        summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
+    extraction = _prepare(config, retry_failed=retry_failed)
+    summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
     if as_lines:
         emit_json_line({"event": "summary", **content})
@@ -80,9 +78,8 @@ def _run(extraction: Extraction, address: str | None, emit: _OnOutcome) -> Extra
     say_now_and_then = _every(_LINE_EVERY_S)
     with (
         progress_bar("extract", planned, "videos", done=planned - left) as bar,
+        telling(lambda: f"; {done} of {planned} videos done; {GO_ON}"),
         cluster(address),
-        # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
-        _stoppable(lambda: f"{done} of {planned} videos done"),
     ):
 
         def on_outcome(outcome: VideoOutcome, progress: ExtractionProgress) -> None:
@@ -94,28 +91,6 @@ def _run(extraction: Extraction, address: str | None, emit: _OnOutcome) -> Extra
                 say(f"{progress.done} of {planned} videos done, {_note(progress)}, {_duration(progress.left_s)} left")
 
         return extraction.run(lambda tasks: process_all(tasks, extraction.job), on_outcome)
-
-
-@contextmanager
-def _stoppable(progress: Callable[[], str] | None = None) -> Iterator[None]:
-    """Answer SIGTERM and Ctrl-C with the `progress` made.
-
-    At once, because Ray's own processes may have been told to end, too, and then this one ends with them.
-
-    Raises:
-        SystemExit: SIGTERM has come. No block around this one tells of it again.
-    """
-    try:
-        with terminable():
-            yield
-    except Terminated as stop:
-        made = "" if progress is None else f"; {progress()}"
-        say(f"stopped by SIGTERM{made}; what is committed stays, run the same command again to go on")
-        raise SystemExit(stop.code) from stop
-    except KeyboardInterrupt:
-        if progress is not None:
-            say(progress())
-        raise
 
 
 def _emit_events() -> _OnOutcome:
