@@ -1,4 +1,4 @@
-"""The processes that descend from this one, found and ended whoever started them (Linux; elsewhere none is found)."""
+"""The processes that descend from a process, and their end (by Linux's /proc; elsewhere none is found)."""
 
 import ctypes
 import os
@@ -12,7 +12,26 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LIMIT_S = 5.0
 _LOOK_AGAIN_S = 0.02
 # Python's own, which removes named semaphores once everybody who used them has gone, and then ends.
-_CLEANER = b"multiprocessing.resource_tracker"
+_CLEANER = "multiprocessing.resource_tracker"
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that `pid` started, and those that they started, as far as they have not ended."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(entry.parent.name))
+    found = [pid]
+    for parent_pid in found:
+        found += children.get(parent_pid, [])
+    return found[1:]
+
+
+def command_line(pid: int) -> str:
+    """Its words, with spaces between them; OSError when it has ended."""
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
 def adopt_orphans() -> None:
@@ -24,7 +43,7 @@ def adopt_orphans() -> None:
 def end_descendants() -> None:
     """SIGKILL every descendant of this process, and those that they start meanwhile."""
     until = time.monotonic() + _LIMIT_S
-    while (left := _running(os.getpid())) and time.monotonic() < until:
+    while (left := [pid for pid in descendants(os.getpid()) if not _is_cleaner(pid)]) and time.monotonic() < until:
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -32,24 +51,9 @@ def end_descendants() -> None:
         time.sleep(_LOOK_AGAIN_S)
 
 
-def _running(ancestor: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(stat.parent.name))
-    found: list[int] = []
-    generation = children.get(ancestor, [])
-    while generation:
-        found += generation
-        generation = [child for parent in generation for child in children.get(parent, [])]
-    return [pid for pid in found if not _is_cleaner(pid)]
-
-
 def _is_cleaner(pid: int) -> bool:
     try:
-        return _CLEANER in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return _CLEANER in command_line(pid)
     except OSError:
         return False
 

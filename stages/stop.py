@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from stages.process_tree import adopt_orphans, end_descendants
 
@@ -128,6 +128,8 @@ def run(command: Callable[[], None]) -> None:
             command()
         finally:
             _command.is_over = True
+    except Stopped:
+        raise
     except BaseException as end:  # whatever an interruption has become on its way
         if not _command.was_asked_before(end):
             raise
@@ -159,9 +161,7 @@ class _Command:
         return True
 
     def was_asked_before(self, end: BaseException) -> bool:
-        """Whether the command ended so because of a signal, and has not told of it."""
-        if isinstance(end, Stopped):
-            return False
+        """Whether the command ended so because of a signal."""
         if self.signal is None and not (isinstance(end, SystemExit) and not end.code):
             # What was to stop by itself could not, as where Ray's processes were ended, too.
             self.signal = self.noted
@@ -200,13 +200,20 @@ def _take_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, taken)
     for number in taken:  # should a library let it through
         signal.signal(number, partial(_put_back, taken))
-    # Ray's own processes end by SIGTERM.
-    os.register_at_fork(after_in_child=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, taken))
+    os.register_at_fork(after_in_child=partial(_leave_to_the_command, taken))
     signal.signal(_WAKE, _command.interrupt)
     sys.unraisablehook = partial(_again_if_lost, sys.unraisablehook)
     adopt_orphans()
     atexit.register(_end_what_is_left)  # the first to be registered is the last to be called
     threading.Thread(target=_answer, args=(taken, threading.get_ident()), daemon=True).start()
+
+
+def _leave_to_the_command(taken: Collection[signal.Signals]) -> None:
+    """In Ray's own processes, before they begin."""
+    os.setpgid(
+        0, 0
+    )  # a signal to the whole group would have them end under the command, which then cannot end in order
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, taken)  # Ray ends them by SIGTERM
 
 
 def _put_back(taken: Collection[signal.Signals], number: int, _frame: FrameType | None) -> None:
@@ -226,8 +233,7 @@ def _answer(taken: Collection[signal.Signals], main_thread: int) -> None:
             signal.pthread_kill(main_thread, _WAKE)
         time.sleep(_WAKE_AGAIN_S)
     _command.tell()
-    end_descendants()
-    os._exit(_exit_code(number))
+    _end_now()
 
 
 def _again_if_lost(hook: Callable[[Any], None], lost: Any) -> None:
@@ -240,4 +246,12 @@ def _again_if_lost(hook: Callable[[Any], None], lost: Any) -> None:
 
 def _end_what_is_left() -> None:
     if is_interrupted():
-        end_descendants()
+        with suppress(OSError):
+            sys.stdout.flush()
+        _end_now()
+
+
+def _end_now() -> NoReturn:
+    end_descendants()
+    # Not by way of the interpreter's own end, in which threads of Ray's that were interrupted have crashed.
+    os._exit(_exit_code(_command.signal or _command.noted))
