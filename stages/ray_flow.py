@@ -6,6 +6,7 @@ assumed when the cluster has several nodes.
 
 import logging
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -40,6 +41,7 @@ _MOST_VIDEOS = 64
 _MOST_FRAMES = 4096
 
 _SHOWN_CHARS = 160
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HEARTBEAT_S = 1.0
 _LAST_ANSWER_S = 10.0
 _CONNECT_LIMIT_S = 10.0
@@ -293,7 +295,7 @@ class _Flow:
     def _replace(self, seat: _Seat, error: RayError) -> Iterator[tuple[VideoOutcome, int]]:
         """Start another actor; what the dead one held and had not finished is tried again, video by video."""
         if getattr(error, "actor_init_failed", False):
-            raise UserError(f"the extraction worker could not start: {_last_line(error)}", exit_code=1)
+            raise UserError(f"the extraction worker could not start: {last_line(error)}", exit_code=1)
         ray.kill(seat.actor)  # it may live, out of reach; two must not work on one video
         victims = []
         for reference, one in seat.held.items():
@@ -392,10 +394,11 @@ def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractCo
 def _way_of_dying(error: RayError) -> str:
     if isinstance(error, OutOfMemoryError):
         return "was ended by Ray because the memory of its node was nearly full"
-    return f"died ({_last_line(error)[:_SHOWN_CHARS]})"
+    return f"died ({last_line(error)[:_SHOWN_CHARS]})"
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def last_line(error: BaseException) -> str:
+    """What went wrong in another process: the last line of the trace that Ray passes on, without its colours."""
+    lines = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
     user_error = f"{UserError.__module__}.{UserError.__qualname__}: "
     return lines[-1].strip().removeprefix(user_error) if lines else type(error).__name__

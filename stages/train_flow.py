@@ -26,6 +26,7 @@ from stages import own_code
 from stages.device import pick_device
 from stages.errors import UserError
 from stages.group import Together
+from stages.ray_flow import last_line
 
 # What Ray Train would do beside running the processes: move them to another directory, keep statistics of its own.
 _QUIET = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
@@ -293,7 +294,7 @@ class _Fitting(threading.Thread):
 
     def outcome(self) -> str:
         if self.error is not None or self.answer[0] is None:
-            said = " ".join(str(self.error).split())[:_SHOWN_CHARS]
+            said = last_line(self.error)[:_SHOWN_CHARS] if self.error is not None else "they returned nothing"
             raise UserError(
                 f"the training processes could not be started or went away: {said}",
                 hint="go on by the same command and --resume",

@@ -18,9 +18,11 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayActorError
 
 from stages import own_code
 from stages.errors import UserError
+from stages.ray_flow import last_line
 
 Work = Callable[[str], str | None]
 """Does one trial's order and returns why it failed; None if it did not."""
@@ -158,6 +160,12 @@ def _trainable(work: Work, share: Share) -> Any:
     return Worker
 
 
+def _why(error: Exception | None) -> str:
+    if error is None or (isinstance(error, RayActorError) and not getattr(error, "actor_init_failed", False)):
+        return "its process died: it was killed, or ran out of memory"
+    return f"its process could not do it: {last_line(error)}"
+
+
 def _teller(on_start: Callable[[str], None], on_end: Callable[[str, str | None, float], None]) -> Any:
     from ray import tune
 
@@ -180,7 +188,7 @@ def _teller(on_start: Callable[[str], None], on_end: Callable[[str, str | None, 
             self._end(trial, trial.last_result.get(_REASON))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-            self._end(trial, "its process died: it was killed, or ran out of memory")
+            self._end(trial, _why(trial.get_pickled_error()))
 
         def _end(self, trial: Any, reason: str | None) -> None:
             name = trial.config[_ORDER]["id"]

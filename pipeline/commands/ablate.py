@@ -140,7 +140,7 @@ def _states(
 
 
 def _state(one: Training, state: str, reason: str | None = None) -> TrainingState:
-    log = str(log_of(one)) if reason is not None else None
+    log = str(log_of(one)) if reason is not None and log_of(one).is_file() else None
     return TrainingState.model_validate(
         {"seed": one.seed, "run": str(one.path), "digest": one.digest, "state": state, "reason": reason, "log": log}
     )
@@ -230,12 +230,16 @@ def _on_end(progress: _Progress, bar: Bar) -> Callable[[str, str | None, float],
         one, state = progress.trainings[digest], progress.states[digest]
         name = f"{one.path.parent.name}/{one.path.name}"
         if state.state == "failed":
-            say(f"failed {name}: {state.reason} (output: {state.log})")
+            say(f"failed {name}: {_why(state)}")
         elif not PEOPLE.is_terminal:
             say(f"done {name} in {seconds:.0f} s; {progress.note()}")
         bar.advance(note=progress.note())
 
     return on_end
+
+
+def _why(failed: TrainingState) -> str:
+    return f"{failed.reason}" + (f" (output: {failed.log})" if failed.log is not None else "")
 
 
 def _finish(planned: Planned, progress: _Progress) -> StudyRecord:
@@ -250,7 +254,7 @@ def _finish(planned: Planned, progress: _Progress) -> StudyRecord:
     for member in record.members:
         for one in member.trainings:
             if one.state == "failed":
-                say(f"failed {planned.study.name} {member.name} seed {one.seed}: {one.reason} (output: {one.log})")
+                say(f"failed {planned.study.name} {member.name} seed {one.seed}: {_why(one)}")
     say(f"study {planned.study.name}: {own}, {planned.folder / STUDY}")
     return record
 

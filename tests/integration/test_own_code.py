@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config import resolve
 from stages import own_code
 from stages.decode import DecodeChild, FrameRequest
 from stages.errors import UserError
@@ -110,3 +111,38 @@ def test_other_code_than_the_commands_is_refused():
     own_code.require_same(own_code.digest())
     with pytest.raises(UserError, match="a worker would run other code than the command"):
         own_code.require_same("of another version")
+
+
+@pytest.mark.slow
+def test_ray_processes_that_would_run_other_code_are_refused_and_say_so(monkeypatch, tmp_path):
+    from stages import ray_flow, train_flow, trials
+    from stages.config import ExtractConfig
+    from stages.worker import ExtractionJob, VideoTask
+
+    config = resolve(preset="tiny", options={}, overrides=[]).config
+    # Of this process alone: its workers look at the code that they have.
+    monkeypatch.setattr(own_code, "digest", lambda: "of another version")
+    ended = {}
+    with ray_flow.cluster(None):
+        job = ExtractionJob(config.encoder, config.teacher, ExtractConfig(), str(tmp_path))
+        task = VideoTask("video", str(tmp_path / "video.mp4"), np.array([0.0]))
+        with pytest.raises(UserError, match="could not start: a worker would run other code than the command"):
+            list(ray_flow.process_all([task], job))
+        trials.run_trials(
+            [trials.Order("one", "")],
+            lambda _order: None,
+            trials.Share(1, 1.0, 0.0),
+            scratch=tmp_path,
+            on_start=lambda _name: None,
+            on_end=lambda name, reason, _seconds: ended.update({name: reason}),
+        )
+        assert "a worker would run other code than the command" in ended["one"]
+        with pytest.raises(UserError, match="a worker would run other code than the command"):
+            train_flow.train_together(
+                lambda _order, _member: "",
+                "",
+                train_flow.Seats(1, 0, 1, 1.0),
+                scratch=tmp_path,
+                stop=lambda: False,
+                on_said=lambda _said: None,
+            )
