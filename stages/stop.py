@@ -122,9 +122,9 @@ def run(command: Callable[[], None]) -> None:
     Then the process exits with `PREEMPTED` or `INTERRUPTED`, prints one line that says so, and leaves no process that
     it has started, nor one that those have.
     """
-    _take_signals()
     try:
         try:
+            _take_signals()
             command()
         finally:
             _command.is_over = True
