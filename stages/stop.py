@@ -80,6 +80,7 @@ class StopRequest:
     def insist(self) -> None:
         """Be interrupted after all, where a signal came too late for the work to notice it."""
         if self.signal is not None:
+            _command.noted = None
             os.kill(os.getpid(), self.signal)
             while True:
                 signal.pause()
@@ -129,6 +130,7 @@ def run(command: Callable[[], None]) -> None:
         finally:
             _command.is_over = True
     except Stopped:
+        _command.has_told()
         raise
     except BaseException as end:  # whatever an interruption has become on its way
         if not _command.was_asked_before(end):
@@ -154,8 +156,10 @@ class _Command:
         self._telling = threading.Lock()
 
     def hears(self, number: signal.Signals) -> bool:
-        """Whether what runs has noted a signal and will stop by itself."""
-        if self.listener is None or not self.listener.note(number):
+        """Whether what runs has noted a signal, this one or one before, and will stop by itself."""
+        if self.listener is None:
+            return self.noted is not None and not self.is_over
+        if not self.listener.note(number):
             return False
         self.noted = number
         return True
@@ -175,9 +179,13 @@ class _Command:
         logging.disable()  # what is heard of processes that end now is no news
         raise KeyboardInterrupt
 
+    def has_told(self) -> bool:
+        """Whether the line has been printed; from now on it has."""
+        return not self._telling.acquire(blocking=False)
+
     def tell(self) -> None:
         """Print the line, once."""
-        if self._telling.acquire(blocking=False):
+        if not self.has_told():
             what = "interrupted" if self.signal is signal.SIGINT else "stopped by SIGTERM"
             cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
             os.write(2, f"{cursor}{what}{self.how_far()}\n".encode())
@@ -210,9 +218,8 @@ def _take_signals() -> None:
 
 def _leave_to_the_command(taken: Collection[signal.Signals]) -> None:
     """In Ray's own processes, before they begin."""
-    os.setpgid(
-        0, 0
-    )  # a signal to the whole group would have them end under the command, which then cannot end in order
+    # A signal to the command's whole group would take them from it before it has ended in order.
+    os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, taken)  # Ray ends them by SIGTERM
 
 
