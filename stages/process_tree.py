@@ -49,6 +49,7 @@ def end_descendants() -> None:
                 os.kill(pid, signal.SIGKILL)
         _reap()
         time.sleep(_LOOK_AGAIN_S)
+    _reap()
 
 
 def _is_cleaner(pid: int) -> bool:
