@@ -6,6 +6,7 @@ libraries start once per place. What a trial keeps is its run folder, not Tune's
 
 import logging
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -160,7 +161,10 @@ def _trainable(work: Work, share: Share) -> Any:
     return Worker
 
 
-def _why(error: Exception | None) -> str:
+def _why(trial: Any) -> str:
+    # Tune's own way to it looks where the file is only copied to later.
+    file = trial.pickled_error_file
+    error = pickle.loads(Path(file).read_bytes()) if file is not None else None  # noqa: S301 - Tune's own file
     if error is None or (isinstance(error, RayActorError) and not getattr(error, "actor_init_failed", False)):
         return "its process died: it was killed, or ran out of memory"
     return f"its process could not do it: {last_line(error)}"
@@ -188,7 +192,7 @@ def _teller(on_start: Callable[[str], None], on_end: Callable[[str, str | None, 
             self._end(trial, trial.last_result.get(_REASON))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-            self._end(trial, _why(trial.get_pickled_error()))
+            self._end(trial, _why(trial))
 
         def _end(self, trial: Any, reason: str | None) -> None:
             name = trial.config[_ORDER]["id"]
