@@ -21,8 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import process_tree
 import tiny_corpus
+
+from stages import process_tree
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = {"decode.child_main": "decode children", "ray::WorkerActor": "model actor", "pipeline extract": "driver"}

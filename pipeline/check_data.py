@@ -260,7 +260,9 @@ def _check_sources(
         )
     if changes.outdated:
         fix = f"run `{extract} --refresh-changed`, or put the old files back"
-        return Finding("cache", "video files", "problem", outdated_sentence(changes), fix, changes.outdated)
+        return Finding(
+            "cache", "video files", "problem", outdated_sentence(changes), fix, changes.outdated, needed=False
+        )
     return Finding("cache", "video files", "ok", f"{changes.compared} are those that the cached frames are from")
 
 
@@ -272,7 +274,7 @@ def _damaged_files(manifest: Manifest, status: LedgerStatus, extract: str) -> Fi
         return Finding("cache", "damaged files", "ok", found, names=names)
     fix = f"get these files anew and run `{extract} --refresh-changed`; training leaves those samples out"
     behind = f"samples that ask for frames behind the damage: {len(lost)}"
-    return Finding("cache", "damaged files", "problem", f"{found}; {behind}", fix, names)
+    return Finding("cache", "damaged files", "problem", f"{found}; {behind}", fix, names, needed=False)
 
 
 def _check_ledger(status: LedgerStatus, extract: str) -> Iterator[Finding]:

@@ -32,8 +32,6 @@ app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(data_app, name="data")
 
-# The shell's exit status for a program ended by Ctrl-C, which typer passes on.
-_INTERRUPTED = 130
 # What `plan` measures for unless told otherwise, and `extract --dry-run` always.
 _CALIBRATE_S = 20.0
 
@@ -406,18 +404,15 @@ def doctor(
 
 
 def main() -> None:
-    """Entry point: user errors become one line on stderr, everything else keeps its traceback."""
+    """Run the command line: user errors become one line on stderr, everything else keeps its traceback."""
     try:
         app()
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
-            sys.stderr.write(
-                "interrupted; what is committed stays, run the same command again to go on (train: add --resume)\n"
-            )
-        raise
     except Exception as error:
         from stages.errors import UserError, refusal_of
+        from stages.stop import is_interrupted
 
+        if is_interrupted():
+            raise  # of the interruption's making, which has its own line
         if isinstance(error, OSError) and (refusal := refusal_of(error)):
             error = UserError(refusal, where=error.filename, hint="mend this or name another folder, then run it again")
         if not isinstance(error, UserError):

@@ -13,7 +13,7 @@ from pipeline.outcome import Outcome
 from pipeline.run_folder import CONFIG
 from stages.errors import UserError
 from stages.ray_flow import cluster
-from stages.stop import StopRequest
+from stages.stop import Stopped, StopRequest, telling
 from stages.train_flow import Line, Member, Row, Start, seats_on, train_together
 from stages.wording import counted
 
@@ -26,6 +26,7 @@ def run_together(
     *,
     address: str | None,
     request: StopRequest,
+    again: str,
     show: Callable[[Bar, Row], None],
 ) -> Outcome:
     """Have the run begun or gone on with by `train.processes` processes, and wait for them.
@@ -35,11 +36,12 @@ def run_together(
         path: the run's folder, which is this command's alone.
         address: Ray cluster; None: one on this machine.
         request: takes the wish to stop.
+        again: how a person goes on after that.
         show: moves the progress bar one step on.
 
     Raises:
         UserError: something of the data or the run is wrong, or the processes cannot run.
-        SystemExit: asked to stop before they had begun.
+        Stopped: asked to stop before they had begun.
     """
     if address is not None and address.startswith(_CLIENT):
         raise UserError(
@@ -53,8 +55,7 @@ def run_together(
     processes = counted(config.train.processes, "training process", "training processes")
     say(f"starting Ray for {processes}")
     order = json.dumps({"config": config.model_dump(mode="json"), "folder": str(Path.cwd())})
-    # Ray has an answer of its own to SIGTERM, which is not to stop, so signals are listened to once it is there.
-    with ExitStack() as bar, cluster(address), request.listening():
+    with ExitStack() as bar, cluster(address), request.listening(), telling(lambda: f"; {again}"):
         seats = seats_on(ray.nodes(), config.train.processes)
         told = _Told(bar, show)
         if seats.cpus < 1:
@@ -62,7 +63,7 @@ def run_together(
         answer = train_together(work, order, seats, scratch=path, stop=request, on_said=told)
     if answer is None:
         say("stopped before a first step; go on by the same command")
-        raise SystemExit(request.exit_code)
+        raise Stopped(request.exit_code)
     return Outcome.from_json(answer)
 
 

@@ -5,6 +5,8 @@ both networks on frames that came out of it, then commits of what came out of th
 """
 
 import hashlib
+import os
+import signal
 import statistics
 import tempfile
 import threading
@@ -249,7 +251,14 @@ class _Decoding:
 
     def _at_once(self, work: Callable[[DecodeChild], None], fleet: Sequence[DecodeChild]) -> None:
         with ThreadPoolExecutor(len(fleet)) as pool:
-            list(pool.map(work, fleet))
+            try:
+                list(pool.map(work, fleet))
+            except KeyboardInterrupt:
+                # Nobody waits for what they decode, and the threads end with them.
+                self._waiting = iter(())
+                for pid in filter(None, (child.pid for child in fleet)):
+                    os.kill(pid, signal.SIGKILL)
+                raise
 
     def _next(self) -> VideoTask | None:
         with self._lock:

@@ -6,24 +6,21 @@ memory. The workers live as long as the iterator: give it the batches of all epo
 """
 
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from model.diff_lmm import Clips
+from stages.stop import left_to_this_process
 from stages.tokens import Tokenizers
 from stages.windows import Batch, Drawn, Window, WindowDataset
 
 # A window is one buffer of many megabytes. glibc returns such a buffer to the system when it is freed and then pays for
 # its pages again with the next; workers keep them instead.
 _KEEP_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-# Stopping is the training process's business; a worker that died of a signal meant for all would be taken for a fault.
-_OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM)
 
 
 class Collate:
@@ -92,12 +89,10 @@ def _as_workers_need_it() -> Iterator[None]:
     """What processes that are started in the block inherit: how memory is kept, and signals that they leave alone."""
     added = {name: value for name, value in _KEEP_BUFFERS.items() if name not in os.environ}
     os.environ.update(added)
-    # Python's helper process, which comes with the first worker, would unblock them again.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
     try:
-        yield
+        # One that died of a signal meant for all would be taken for a fault.
+        with left_to_this_process():
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for name in added:
             del os.environ[name]

@@ -6,6 +6,7 @@ assumed when the cluster has several nodes.
 
 import logging
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -17,8 +18,10 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.exceptions import AuthenticationError, OutOfMemoryError, RayError, RayTaskError
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from stages import own_code
 from stages.config import ExtractConfig
 from stages.errors import UserError
 from stages.wording import counted
@@ -39,6 +42,7 @@ _MOST_VIDEOS = 64
 _MOST_FRAMES = 4096
 
 _SHOWN_CHARS = 160
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HEARTBEAT_S = 1.0
 _LAST_ANSWER_S = 10.0
 _CONNECT_LIMIT_S = 10.0
@@ -50,7 +54,8 @@ OnEncodedVideos = Callable[[dict[str, int]], None]
 class WorkerActor:
     """`ExtractionWorker` as a Ray actor; its threads let decoding, networks and writing overlap."""
 
-    def __init__(self, job: ExtractionJob, cores: int) -> None:
+    def __init__(self, job: ExtractionJob, cores: int, code: str) -> None:
+        own_code.require_same(code)
         # Ray gives an actor with one CPU one OpenMP thread, which would leave the other cores idle without a GPU.
         torch.set_num_threads(cores)
         self.worker = ExtractionWorker(job, cores=cores)
@@ -83,17 +88,26 @@ def cluster(address: str | None) -> Iterator[None]:
     # spinning; libgomp reads this when a worker starts.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.update(own_code.environment())
     _require_answer(chosen)
     try:
-        ray.init(address=chosen, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except AuthenticationError as error:
-        raise _no_token(chosen) from error
-    except (ConnectionError, ValueError) as error:
-        raise _no_cluster(chosen, error) from error
-    try:
+        _connect(chosen)
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    # Ray would put the working directory first on its workers' path, unless it takes the driver for a client's. The
+    # folder of this code is what they need of the driver's path, where their node has it.
+    ours = JobConfig(_client_job=True, _py_driver_sys_path=[str(own_code.ROOT)])
+    job = {} if "://" in address else {"job_config": ours}
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **job)
+    except AuthenticationError as error:
+        raise _no_token(address) from error
+    except (ConnectionError, ValueError) as error:
+        raise _no_cluster(address, error) from error
 
 
 def _require_answer(address: str) -> None:
@@ -212,6 +226,7 @@ class _Flow:
     ) -> None:
         self.job, self.place_limit_s, self.on_encoded = job, place_limit_s, on_encoded
         self.asked_s = time.monotonic()
+        self.code = own_code.digest()
         self.waiting = deque(_Try(task, 1) for task in tasks)
         self.suspects: deque[_Try] = deque()
         self.deaths_in_a_row = 0
@@ -244,7 +259,7 @@ class _Flow:
                 # Soft: when the node is lost, any other with room will do.
                 scheduling_strategy=NodeAffinitySchedulingStrategy(place.node_id, soft=True),
             )
-            .remote(self.job, place.cores)
+            .remote(self.job, place.cores, self.code)
         )
         return _Seat(place, actor, actor.frames_per_pass.remote(), time.monotonic())
 
@@ -325,7 +340,7 @@ class _Flow:
     def _replace(self, seat: _Seat, error: RayError) -> Iterator[tuple[VideoOutcome, int]]:
         """Start another actor; what the dead one held and had not finished is tried again, video by video."""
         if getattr(error, "actor_init_failed", False):
-            raise UserError(f"the extraction worker could not start: {_last_line(error)}", exit_code=1)
+            raise UserError(f"the extraction worker could not start: {last_line(error)}", exit_code=1)
         ray.kill(seat.actor)  # it may live, out of reach; two must not work on one video
         victims = []
         for reference, one in seat.held.items():
@@ -427,10 +442,11 @@ def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractCo
 def _way_of_dying(error: RayError) -> str:
     if isinstance(error, OutOfMemoryError):
         return "was ended by Ray because the memory of its node was nearly full"
-    return f"died ({_last_line(error)[:_SHOWN_CHARS]})"
+    return f"died ({last_line(error)[:_SHOWN_CHARS]})"
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def last_line(error: BaseException) -> str:
+    """What went wrong in another process: the last line of the trace that Ray passes on, without its colours."""
+    lines = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
     user_error = f"{UserError.__module__}.{UserError.__qualname__}: "
     return lines[-1].strip().removeprefix(user_error) if lines else type(error).__name__

@@ -22,9 +22,11 @@ import ray
 import torch
 from ray.exceptions import RayError
 
+from stages import own_code
 from stages.device import pick_device
 from stages.errors import UserError
 from stages.group import Together
+from stages.ray_flow import last_line
 from stages.wording import counted
 
 # What Ray Train would do beside running the processes: move them to another directory, keep statistics of its own.
@@ -293,7 +295,7 @@ class _Fitting(threading.Thread):
 
     def outcome(self) -> str:
         if self.error is not None or self.answer[0] is None:
-            said = " ".join(str(self.error).split())[:_SHOWN_CHARS]
+            said = last_line(self.error)[:_SHOWN_CHARS] if self.error is not None else "they returned nothing"
             raise UserError(
                 f"the training processes could not be started or went away: {said}",
                 hint="go on by the same command and --resume",
@@ -308,9 +310,12 @@ def _trainer(work: Work, order: str, seats: Seats, desk: Any, storage: str) -> A
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    code = own_code.digest()
+
     def loop() -> str:
         torch.set_num_threads(seats.cores)
         try:
+            own_code.require_same(code)
             return work(order, Member(desk, Together(pick_device())))
         except UserError as error:
             ray.get(desk.say.remote(Refusal(str(error), error.exit_code)))

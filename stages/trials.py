@@ -6,6 +6,7 @@ libraries start once per place. What a trial keeps is its run folder, not Tune's
 
 import logging
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -18,8 +19,11 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayActorError
 
+from stages import own_code
 from stages.errors import UserError
+from stages.ray_flow import last_line
 from stages.wording import counted
 
 Work = Callable[[str], str | None]
@@ -138,10 +142,13 @@ def run_trials(
 def _trainable(work: Work, share: Share) -> Any:
     from ray import tune
 
+    code = own_code.digest()
+
     class Worker(tune.Trainable):
         """One place that does one order after the other."""
 
         def setup(self, config: dict[str, Any]) -> None:
+            own_code.require_same(code)
             torch.set_num_threads(max(1, int(share.cpus)))
             self.order = config[_ORDER]
 
@@ -153,6 +160,15 @@ def _trainable(work: Work, share: Share) -> Any:
             return {"done": True, _REASON: work(self.order["text"])}
 
     return Worker
+
+
+def _why(trial: Any) -> str:
+    # Tune's own way to it looks where the file is only copied to later.
+    file = trial.pickled_error_file
+    error = pickle.loads(Path(file).read_bytes()) if file is not None else None  # noqa: S301 - Tune's own file
+    if error is None or (isinstance(error, RayActorError) and not getattr(error, "actor_init_failed", False)):
+        return "its process died: it was killed, or ran out of memory"
+    return f"its process could not do it: {last_line(error)}"
 
 
 def _teller(on_start: Callable[[str], None], on_end: Callable[[str, str | None, float], None]) -> Any:
@@ -177,7 +193,7 @@ def _teller(on_start: Callable[[str], None], on_end: Callable[[str, str | None, 
             self._end(trial, trial.last_result.get(_REASON))
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-            self._end(trial, "its process died: it was killed, or ran out of memory")
+            self._end(trial, _why(trial))
 
         def _end(self, trial: Any, reason: str | None) -> None:
             name = trial.config[_ORDER]["id"]

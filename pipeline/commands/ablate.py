@@ -17,7 +17,7 @@ from pipeline.studies.record import StudyRecord, TrainingState, read_failures, r
 from pipeline.studies.trial import order_of, work
 from stages.errors import UserError
 from stages.run_lock import training
-from stages.stop import Terminated, terminable
+from stages.stop import telling
 from stages.wording import counted
 
 _REPORT = "report.html"
@@ -142,7 +142,7 @@ def _states(
 
 
 def _state(one: Training, state: str, reason: str | None = None) -> TrainingState:
-    log = str(log_of(one)) if reason is not None else None
+    log = str(log_of(one)) if reason is not None and log_of(one).is_file() else None
     return TrainingState.model_validate(
         {"seed": one.seed, "run": str(one.path), "digest": one.digest, "state": state, "reason": reason, "log": log}
     )
@@ -213,25 +213,23 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     orders = [Order(one.digest, order_of(one, log_of(one))) for one in progress.left]
     total = len(progress.trainings)
     scratch = progress.studies[0].folder
-    try:
-        with (
-            progress_bar("ablate", total, "training", done=total - len(orders)) as bar,
-            cluster(address),
-            # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
-            terminable(as_interrupt=True),
-        ):
-            share = share_of(
-                resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
+    with (
+        progress_bar("ablate", total, "training", done=total - len(orders)) as bar,
+        telling(
+            lambda: (
+                f"; {progress.count('done')} of {counted(total, 'training is', 'trainings are')} done, "
+                "run the same command again to go on"
             )
-            at_once = counted(share.parallel, "training")
-            say(f"{at_once} at once, each with {share.cpus:g} of the cores and {share.gpus:g} of the GPUs")
-            on_start = _on_start(progress, bar)
-            run_trials(orders, work, share, scratch=scratch, on_start=on_start, on_end=_on_end(progress, bar))
-    except Terminated:
-        done = progress.count("done")
-        trained = counted(total, "training is", "trainings are")
-        say(f"stopped by SIGTERM; {done} of {trained} done, run the same command again to go on")
-        raise
+        ),
+        cluster(address),
+    ):
+        share = share_of(
+            resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
+        )
+        at_once = counted(share.parallel, "training")
+        say(f"{at_once} at once, each with {share.cpus:g} of the cores and {share.gpus:g} of the GPUs")
+        on_start = _on_start(progress, bar)
+        run_trials(orders, work, share, scratch=scratch, on_start=on_start, on_end=_on_end(progress, bar))
 
 
 def _on_start(progress: _Progress, bar: Bar) -> Callable[[str], None]:
@@ -248,12 +246,16 @@ def _on_end(progress: _Progress, bar: Bar) -> Callable[[str, str | None, float],
         one, state = progress.trainings[digest], progress.states[digest]
         name = f"{one.path.parent.name}/{one.path.name}"
         if state.state == "failed":
-            say(f"failed {name}: {state.reason} (output: {state.log})")
+            say(f"failed {name}: {_why(state)}")
         elif not PEOPLE.is_terminal:
             say(f"done {name} in {seconds:.0f} s; {progress.note()}")
         bar.advance(note=progress.note())
 
     return on_end
+
+
+def _why(failed: TrainingState) -> str:
+    return f"{failed.reason}" + (f" (output: {failed.log})" if failed.log is not None else "")
 
 
 def _finish(planned: Planned, progress: _Progress) -> StudyRecord:
@@ -268,9 +270,7 @@ def _finish(planned: Planned, progress: _Progress) -> StudyRecord:
     for member in record.members:
         for one in member.trainings:
             if one.state == "failed":
-                print_answer(
-                    f"failed {planned.study.name} {member.name} seed {one.seed}: {one.reason} (output: {one.log})"
-                )
+                print_answer(f"failed {planned.study.name} {member.name} seed {one.seed}: {_why(one)}")
     print_answer(f"study {planned.study.name}: {own}, {planned.folder / STUDY}")
     return record
 

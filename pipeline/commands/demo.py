@@ -56,7 +56,7 @@ def _resolve(folder: Path, overrides: list[str]) -> Resolved:
 def _train(resolved: Resolved, folder: Path) -> Path:
     """Train, or go on with the training of an earlier, interrupted demo in the same folder."""
     started_before = (folder / "run" / CONFIG).is_file()
-    return train.run(resolved, resume=started_before, as_json=False)
+    return train.run(resolved, resume=started_before, as_json=False, again="go on by the same command")
 
 
 def _finish(path: Path, page: Path, scores: dict[str, TaskScore], seconds: dict[str, float]) -> list[str]:

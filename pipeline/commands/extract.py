@@ -1,8 +1,7 @@
 """`pipeline extract`: Stage 1."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 
 from pipeline import locations
@@ -16,7 +15,7 @@ from stages.cache.source import Changes
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
 from stages.pace import Pace
-from stages.stop import Terminated, terminable
+from stages.stop import GO_ON, telling
 from stages.weights import LoadingReport
 from stages.wording import counted, duration, rate
 from stages.worker import ExtractionJob, VideoOutcome
@@ -51,13 +50,12 @@ def run(
         as_lines: print an object per event while it runs, and the summary as the last line.
 
     Raises:
-        SystemExit: SIGTERM has come; what is committed stays.
+        KeyboardInterrupt: a signal has come; what is committed stays.
     """
     config = resolved.config
-    with _stoppable():
-        extraction = _prepare(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
-        warn_of_unknown_data(config)
-        summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
+    extraction = _prepare(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
+    warn_of_unknown_data(config)
+    summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
     if as_lines:
         emit_json_line({"event": "summary", **content})
@@ -113,9 +111,8 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
     with (
         # Its pace begins with the first word of a worker: the start of Ray and the networks is none of it.
         progress_bar("extract", frames, "frame", pace=Pace()) as bar,
+        telling(lambda: f"; {done} of {videos} done; {GO_ON}"),
         cluster(address),
-        # Ray has an answer of its own to SIGTERM, so ours is given again once it is there.
-        _stoppable(lambda: f"{done} of {videos} done"),
     ):
 
         def on_outcome(outcome: VideoOutcome | None, progress: ExtractionProgress) -> None:
@@ -131,28 +128,6 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
             on_outcome,
             lambda progress: on_outcome(None, progress),
         )
-
-
-@contextmanager
-def _stoppable(progress: Callable[[], str] | None = None) -> Iterator[None]:
-    """Answer SIGTERM and Ctrl-C with the `progress` made.
-
-    At once, because Ray's own processes may have been told to end, too, and then this one ends with them.
-
-    Raises:
-        SystemExit: SIGTERM has come. No block around this one tells of it again.
-    """
-    try:
-        with terminable():
-            yield
-    except Terminated as stop:
-        made = "" if progress is None else f"; {progress()}"
-        say(f"stopped by SIGTERM{made}; what is committed stays, run the same command again to go on")
-        raise SystemExit(stop.code) from stop
-    except KeyboardInterrupt:
-        if progress is not None:
-            say(progress())
-        raise
 
 
 def _emit_events() -> _OnProgress:

@@ -29,10 +29,12 @@ from stages.metric_log import require_wandb
 from stages.quantization import require_quantization
 from stages.run_lock import training
 from stages.step_profile import TRACE, Breakdown, StepProfile
-from stages.stop import StopRequest, Terminated, terminable
+from stages.stop import Stopped, StopRequest, telling
 from stages.train import Data, Ending, Trainer
 from stages.windows import WindowDataset
 from stages.wording import counted
+
+AGAIN = "go on by the same command and --resume"
 
 # What changes nothing of what comes out: how it is computed and kept.
 FREE = (
@@ -59,13 +61,23 @@ _MAY_CHANGE = (
 )
 
 
-def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = False, address: str | None = None) -> Path:
+def run(
+    resolved: Resolved,
+    *,
+    resume: bool,
+    as_json: bool,
+    profile: bool = False,
+    address: str | None = None,
+    again: str = AGAIN,
+) -> Path:
     """Train, print the summary, and return the run's folder.
 
-    With `train.processes` above 1, or an address, Ray Train runs the processes.
+    With `train.processes` above 1, or an address, Ray Train runs the processes. `again` is how a person goes on with a
+    training that was stopped.
 
     Raises:
-        SystemExit: asked to stop by a signal; what was learned is saved.
+        Stopped: asked to stop by a signal; what was learned is saved.
+        KeyboardInterrupt: asked before a first step, or twice by Ctrl-C.
     """
     config = resolved.config
     path = locations.run_folder(config)
@@ -84,35 +96,42 @@ def run(resolved: Resolved, *, resume: bool, as_json: bool, profile: bool = Fals
         )
     require_quantization(config.language.quantize, sharded=config.train.shard_language != "none")
     request = StopRequest()
-    try:
-        with terminable(), beside_json(as_json):
-            if config.train.processes > 1 or address is not None:
-                outcome = _by_several(config, path, request, resume=resume, address=address, profile=profile)
-            else:
-                outcome = _by_one(config, path, request, resume=resume, profile=profile)
-    except Terminated:
-        say("stopped by SIGTERM before a first step; go on by the same command")
-        raise
-    _tell(outcome, path, as_json=as_json)
-    if outcome.ending.stopped:
-        raise SystemExit(request.exit_code)
+    with telling(lambda: " before a first step; go on by the same command"), beside_json(as_json):
+        if config.train.processes > 1 or address is not None:
+            outcome = _by_several(config, path, request, again, resume=resume, address=address, profile=profile)
+        else:
+            outcome = _by_one(config, path, request, again, resume=resume, profile=profile)
+    with telling(lambda: f"; {again}"):
+        _tell(outcome, path, again, as_json=as_json)
+        if outcome.ending.stopped:
+            raise Stopped(request.exit_code)
+        request.insist()
     return path
 
 
-def _by_one(config: PipelineConfig, path: Path, request: StopRequest, *, resume: bool, profile: bool) -> Outcome:
+def _by_one(
+    config: PipelineConfig, path: Path, request: StopRequest, again: str, *, resume: bool, profile: bool
+) -> Outcome:
     """Train in this process."""
     trainer, loaded, stamp = prepare(config, path, request)
     with training(path):
         begin(path, config, loaded, stamp, resume=resume)
         if resume and trainer.resume(lambda line: say(f"warning: {line}")):
             say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
-        with request.listening():
+        with request.listening(), telling(lambda: f"; {again}"):
             ending = _fit(trainer, config, StepProfile(path / "profile", loaded.compute.device) if profile else None)
     return Outcome(ending, trainer.total_steps, loaded.trained_count)
 
 
 def _by_several(
-    config: PipelineConfig, path: Path, request: StopRequest, *, resume: bool, address: str | None, profile: bool
+    config: PipelineConfig,
+    path: Path,
+    request: StopRequest,
+    again: str,
+    *,
+    resume: bool,
+    address: str | None,
+    profile: bool,
 ) -> Outcome:
     """Train in processes of Ray Train's."""
     if profile:
@@ -128,7 +147,7 @@ def _by_several(
     with training(path):
         if not resume:
             RunFolder.require_free(path)  # another may have begun it since this command looked
-        return run_together(config, path, address=address, request=request, show=show)
+        return run_together(config, path, address=address, request=request, again=again, show=show)
 
 
 def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[str, object], *, resume: bool) -> None:
@@ -219,7 +238,7 @@ def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
     bar.advance(note="  ".join(terms))
 
 
-def _tell(outcome: Outcome, path: Path, *, as_json: bool) -> None:
+def _tell(outcome: Outcome, path: Path, again: str, *, as_json: bool) -> None:
     ending = outcome.ending
     best = ending.best
     if as_json:
@@ -236,7 +255,7 @@ def _tell(outcome: Outcome, path: Path, *, as_json: bool) -> None:
     if ending.stopped:
         kept = "; its state is saved" if best is not None else ""
         where = f"step {ending.at.step} of {outcome.total_steps}"
-        say(f"stopped after {where}{kept}; go on by the same command and --resume")
+        say(f"stopped after {where}{kept}; {again}")
         return
     assert best is not None
     accuracy = "" if best.val_top1 is None else f", validation accuracy {best.val_top1:.1%}"

@@ -45,7 +45,7 @@ def work(order: str) -> str | None:
         except UserError as error:
             return _told(str(error))
         except SystemExit:
-            return _told("it was asked to stop, and its state is saved")
+            return _told("it was asked to stop; its newest checkpoint stays")
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other members
             traceback.print_exc()
             return f"internal error: {' '.join(f'{type(error).__name__}: {error}'.split())}"

@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from stages import own_code
 from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, FrameRequest, LengthRequest, VideoLength
 from stages.decode.wire import length_message, request_message, to_line, view_offsets
 from stages.errors import UserError
@@ -241,7 +242,5 @@ def _open_buffer() -> Any:
 
 def _child_environment(device: DecodeDevice) -> dict[str, str]:
     """This program's environment, in which the child finds this package and no reason to start threads."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     without_gpu = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **without_gpu}
+    return {**os.environ, **own_code.environment(), "OMP_NUM_THREADS": "1", **without_gpu}

@@ -17,6 +17,7 @@ import numpy as np
 from stages.atomic import atomic_path, atomic_write_text
 from stages.errors import UserError
 from stages.manifest import SPLITS
+from stages.stop import left_to_this_process
 from stages.synthetic.drawing import SIZE_PX, draw_frames
 from stages.synthetic.plan import FPS, VideoSpec, annotations_of, plan_videos
 
@@ -124,7 +125,8 @@ def _write_videos(videos: Path, specs: list[VideoSpec], workers: int | None) -> 
     # "spawn": forking a process that already runs threads (torch, a progress bar) can deadlock the child.
     pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
     try:
-        tasks = [pool.submit(write_video, videos / _video_name(spec), spec) for spec in specs]
+        with left_to_this_process():
+            tasks = [pool.submit(write_video, videos / _video_name(spec), spec) for spec in specs]
         for task in as_completed(tasks):
             task.result()
             yield

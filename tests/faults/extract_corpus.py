@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from benchmarks.process_tree import command_line, descendants
 from pipeline import locations
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.extraction import Extraction, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
+from stages.process_tree import command_line, descendants
 from stages.worker import ExtractionJob, ExtractionWorker
 
 VIDEOS_PER_SPLIT = {"train": 4, "val": 4, "test": 4}
