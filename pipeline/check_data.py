@@ -9,19 +9,21 @@ from pathlib import Path
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import progress_bar
-from pipeline.findings import Finding, damaged_sentence, first_names, outdated_sentence
+from pipeline.findings import Finding
 from stages.annotations import files_present
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.ledger import LedgerStatus
-from stages.cache.source import find_changes
+from stages.cache.source import damaged_sentence, find_changes, outdated_sentence
 from stages.card_schema import Card
 from stages.cards import build_manifest, differences_from_expected
+from stages.decode.alike import named_alike
 from stages.errors import UserError
-from stages.frame_plan import plan_frames, samples_beyond_damage
+from stages.frame_plan import plan_frames
 from stages.manifest import SPLITS, Manifest
+from stages.urls import is_url
 from stages.video_lengths import read_lengths
-from stages.video_paths import is_url, join_video_path, named_alike
-from stages.wording import counted
+from stages.video_paths import join_video_path
+from stages.wording import counted, first_names
 
 # A file this much shorter than annotated is another one, or a part of it; less is rounding.
 _SHORTER_BY_S = 1.0
@@ -269,7 +271,7 @@ def _check_sources(
 def _damaged_files(manifest: Manifest, status: LedgerStatus, extract: str) -> Finding:
     """Say which files are damaged and what that costs."""
     found, names = damaged_sentence(status.remarks), tuple(status.remarks)
-    lost = samples_beyond_damage(status, manifest.samples)
+    lost = [one for one in manifest.samples if status.is_beyond_damage(one.video, one.planned_times_s())]
     if not lost:
         return Finding("cache", "damaged files", "ok", found, names=names)
     fix = f"get these files anew and run `{extract} --refresh-changed`; training leaves those samples out"

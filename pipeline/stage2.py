@@ -12,7 +12,6 @@ from model.config import LanguageConfig
 from pipeline import locations
 from pipeline.config import PipelineConfig, resolve, resolve_run
 from pipeline.console import say
-from pipeline.findings import first_names
 from pipeline.run_folder import CONFIG, RunFolder
 from stages.atomic import atomic_write_text
 from stages.cache.feature_cache import FeatureCache
@@ -21,14 +20,14 @@ from stages.checkpoint import Checkpoints
 from stages.errors import UserError
 from stages.exported import About, is_export, open_export
 from stages.extraction import feature_fields
-from stages.frame_plan import plan_frames, samples_beyond_damage
+from stages.frame_plan import plan_frames
 from stages.leakage import refuse_leakage
 from stages.manifest import Manifest, Sample
 from stages.pretrained import LoadedModel
 from stages.same_weights import require_same_weights
 from stages.tokens import Tokenizers
 from stages.weights import LoadingReport, open_tensors
-from stages.wording import counted
+from stages.wording import counted, first_names
 
 LOADING = "loading.json"
 # As many answers as fit on the line that warns of them.
@@ -99,7 +98,7 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> CachedSamples:
             where=cache.root,
             hint=f"run `{cache.extract_command}`",
         )
-    beyond = {sample.id for sample in samples_beyond_damage(status, manifest.samples)}
+    beyond = {one.id for one in manifest.samples if status.is_beyond_damage(one.video, one.planned_times_s())}
     samples = [sample for sample in manifest.samples if sample.video in status.done and sample.id not in beyond]
     return CachedSamples(samples, tuple(sorted(status.failed)), tuple(status.remarks), tuple(sorted(beyond)))
 

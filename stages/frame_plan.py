@@ -1,13 +1,11 @@
 """Which frames of which video are needed, each once, however many samples share them."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from stages.cache.ledger import LedgerStatus
-from stages.manifest import Manifest, Sample
+from stages.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,3 @@ def plan_frames(manifest: Manifest) -> FramePlan:
     for sample in manifest.samples:
         wanted[sample.video].append(sample.planned_times_s())
     return FramePlan({video: np.unique(np.concatenate(times)) for video, times in wanted.items()})
-
-
-def samples_beyond_damage(status: LedgerStatus, samples: Iterable[Sample]) -> list[Sample]:
-    """The samples of done videos that ask for frames which a damaged file cannot give."""
-    cut = {
-        video: status.records[video]
-        for video, source in status.sources.items()
-        if video in status.done and source.whole_before_s is not None
-    }
-    return [one for one in samples if one.video in cut and cut[one.video].absent(one.planned_times_s()).size]

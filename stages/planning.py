@@ -26,7 +26,7 @@ from stages.frame_plan import FramePlan
 from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, TOWER_FAMILY
 from stages.instructblip import INSTRUCTBLIP, instructblip_config, loading, naming
 from stages.manifest import Manifest
-from stages.video_paths import is_url
+from stages.urls import is_url
 from stages.weights import Repository, load_without_code
 
 # What the default checkpoints' configurations say, so that they can be planned for before they are downloaded: P and C

@@ -4,22 +4,16 @@ Relative paths cannot leave the root. Links below a local root are followed: who
 """
 
 import os
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
 from stages.errors import UserError
+from stages.urls import is_url, without_secrets
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
 _LOCAL = ("file", "local")
 # Other processes see nothing of what is stored there.
 _WITHIN_A_PROCESS = ("memory",)
-
-
-def is_url(path: str) -> bool:
-    """Whether a path names a protocol; fsspec's chains ("simplecache::s3://...") do, too."""
-    return _URL.match(path) is not None
 
 
 def videos_root(named: str | Path) -> Path | str:
@@ -69,28 +63,11 @@ def join_video_path(root: Path | str, path: str, protocols: Collection[str], *, 
         raise UserError(
             "no such address may be fetched",
             where=where,
-            received=path.partition("?")[0],
+            received=without_secrets(path),
             allowed=f"paths below the videos folder, and addresses of {', '.join(sorted(protocols)) or 'no protocol'}",
             hint="extract.protocols names the protocols",
         )
     return path
-
-
-def named_alike(absent: Iterable[Path]) -> dict[Path, str]:
-    """Of absent files, those beside which there are others that differ in extension or capitals alone; and their names.
-
-    Each folder is listed once.
-    """
-    folders: dict[Path, dict[str, list[str]]] = {}
-    found = {}
-    for path in absent:
-        if path.parent not in folders:
-            listed = folders[path.parent] = {}
-            for other in sorted(path.parent.iterdir()) if os.access(path.parent, os.R_OK) else ():
-                listed.setdefault(other.stem.lower(), []).append(other.name)
-        if alike := folders[path.parent].get(path.stem.lower()):
-            found[path] = ", ".join(alike)
-    return found
 
 
 def _below(root: Path | str, path: str, where: str) -> str:
@@ -124,7 +101,7 @@ def _parts(url: str, where: str) -> tuple[str, str]:
     protocol, _, rest = url.partition("://")
     if "::" in url or not rest.strip("/"):
         raise UserError(
-            "no address of a video", where=where, received=url.partition("?")[0], allowed="protocol://place/name"
+            "no address of a video", where=where, received=without_secrets(url), allowed="protocol://place/name"
         )
     protocol = protocol.lower()
     if protocol in _WITHIN_A_PROCESS:

@@ -1,4 +1,9 @@
-"""Counts and times as every message writes them."""
+"""Counts, names and times as every message writes them."""
+
+from collections.abc import Sequence
+
+# So many names stand in a line.
+_NAMED = 5
 
 
 def counted(number: float, noun: str, plural: str | None = None) -> str:
@@ -21,3 +26,9 @@ def rate(per_s: float, noun: str, plural: str | None = None) -> str:
     value = per_s * each
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f} {plural or f'{noun}s'}/{name}"
+
+
+def first_names(names: Sequence[str], separator: str = ", ") -> str:
+    """The first of many names, and how many more there are."""
+    more = f"{separator}and {len(names) - _NAMED} more (all with --json)" if len(names) > _NAMED else ""
+    return separator.join(names[:_NAMED]) + more

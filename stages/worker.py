@@ -21,10 +21,9 @@ from stages.cache.source import VideoSource, look_at
 from stages.cache.storage import refuse_unstorable
 from stages.config import ExtractConfig
 from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest, local_copy
-from stages.decode.fetch import without_secrets
 from stages.errors import UserError
 from stages.packing import ExtractionJob, FramePacker, FrozenPair
-from stages.video_paths import is_url
+from stages.urls import is_url, without_secrets
 
 _GIB = 2**30
 

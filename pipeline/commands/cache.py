@@ -6,17 +6,16 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import beside_json, emit_json, print_answer, progress_bar
-from pipeline.findings import damaged_sentence, first_names, outdated_sentence
 from stages.cache.commit import CommitRecord, load_records
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.maintenance import CheckResult, SweepReport
 from stages.cache.places import place_of
-from stages.cache.source import find_changes
+from stages.cache.source import damaged_sentence, find_changes, outdated_sentence
 from stages.cache.stores import ZARR
 from stages.config import ExtractConfig
 from stages.errors import UserError
 from stages.video_paths import join_video_path, videos_root
-from stages.wording import counted
+from stages.wording import counted, first_names
 
 # So many removed folders are named; --json names them all.
 _NAMED = 20

@@ -7,11 +7,10 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say
-from pipeline.findings import damaged_sentence, outdated_sentence
 from pipeline.small_world import warn_of_unknown_data
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
-from stages.cache.source import Changes
+from stages.cache.source import Changes, damaged_sentence, outdated_sentence
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
 from stages.frame_plan import plan_frames
 from stages.pace import Pace

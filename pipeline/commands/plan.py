@@ -33,7 +33,8 @@ from stages.planning import (
     total_bytes,
     video_sizes,
 )
-from stages.video_paths import is_url, join_video_path
+from stages.urls import is_url
+from stages.video_paths import join_video_path
 from stages.weights import Repository, local_only
 from stages.wording import counted
 from stages.worker import VideoTask

@@ -15,7 +15,8 @@ from stages.config import ExtractConfig
 from stages.decode import DecodeChild, DecodeError, FrameRequest
 from stages.errors import UserError
 from stages.manifest import Sample, Video
-from stages.video_paths import is_url, join_video_path
+from stages.urls import is_url
+from stages.video_paths import join_video_path
 
 # As many frames of a sample as fit side by side on a phone without becoming dots.
 _FRAMES = 6

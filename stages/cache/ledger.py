@@ -113,6 +113,13 @@ class LedgerStatus:
         found = ((video, self.records[video].remark) for video in sorted(self.done))
         return {video: remark for video, remark in found if remark is not None}
 
+    def is_beyond_damage(self, video: str, times_s: np.ndarray) -> bool:
+        """Whether a done video lacks one of these frames [T], because its file is damaged and cannot give it."""
+        record = self.records.get(video)
+        if record is None or video not in self.done or record.source is None or record.source.whole_before_s is None:
+            return False
+        return bool(record.absent(times_s).size)
+
 
 class LedgerWriter:
     """Appends one run's events to a file of its own, which appears with the first event.

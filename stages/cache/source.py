@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from stages.video_paths import is_url
+from stages.urls import is_url
+from stages.wording import first_names
 
 Verdict = Literal["same", "changed", "unsure"]
 
@@ -203,3 +204,22 @@ def _difference(before: VideoSource, now: VideoSource) -> str:
     if before.modified is not None and now.modified is not None:
         return f"modified {before.modified:%Y-%m-%d %H:%M:%S}, now {now.modified:%Y-%m-%d %H:%M:%S}"
     return "another version on the server"
+
+
+def outdated_sentence(changes: Changes) -> str:
+    """How many videos have, or may have, other files than when they were extracted, and the first of them."""
+    parts = []
+    for what, found in (
+        ("have changed since their extraction", changes.changed),
+        ("may have changed (same size, another time or version)", changes.unsure),
+    ):
+        if found:
+            named = [f"{video}: {difference}" for video, difference in found.items()]
+            parts.append(f"video files that {what}: {len(found)} ({first_names(named, '; ')})")
+    return ", ".join(parts)
+
+
+def damaged_sentence(remarks: Mapping[str, str]) -> str:
+    """How many videos are from damaged files, by what is known of the damage, and the first of them."""
+    named = [f"{video}: {remark}" for video, remark in remarks.items()]
+    return f"damaged video files, used as far as they are whole: {len(named)} ({first_names(named, '; ')})"

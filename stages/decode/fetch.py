@@ -9,6 +9,7 @@ from fsspec.core import url_to_fs
 
 from stages.decode.frames import DecodeError
 from stages.errors import UserError, refusal_of
+from stages.urls import without_secrets
 
 _GIB = 2**30
 
@@ -47,11 +48,6 @@ def fetch_into(url: str, target: Path, *, limit_bytes: int) -> None:
         raise _of_library(shown, counter, error) from error
     if counter.size and target.stat().st_size < counter.size:
         raise DecodeError("unreachable", f"only {target.stat().st_size} of {counter.size} bytes came from {shown}")
-
-
-def without_secrets(url: str) -> str:
-    """The URL as it may be shown and kept: without a query, which may be a signature."""
-    return url.partition("?")[0]
 
 
 def no_driver(url: str, error: Exception) -> UserError:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from stages.decode.alike import named_alike
 from stages.decode.frames import DecodeError
 from stages.decode.structure import PROVED, first_break
 from stages.decode.structure_file import ReadPackets
-from stages.video_paths import named_alike
 
 # Only self-contained files are opened: a playlist, session description or picture sequence could name any other file
 # or address. Sound formats are listed so that a sound file fails for its true reason.

@@ -10,10 +10,10 @@ import yaml
 
 from stages.card_schema import FrameRule, VideoFiles
 from stages.cards import build_manifest, bundled_cards, differences_from_expected, load_card
+from stages.decode.alike import named_alike
 from stages.decode.frames import DecodeError
 from stages.decode.video_file import check_regular_file
 from stages.errors import UserError
-from stages.video_paths import named_alike
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 LVU, MSVD = DATA / "lvu" / "annotation", DATA / "msvd_qa" / "annotation"

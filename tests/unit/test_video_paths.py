@@ -6,7 +6,8 @@ import pytest
 
 from stages.config import ExtractConfig
 from stages.errors import UserError
-from stages.video_paths import is_url, join_video_path, videos_root
+from stages.urls import is_url
+from stages.video_paths import join_video_path, videos_root
 
 USUAL = ExtractConfig().protocols
 
