@@ -111,7 +111,7 @@ def test_what_lies_before_the_damage_is_done_with_a_remark(extracted, pipeline):
     assert planned[-1] == 95 / 24
     assert summary.frames_lost == 2
     assert prepare(folder).todo == []
-    _, said = pipeline("extract", *options(folder))
+    said, _ = pipeline("extract", *options(folder))
     assert "6 of 6 videos done, 0 failed, 0 pending" in said
     assert "damaged video files, used as far as they are whole: 3 (cut: " in said
     assert "planned frames lost with them: 2" in said
@@ -153,7 +153,7 @@ def test_samples_behind_the_damage_are_left_out_by_name_and_counted(extracted, t
     runs = ("--set", f"run.folder={tmp_path}", "--name", "run", "--set", "train.epochs=1")
     _, said = pipeline("train", *options(folder), *runs)
     left_out = "samples left out that ask for frames behind a file's damage: 1 ("
-    assert f"3 training and 1 validation samples; {left_out}{late['cut']})" in said
+    assert f"3 training and 1 validation sample; {left_out}{late['cut']})" in said
     stamp = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (stamp["videos_damaged"], stamp["samples_missing"]) == (["cut", "spared"], [late["cut"]])
     assert stamp["videos_missing"] == []
