@@ -38,10 +38,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
+from stages.data.synthetic import generate
 from stages.decode import DecodeChild, FrameRequest
 from stages.decode.reader import decode
 from stages.extraction import fingerprint, settle_precision
-from stages.synthetic import generate
 from stages.worker import ExtractionJob, ExtractionWorker, VideoTask, num_decode_children
 
 RESULTS = Path(__file__).parent / "results"

@@ -33,8 +33,8 @@ from pipeline.config import resolve
 from stages import feed as feed_module
 from stages.cache import FeatureCache, Fingerprint
 from stages.cache.feature_cache import CachedFrames
+from stages.data.manifest import Sample
 from stages.feed import feed
-from stages.manifest import Sample
 from stages.tokens import Tokenizers
 from stages.windows import WindowDataset
 

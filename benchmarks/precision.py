@@ -28,9 +28,9 @@ from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 from model.config import TeacherConfig
 from model.dit_teacher import DiTTeacher
 from model.pixels import CLIP_PIXELS
+from stages.data.synthetic import generate
 from stages.decode.frames import FrameRequest
 from stages.decode.reader import decode
-from stages.synthetic import generate
 
 RESULTS = Path(__file__).parent / "results"
 EXACT = torch.float32

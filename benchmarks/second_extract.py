@@ -28,8 +28,8 @@ from pipeline import locations
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.source import look_at
+from stages.data.frame_plan import plan_frames
 from stages.extraction import fingerprint, settle_precision
-from stages.frame_plan import plan_frames
 from stages.planning import frame_shape
 
 RESULTS = Path(__file__).parent / "results"

@@ -27,10 +27,10 @@ from model.config import EncoderConfig
 from stages.cache import STORAGE_TYPES, FeatureCache, Fingerprint, widen
 from stages.cache.convert import KINDS, convert
 from stages.cache.stores import ZARR
+from stages.data.synthetic import generate
 from stages.decode.child import DecodeChild
 from stages.decode.frames import FrameRequest
 from stages.frozen_networks import load_encoder
-from stages.synthetic import generate
 
 RESULTS = Path(__file__).parent / "results"
 OUTLIERS = 10

@@ -30,9 +30,9 @@ from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES, widen
+from stages.data.frame_plan import plan_frames
+from stages.data.synthetic import generate
 from stages.extraction import Extraction, fingerprint, settle_precision
-from stages.frame_plan import plan_frames
-from stages.synthetic import generate
 from stages.worker import ExtractionJob, ExtractionWorker
 
 RESULTS = Path(__file__).parent / "results"

@@ -41,8 +41,8 @@ from model.language import FrozenLanguageModel
 from model.qformer import MemoryQFormer
 from pipeline.config import resolve
 from stages.config import TrainConfig
+from stages.data.manifest import Sample
 from stages.device import Compute, pick_dtype
-from stages.manifest import Sample
 from stages.networks import load_language
 from stages.step import Stepper
 from stages.tokens import Tokenizers

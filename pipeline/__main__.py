@@ -9,7 +9,7 @@ def main() -> None:
     # `python -m` looks into the working directory first, where a person may have a ray.py or a pathlib.py of their own.
     if sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(__file__)):  # noqa: PTH109, PTH120
         del sys.path[0]
-    from stages.stop import run
+    from stages.signals import run
 
     run(_command_line)
 

@@ -10,19 +10,19 @@ from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import progress_bar
 from pipeline.findings import Finding
-from stages.annotations import files_present
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.ledger import LedgerStatus
 from stages.cache.source import damaged_sentence, find_changes, outdated_sentence
-from stages.card_schema import Card
-from stages.cards import build_manifest, differences_from_expected
+from stages.data.annotations import files_present
+from stages.data.card_schema import Card
+from stages.data.cards import build_manifest, differences_from_expected
+from stages.data.frame_plan import plan_frames
+from stages.data.manifest import SPLITS, Manifest
+from stages.data.video_paths import join_video_path
 from stages.decode.alike import named_alike
+from stages.decode.lengths import read_lengths
 from stages.errors import UserError
-from stages.frame_plan import plan_frames
-from stages.manifest import SPLITS, Manifest
 from stages.urls import is_url
-from stages.video_lengths import read_lengths
-from stages.video_paths import join_video_path
 from stages.wording import counted, first_names
 
 # A file this much shorter than annotated is another one, or a part of it; less is rounding.

@@ -409,7 +409,7 @@ def main() -> None:
         app()
     except Exception as error:
         from stages.errors import UserError, refusal_of
-        from stages.stop import is_interrupted
+        from stages.signals import is_interrupted
 
         if is_interrupted():
             raise  # of the interruption's making, which has its own line

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from model.config import ModelConfig
-from stages.cards import load_card
 from stages.config import CacheConfig, DataConfig, EvaluateConfig, ExtractConfig, RunConfig, TrainConfig
+from stages.data.cards import load_card
 from stages.errors import UserError
 from stages.records import parse_yaml, read_yaml, text_hint
 

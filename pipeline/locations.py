@@ -5,13 +5,13 @@ from pathlib import Path
 
 from pipeline.config import PipelineConfig, resolve
 from stages.cache.places import Place, place_of
-from stages.card_schema import Card
-from stages.cards import build_manifest, load_card
+from stages.data.card_schema import Card
+from stages.data.cards import build_manifest, load_card
+from stages.data.manifest import Manifest
+from stages.data.video_paths import videos_root as named_root
 from stages.errors import UserError
 from stages.ids import check_id
-from stages.manifest import Manifest
 from stages.records import nearest_hint
-from stages.video_paths import videos_root as named_root
 
 
 def card_of(config: PipelineConfig) -> Card:

@@ -13,7 +13,7 @@ from pipeline.outcome import Outcome
 from pipeline.run_folder import CONFIG
 from stages.errors import UserError
 from stages.ray_flow import cluster
-from stages.stop import Stopped, StopRequest, telling
+from stages.signals import Stopped, StopRequest, telling
 from stages.train_flow import Line, Member, Row, Start, seats_on, train_together
 from stages.wording import counted
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.run_folder import file_name
 from stages.atomic import atomic_write_text
+from stages.data.manifest import SPLITS, Split
 from stages.errors import UserError
-from stages.manifest import SPLITS, Split
 from stages.records import read_json_lines
 from stages.scoring import METHODS, Method, Prediction, TaskScore
 

@@ -15,14 +15,14 @@ from pipeline.console import say
 from pipeline.run_folder import CONFIG, RunFolder
 from stages.atomic import atomic_write_text
 from stages.cache.feature_cache import FeatureCache
-from stages.card_schema import Card
 from stages.checkpoint import Checkpoints
+from stages.data.card_schema import Card
+from stages.data.frame_plan import plan_frames
+from stages.data.leakage import refuse_leakage
+from stages.data.manifest import Manifest, Sample
 from stages.errors import UserError
 from stages.exported import About, is_export, open_export
 from stages.extraction import feature_fields
-from stages.frame_plan import plan_frames
-from stages.leakage import refuse_leakage
-from stages.manifest import Manifest, Sample
 from stages.pretrained import LoadedModel
 from stages.same_weights import require_same_weights
 from stages.tokens import Tokenizers
@@ -113,7 +113,7 @@ class TrainingData:
         train: samples whose frames are in the cache.
         val: the same of the validation split; empty if there is none.
         found: both together, and what is left out of them.
-        leaks: as `stages.leakage.refuse_leakage` returns them.
+        leaks: as `stages.data.leakage.refuse_leakage` returns them.
     """
 
     manifest: Manifest
@@ -128,7 +128,7 @@ def find_training_data(config: PipelineConfig) -> TrainingData:
     """Find a training's samples in its cache.
 
     Raises:
-        UserError: as `stages.leakage.refuse_leakage`, `open_cache` and `cached_samples` raise it, or there is no
+        UserError: as `stages.data.leakage.refuse_leakage`, `open_cache` and `cached_samples` raise it, or there is no
             sample to learn from.
     """
     manifest = locations.manifest_of(config)

@@ -14,9 +14,9 @@ from model.config import LanguageConfig
 from model.diff_lmm import DiffLMM
 from model.language import FrozenLanguageModel
 from stages.config import EvaluateConfig
+from stages.data.manifest import Sample
 from stages.device import autocast, move
 from stages.errors import UserError
-from stages.manifest import Sample
 from stages.scoring import METHODS, Method, Prediction, answer_type_of
 from stages.tokens import Tokenizers
 from stages.windows import Batch, bad_inputs

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from model.config import EncoderConfig, LanguageConfig, ModelConfig
 from stages.atomic import atomic_path, atomic_write_text
-from stages.card_schema import Card, TaskCard
+from stages.data.card_schema import Card, TaskCard
+from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
 from stages.instructblip import is_instructblip
 from stages.networks import TRAINED_FILE
 from stages.records import parse_record, read_json
-from stages.text import TEXT_PROCESSORS
 from stages.weights import Repository
 from stages.wording import counted
 

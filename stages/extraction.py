@@ -12,15 +12,15 @@ from stages.cache.ledger import LedgerStatus
 from stages.cache.source import find_changes
 from stages.cache.storage import STORAGE_FIELD
 from stages.config import ExtractConfig
+from stages.data.frame_plan import FramePlan
+from stages.data.manifest import Manifest
+from stages.data.video_paths import join_video_path
 from stages.device import pick_device, pick_dtype
 from stages.errors import UserError
-from stages.frame_plan import FramePlan
 from stages.frozen_networks import describe_encoder, describe_teacher
 from stages.frozen_source import FrozenSource
-from stages.manifest import Manifest
 from stages.pace import Pace
 from stages.planning import failed_to_try
-from stages.video_paths import join_video_path
 from stages.weights import OnLoaded, log_loading
 from stages.worker import ExtractionJob, VideoOutcome, VideoTask
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from model.diff_lmm import Clips
-from stages.stop import left_to_this_process
+from stages.signals import left_to_this_process
 from stages.tokens import Tokenizers
 from stages.windows import Batch, Drawn, Window, WindowDataset
 

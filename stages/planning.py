@@ -21,11 +21,11 @@ from stages.cache.source import find_changes
 from stages.cache.storage import STORAGE_TYPES, StorageType
 from stages.cache.stores import store_at
 from stages.cache.zarr_store import CHUNK_FRAMES
+from stages.data.frame_plan import FramePlan
+from stages.data.manifest import Manifest
 from stages.errors import UserError
-from stages.frame_plan import FramePlan
 from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, TOWER_FAMILY
 from stages.instructblip import INSTRUCTBLIP, instructblip_config, loading, naming
-from stages.manifest import Manifest
 from stages.urls import is_url
 from stages.weights import Repository, load_without_code
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from stages.manifest import Sample, Split
+from stages.data.manifest import Sample, Split
+from stages.data.text import answer_type_by_word
 from stages.metrics import (
     bootstrap_interval,
     constant_accuracy,
@@ -19,7 +20,6 @@ from stages.metrics import (
     majority_floor,
     wilson_interval,
 )
-from stages.text import answer_type_by_word
 
 Method = Literal["generate", "rank"]
 METHODS: tuple[Method, ...] = ("generate", "rank")

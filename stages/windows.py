@@ -14,9 +14,9 @@ from torch.utils.data import Dataset, default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from model.diff_lmm import Clips
+from stages.data.manifest import Sample
 from stages.device import each_tensor, move
 from stages.errors import UserError
-from stages.manifest import Sample
 
 if TYPE_CHECKING:
     from stages.cache.feature_cache import FeatureCache

@@ -77,7 +77,7 @@ class SmallWorld:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Videos generated and extracted by `pipeline extract` on a real local Ray."""
-    from stages.synthetic import generate
+    from stages.data.synthetic import generate
 
     made = SmallWorld(tmp_path_factory.mktemp("world"))
     generate(made.folder / "data", seed=1, videos_per_split=VIDEOS_PER_SPLIT, workers=1)

@@ -13,9 +13,9 @@ from pipeline.run_folder import RunFolder
 from pipeline.stage2 import build_for_training, write_loading
 from stages.cache import FeatureCache
 from stages.checkpoint import Checkpoints, Position
+from stages.data.frame_plan import plan_frames
+from stages.data.synthetic import generate
 from stages.extraction import fingerprint, settle_precision
-from stages.frame_plan import plan_frames
-from stages.synthetic import generate
 
 WIDTH, PATCHES = 96, 65
 

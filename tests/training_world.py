@@ -15,7 +15,7 @@ import pytest
 from pipeline import locations
 from pipeline.config import resolve
 from stages.cache import FeatureCache
-from stages.frame_plan import plan_frames
+from stages.data.frame_plan import plan_frames
 
 CARD = """\
 name: random

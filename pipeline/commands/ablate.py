@@ -17,7 +17,7 @@ from pipeline.studies.record import StudyRecord, TrainingState, read_failures, r
 from pipeline.studies.trial import order_of, work
 from stages.errors import UserError
 from stages.run_lock import training
-from stages.stop import telling
+from stages.signals import telling
 from stages.wording import counted
 
 _REPORT = "report.html"

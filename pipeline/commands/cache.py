@@ -13,8 +13,8 @@ from stages.cache.places import place_of
 from stages.cache.source import damaged_sentence, find_changes, outdated_sentence
 from stages.cache.stores import ZARR
 from stages.config import ExtractConfig
+from stages.data.video_paths import join_video_path, videos_root
 from stages.errors import UserError
-from stages.video_paths import join_video_path, videos_root
 from stages.wording import counted, first_names
 
 # So many removed folders are named; --json names them all.

@@ -9,8 +9,8 @@ from pipeline.results import answered, read_predictions, result_path
 from pipeline.tables import Columns
 from stages.comparison import PairedComparison, Pairing, compare_pairs, pair
 from stages.config import EvaluateConfig
+from stages.data.manifest import Split
 from stages.errors import UserError
-from stages.manifest import Split
 from stages.scoring import Method
 from stages.wording import counted
 

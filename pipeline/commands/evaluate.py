@@ -23,10 +23,10 @@ from pipeline.stage2 import (
 )
 from pipeline.tables import Columns, without_empty
 from stages.cache.feature_cache import FeatureCache
+from stages.data.manifest import Manifest, Sample, Split
 from stages.errors import UserError
 from stages.evaluate import answer_batches, methods_of, require_candidates
 from stages.feed import feed
-from stages.manifest import Manifest, Sample, Split
 from stages.scoring import Method, Prediction, TaskScore, labels_of, majority_answers, score
 from stages.train import in_order
 from stages.windows import WindowDataset

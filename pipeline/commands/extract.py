@@ -11,10 +11,10 @@ from pipeline.small_world import warn_of_unknown_data
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.places import CacheUrl
 from stages.cache.source import Changes, damaged_sentence, outdated_sentence
+from stages.data.frame_plan import plan_frames
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
-from stages.frame_plan import plan_frames
 from stages.pace import Pace
-from stages.stop import GO_ON, telling
+from stages.signals import GO_ON, telling
 from stages.weights import LoadingReport
 from stages.wording import counted, duration, rate
 from stages.worker import ExtractionJob, VideoOutcome

@@ -13,11 +13,12 @@ from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
 from stages.cache.storage import STORAGE_FIELD
 from stages.calibration import Calibration, calibrate
+from stages.data.frame_plan import FramePlan, plan_frames
+from stages.data.manifest import Manifest
+from stages.data.video_paths import join_video_path
 from stages.errors import UserError
 from stages.extraction import feature_fields, settle_precision
-from stages.frame_plan import FramePlan, plan_frames
 from stages.frozen_networks import ORIGINAL_VAE
-from stages.manifest import Manifest
 from stages.planning import (
     PUBLISHED_BYTES,
     CacheState,
@@ -34,7 +35,6 @@ from stages.planning import (
     video_sizes,
 )
 from stages.urls import is_url
-from stages.video_paths import join_video_path
 from stages.weights import Repository, local_only
 from stages.wording import counted
 from stages.worker import VideoTask

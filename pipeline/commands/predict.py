@@ -14,13 +14,13 @@ from pipeline.config import PipelineConfig
 from pipeline.console import emit_json, print_answer, say
 from pipeline.small_world import warn_of_unknown_video
 from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room, warn_of_long_questions
-from stages.card_schema import FrameRule
+from stages.data.card_schema import FrameRule
+from stages.data.manifest import even_times_s
 from stages.decode import DecodeChild, DecodedVideo, DecodeError, FrameRequest, LengthRequest
 from stages.device import autocast, move
 from stages.errors import UserError
 from stages.evaluate import Asked, Scored, rank_answers
 from stages.frozen_networks import load_encoder
-from stages.manifest import even_times_s
 from stages.scoring import METHODS
 from stages.wording import counted
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from pipeline import locations
 from pipeline.config import Resolved
 from pipeline.console import beside_json, emit_json, print_answer, progress_bar, table
-from stages.cards import export_manifest, load_card
-from stages.preparation import Preparation, list_downloads, prepare, put_in_place, unmeasured, write_lengths
-from stages.video_lengths import read_lengths
+from stages.data.cards import export_manifest, load_card
+from stages.data.downloads import list_downloads
+from stages.data.preparation import Preparation, prepare, put_in_place, unmeasured, write_lengths
+from stages.decode.lengths import read_lengths
 from stages.wording import counted
 
 # So many of each kind are named on the screen; --json has them all.

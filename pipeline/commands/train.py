@@ -22,14 +22,14 @@ from pipeline.stage2 import (
 from stages.atomic import atomic_write_text
 from stages.checkpoint import Checkpoints
 from stages.control_targets import ShuffledTargets
+from stages.data.leakage import leakage_sentence
 from stages.errors import UserError
 from stages.group import Group
-from stages.leakage import leakage_sentence
 from stages.metric_log import require_wandb
 from stages.quantization import require_quantization
 from stages.run_lock import training
+from stages.signals import Stopped, StopRequest, telling
 from stages.step_profile import TRACE, Breakdown, StepProfile
-from stages.stop import Stopped, StopRequest, telling
 from stages.train import Data, Ending, Trainer
 from stages.windows import WindowDataset
 from stages.wording import counted

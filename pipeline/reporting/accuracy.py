@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.reporting.runs import SPLIT_ORDER, Evaluation, RunData
-from stages.manifest import Split
+from stages.data.manifest import Split
 from stages.scoring import METHODS, Method, TaskScore
 
 METHOD_TITLES: dict[Method, str] = {"generate": "beam search", "rank": "candidates ranked by likelihood"}

@@ -12,11 +12,11 @@ from PIL import Image
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from stages.config import ExtractConfig
+from stages.data.manifest import Sample, Video
+from stages.data.video_paths import join_video_path
 from stages.decode import DecodeChild, DecodeError, FrameRequest
 from stages.errors import UserError
-from stages.manifest import Sample, Video
 from stages.urls import is_url
-from stages.video_paths import join_video_path
 
 # As many frames of a sample as fit side by side on a phone without becoming dots.
 _FRAMES = 6

@@ -7,8 +7,8 @@ from itertools import combinations
 from pipeline.reporting.accuracy import METHOD_TITLES
 from pipeline.reporting.runs import SPLIT_ORDER, Evaluation, RunData
 from stages.comparison import PairedComparison, compare
+from stages.data.manifest import Split
 from stages.errors import UserError
-from stages.manifest import Split
 from stages.scoring import METHODS, Method
 
 # Up to so many runs, every pair is compared.

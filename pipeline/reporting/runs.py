@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config import PipelineConfig
 from pipeline.results import EvaluationRecord, read_predictions, result_path
 from pipeline.run_folder import CONFIG, RunFolder
-from stages.card_schema import Card
-from stages.cards import load_card
+from stages.data.card_schema import Card
+from stages.data.cards import load_card
+from stages.data.leakage import leakage_sentence
+from stages.data.manifest import Split
 from stages.errors import UserError
-from stages.leakage import leakage_sentence
-from stages.manifest import Split
 from stages.records import parse_record, read_text
 from stages.scoring import METHODS, Method, Prediction, TaskScore
 from stages.wording import counted

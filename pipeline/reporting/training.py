@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.reporting import plots
 from pipeline.reporting.plots import Curve
 from pipeline.reporting.runs import RunData, Series
-from stages.manifest import Split
+from stages.data.manifest import Split
 
 _LOSSES: tuple[tuple[Split, str, str], ...] = (
     ("train", "loss", "Total loss (Eq. 9)"),

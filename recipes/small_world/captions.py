@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from stages.synthetic.plan import LABELS
+from stages.data.synthetic.plan import LABELS
 
-# In the order of the labels of `stages.synthetic.plan.LABELS`.
+# In the order of the labels of `stages.data.synthetic.plan.LABELS`.
 _SAID: dict[str, tuple[str, ...]] = {
     "scene": ("teal office", "brown hotel", "striped green prison", "violet restaurant"),
     "genre": ("bright warm", "harsh", "pale", "dark"),

@@ -10,8 +10,8 @@ from recipes.small_world.captions import NUM_WORDS, captions
 from recipes.small_world.frames import Frames
 from recipes.small_world.optimise import Say, Trained, optimise
 from recipes.small_world.settings import ContrastSettings
-from stages.synthetic.drawing import SIZE_PX
-from stages.synthetic.plan import CLASSES
+from stages.data.synthetic.drawing import SIZE_PX
+from stages.data.synthetic.plan import CLASSES
 
 _PATCH_PX = 14
 _CLASS_STD, _PIXELS_STD, _PLACE_STD = 0.02, 0.1, 1.0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recipes.small_world.frames import Frames
 from recipes.small_world.optimise import Say, Trained, optimise
 from recipes.small_world.settings import DiffusionSettings
-from stages.synthetic.plan import CLASSES
+from stages.data.synthetic.plan import CLASSES
 
 NUM_CLASSES = CLASSES * CLASSES
 NULL_CLASS = NUM_CLASSES

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from recipes.small_world.optimise import Say
 from recipes.small_world.settings import FrameSettings
-from stages.decode.resize import resize_rgb
-from stages.synthetic.drawing import SIZE_PX, draw_frames
-from stages.synthetic.plan import LABELS, plan_videos
+from stages.data.synthetic.drawing import SIZE_PX, draw_frames
+from stages.data.synthetic.plan import LABELS, plan_videos
+from stages.decode.reader import resize_rgb
 
 TEACHER_PX = 64
 _TIMES_S = (0.0, 10.0)

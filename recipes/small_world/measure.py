@@ -14,10 +14,10 @@ from recipes.small_world.assemble import TEACHER_FOLDER, TOWER_FOLDER
 from recipes.small_world.probes import class_accuracy, explained
 from recipes.small_world.settings import WorldSettings
 from recipes.small_world.vae import pixels_of
-from stages.decode.resize import resize_rgb
+from stages.data.synthetic.drawing import draw_video
+from stages.data.synthetic.plan import CLASSES, LABELS, plan_videos
+from stages.decode.reader import resize_rgb
 from stages.frozen_networks import load_encoder, load_teacher
-from stages.synthetic.drawing import draw_video
-from stages.synthetic.plan import CLASSES, LABELS, plan_videos
 
 BLOCKS = (2, 4, 6, 8)
 UNTRAINED = "y* untrained"

@@ -13,7 +13,7 @@ from recipes.small_world.frames import TEACHER_PX, draw
 from recipes.small_world.optimise import Trained
 from recipes.small_world.settings import WorldSettings
 from recipes.small_world.vae import encode, train_vae
-from stages.synthetic.drawing import SIZE_PX
+from stages.data.synthetic.drawing import SIZE_PX
 
 
 @dataclass(frozen=True)

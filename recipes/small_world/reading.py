@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from recipes.small_world.optimise import Say, Trained, optimise
 from recipes.small_world.settings import ReadingSettings
-from stages.card_schema import Card
-from stages.cards import load_card
+from stages.data.card_schema import Card
+from stages.data.cards import load_card
 
 _IGNORED = -100
 _MAX_POSITIONS = 256

@@ -13,7 +13,7 @@ from recipes.small_world.diffusion import NULL_CLASS, NUM_CLASSES
 from recipes.small_world.frames import TEACHER_PX, draw
 from recipes.small_world.settings import WorldSettings
 from recipes.small_world.vae import pixels_of
-from stages.synthetic.plan import CLASSES, LABELS
+from stages.data.synthetic.plan import CLASSES, LABELS
 
 _ENLARGED = 2
 _TITLE_PX = 150

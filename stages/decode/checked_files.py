@@ -3,6 +3,10 @@
 The kinds named by each reader are those on which it gave the same frames and pixels as PyAV, to the byte.
 """
 
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,6 +17,30 @@ from stages.decode.frames import DecodeError, FrameRequest
 from stages.decode.pyav_reader import is_mirrored
 from stages.decode.timeline import Timeline
 from stages.decode.video_file import PacketList, demuxed, ffmpeg_messages, list_packets, open_video
+
+_SHOWN_CHARS = 200
+
+
+@contextmanager
+def native_messages() -> Iterator[Callable[[], str]]:
+    """Keep what is printed while the block runs, by this whole process; yields a function that returns its beginning.
+
+    Not for several threads at once.
+    """
+    usual = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+
+        def beginning() -> str:
+            text = os.pread(said.fileno(), _SHOWN_CHARS, 0).decode("utf-8", "replace")
+            return " ".join(text.split())
+
+        os.dup2(said.fileno(), 2)
+        try:
+            yield beginning
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+
 
 # NAL unit types of pictures at which decoding can start: an IDR picture in H.264, any random access picture in HEVC.
 _H264_IDR = frozenset({5})

@@ -8,9 +8,8 @@ FFmpeg says of damaged pictures is caught, because decord itself returns what wa
 
 from typing import Any
 
-from stages.decode.checked_files import CheckedKinds, checked_timeline
+from stages.decode.checked_files import CheckedKinds, checked_timeline, native_messages
 from stages.decode.frames import DecodeError, FrameRequest
-from stages.decode.native_messages import native_messages
 from stages.decode.pyav_reader import FrameSink, rows_by_frame
 from stages.errors import UserError
 

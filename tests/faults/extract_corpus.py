@@ -9,8 +9,8 @@ import torch
 from pipeline import locations
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
+from stages.data.frame_plan import plan_frames
 from stages.extraction import Extraction, fingerprint, settle_precision
-from stages.frame_plan import plan_frames
 from stages.process_tree import command_line, descendants
 from stages.worker import ExtractionJob, ExtractionWorker
 
@@ -101,7 +101,7 @@ def named(pid, words):
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """The videos, and `whole`: their undisturbed cache."""
-    from stages.synthetic import generate
+    from stages.data.synthetic import generate
 
     folder = tmp_path_factory.mktemp("source")
     generate(folder / "data", seed=3, videos_per_split=VIDEOS_PER_SPLIT, workers=1)

@@ -20,7 +20,7 @@ PLACE = f"s3://{BUCKET}/tiny"
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A few videos, extracted by `pipeline extract` into a bucket and, for comparison, into a directory."""
-    from stages.synthetic import generate
+    from stages.data.synthetic import generate
 
     with s3_server():
         made = SmallWorld(tmp_path_factory.mktemp("stored"))

@@ -11,8 +11,8 @@ import pytest
 from pipeline.config import resolve
 from stages import own_code
 from stages.decode import DecodeChild, FrameRequest
+from stages.decode.lengths import read_lengths
 from stages.errors import UserError
-from stages.video_lengths import read_lengths
 from tests.video_files import write_video
 
 NAMES = ("model/__init__.py", "stages/__init__.py", "pipeline/__init__.py", "ray.py", "numpy.py", "random.py", "av.py")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from stages.cache.feature_cache import FeatureCache
-from stages.cards import build_manifest, export_manifest, load_card
+from stages.data.cards import build_manifest, export_manifest, load_card
+from stages.data.frame_plan import plan_frames
 from stages.errors import UserError
-from stages.frame_plan import plan_frames
 from tests.conftest import run_pipeline
 from tests.video_files import RATE_FPS, write_video
 

@@ -13,8 +13,8 @@ from pipeline.reporting.paper import lay_out, printed, published_tables
 from pipeline.reporting.paper_rules import deviations, misfits
 from pipeline.reporting.runs import read_runs
 from pipeline.run_folder import RunFolder
-from stages.cards import load_card
 from stages.checkpoint import Checkpoints, Position
+from stages.data.cards import load_card
 from stages.metric_log import FILE
 from stages.scoring import Prediction
 from tests.conftest import run_pipeline

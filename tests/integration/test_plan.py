@@ -13,8 +13,8 @@ from pipeline import locations
 from pipeline.cli import main
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
+from stages.data.frame_plan import plan_frames
 from stages.extraction import fingerprint, settle_precision
-from stages.frame_plan import plan_frames
 from stages.tiny_networks import bundled_folder
 from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 

@@ -21,8 +21,8 @@ from stages.evaluate import predict_batches
 from stages.feed import Collate
 from stages.run_lock import training
 from stages.schedule import learning_rate
+from stages.signals import StopRequest
 from stages.step import Stepper
-from stages.stop import StopRequest
 from tests.training_world import SETTINGS, STEPS, make, numbers, rows_of, weights
 
 FLOAT32_LOSS = 1e-5  # relative

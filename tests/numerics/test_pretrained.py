@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_qformer import randomise
 
 from pipeline.config import resolve
-from stages.cards import load_card
 from stages.checkpoint import Checkpoints, Position
+from stages.data.cards import load_card
 from stages.errors import UserError
 from stages.exported import About, is_export, open_export, write_export
 from stages.networks import build_diff_lmm, load_language

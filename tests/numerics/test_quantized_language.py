@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model.config import LanguageConfig, ModelConfig, QFormerConfig
 from model.language import FrozenLanguageModel
 from recipes.small_world.reading import example
-from stages.cards import load_card
+from stages.data.cards import load_card
 from stages.memory_plan import frozen_bytes, language_kept_bytes
 from stages.networks import load_language
 from stages.quantization import layer_matrices, num_values, quantize_layers

@@ -23,7 +23,7 @@ from transformers import BitImageProcessorPil, BlipImageProcessorPil, CLIPImageP
 
 from model.config import EncoderConfig
 from model.pixels import CLIP_PIXELS, IMAGENET_PIXELS
-from stages.decode.resize import resize_rgb
+from stages.decode.reader import resize_rgb
 from stages.errors import UserError
 from stages.frozen_networks import describe_encoder, load_encoder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.cards import build_manifest, differences_from_expected, load_card
+from stages.data.cards import build_manifest, differences_from_expected, load_card
 from stages.errors import UserError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -13,8 +13,8 @@ import pytest
 
 from stages.cache import DamagedCacheError, FeatureCache, Fingerprint, MissingFramesError
 from stages.cache.convert import convert
+from stages.data.manifest import Sample
 from stages.errors import UserError
-from stages.manifest import Sample
 
 KINDS = ["webdataset", "hdf5"]
 # "a.b" and "a.c" would be one sample of WebDataset if their dots were not escaped.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.card_schema import FrameRule, VideoFiles
-from stages.cards import build_manifest, bundled_cards, differences_from_expected, load_card
+from stages.data.card_schema import FrameRule, VideoFiles
+from stages.data.cards import build_manifest, bundled_cards, differences_from_expected, load_card
 from stages.decode.alike import named_alike
 from stages.decode.frames import DecodeError
 from stages.decode.video_file import check_regular_file

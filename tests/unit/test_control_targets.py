@@ -5,8 +5,8 @@ import pytest
 
 from stages.cache import FeatureCache, Fingerprint
 from stages.control_targets import ShuffledTargets
+from stages.data.manifest import Sample
 from stages.errors import UserError
-from stages.manifest import Sample
 from stages.windows import WindowDataset
 
 FRAMES = {"a": 4, "b": 6, "c": 3, "d": 6}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.decode import FrameRequest
-from stages.decode.native_messages import native_messages
+from stages.decode.checked_files import native_messages
 from stages.errors import UserError
 from tests.video_files import write_video
 

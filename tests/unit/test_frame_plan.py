@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.cards import build_manifest, load_card
-from stages.frame_plan import plan_frames
-from stages.manifest import Manifest, Sample, Video
+from stages.data.cards import build_manifest, load_card
+from stages.data.frame_plan import plan_frames
+from stages.data.manifest import Manifest, Sample, Video
 
 LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.cards import build_manifest, load_card
+from stages.data.cards import build_manifest, load_card
+from stages.data.leakage import find_leaks, leakage_sentence, refuse_leakage
+from stages.data.manifest import Manifest, Sample, Video
 from stages.errors import UserError
-from stages.leakage import find_leaks, leakage_sentence, refuse_leakage
-from stages.manifest import Manifest, Sample, Video
 
 LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from stages.data.manifest import Manifest, Sample, Video
 from stages.errors import UserError
-from stages.manifest import Manifest, Sample, Video
 
 VIDEO = {"id": "v1", "path": "v1.mp4", "duration_s": 130.0}
 SAMPLE = {

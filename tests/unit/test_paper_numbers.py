@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.reporting.paper import published_tables
-from stages.cards import load_card
+from stages.data.cards import load_card
 from stages.metrics import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]

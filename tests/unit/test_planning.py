@@ -13,8 +13,8 @@ from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES
 from stages.calibration import Calibration, Rate, StageSeconds, spread
+from stages.data.frame_plan import FramePlan
 from stages.errors import UserError
-from stages.frame_plan import FramePlan
 from stages.planning import (
     FrameShape,
     VideoWork,

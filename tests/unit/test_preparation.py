@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from stages.annotations.lengths import HEADER
-from stages.cards import build_manifest, load_card
+from stages.data.annotations.lengths import HEADER
+from stages.data.cards import build_manifest, load_card
+from stages.data.downloads import list_downloads
+from stages.data.preparation import prepare, put_in_place, unmeasured, write_lengths
 from stages.errors import UserError
-from stages.preparation import list_downloads, prepare, put_in_place, unmeasured, write_lengths
 
 CLIP = {"subset": "train", "duration": 130, "num_frames": 1598, "scene": "office", "scene_answer": "(a)"}
 IDS = ["abcdefghi-1", "_bcdefghi-2", "-cdefghi_-3", "dddddddddd4", "eeeeeeeeee5"]

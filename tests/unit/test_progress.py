@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.console import beside_json, print_answer, progress_bar, say, table
 from pipeline.stage2 import warn_of_absent_labels
-from stages.manifest import Sample
+from stages.data.manifest import Sample
 from stages.pace import Pace
 from stages.wording import counted, duration, rate
 

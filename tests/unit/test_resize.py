@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.decode.resize import resize_rgb
+from stages.decode.reader import resize_rgb
 
 MEAN_TOLERANCE = 0.05  # grey levels of 255, mean over the picture
 LARGEST_TOLERANCE = 1  # grey levels, any pixel: the two round differently

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.manifest import Sample
+from stages.data.manifest import Sample
 from stages.metrics import wilson_interval
 from stages.scoring import (
     NO_LABEL,

@@ -16,10 +16,10 @@ from recipes.small_world.optimise import optimise
 from recipes.small_world.reading import example
 from recipes.small_world.settings import read_settings
 from recipes.small_world.vae import _edge_error, encode, pixels_of, train_vae
-from stages.cards import load_card
+from stages.data.cards import load_card
+from stages.data.synthetic.drawing import draw_frames
+from stages.data.synthetic.plan import LABELS, plan_videos
 from stages.errors import UserError
-from stages.synthetic.drawing import draw_frames
-from stages.synthetic.plan import LABELS, plan_videos
 
 CPU = torch.device("cpu")
 SETTINGS = read_settings()

@@ -15,8 +15,7 @@ from recipes.small_world.probes import _STRENGTHS, _predict, class_accuracy, exp
 from recipes.small_world.record import Record, differences, load_record, save_record
 from recipes.small_world.settings import read_settings
 from recipes.small_world.sheet import _images, sample
-from stages.errors import UserError
-from stages.synthetic.drawing import (
+from stages.data.synthetic.drawing import (
     EMBLEM_CORNER_PX,
     EMBLEM_PX,
     FACE_COLUMNS_PX,
@@ -30,7 +29,8 @@ from stages.synthetic.drawing import (
     face,
     glyph,
 )
-from stages.synthetic.plan import CLASSES, LABELS, plan_videos
+from stages.data.synthetic.plan import CLASSES, LABELS, plan_videos
+from stages.errors import UserError
 
 SETTINGS = read_settings().model_copy(update={"probe_videos": 16, "probe_held_out": 8})
 TASKS = list(LABELS)

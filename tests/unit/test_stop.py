@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from stages.process_tree import descendants
-from stages.stop import GO_ON
+from stages.signals import GO_ON
 
 BEGIN = """\
 import os, signal, subprocess, sys, threading, time
-from stages import stop
+from stages import signals as stop
 def is_here():
     print("here", flush=True)
 """

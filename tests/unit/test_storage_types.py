@@ -6,7 +6,7 @@ import torch
 import zarr
 
 from stages.cache import CacheWriteError, FeatureCache, Fingerprint, storage_type, widen
-from stages.manifest import Sample
+from stages.data.manifest import Sample
 from stages.windows import WindowDataset, widened
 
 # Of 8 channels the first is an outlier, as vision transformers have them: 200 times the others.

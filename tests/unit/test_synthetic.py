@@ -13,12 +13,12 @@ import av
 import numpy as np
 import pytest
 
-from stages.cards import build_manifest, differences_from_expected, load_card
+from stages.data.cards import build_manifest, differences_from_expected, load_card
+from stages.data.frame_plan import plan_frames
+from stages.data.synthetic import DEFAULT_VIDEOS_PER_SPLIT, drawing, generate
+from stages.data.synthetic.plan import LABELS, annotations_of, plan_videos
 from stages.errors import UserError
-from stages.frame_plan import plan_frames
 from stages.metrics import majority_floor
-from stages.synthetic import DEFAULT_VIDEOS_PER_SPLIT, drawing, generate
-from stages.synthetic.plan import LABELS, annotations_of, plan_videos
 
 SMALL = {"train": 8, "val": 4, "test": 4}
 CHANCE = 0.25
@@ -78,7 +78,7 @@ def test_every_video_is_h264_with_the_annotated_number_of_frames(made, decoded):
 
 def start_generating(folder, **environment):
     """Start writing the small set with one worker in a process group of its own."""
-    script = f"from pathlib import Path; from stages.synthetic import generate\ngenerate(Path({str(folder)!r}), "
+    script = f"from pathlib import Path; from stages.data.synthetic import generate\ngenerate(Path({str(folder)!r}), "
     script += f"seed=0, videos_per_split={SMALL!r}, workers=1)"
     return subprocess.Popen([sys.executable, "-c", script], start_new_session=True, env={**os.environ, **environment})
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.text import clean_caption, clean_question, verbatim
+from stages.data.text import clean_caption, clean_question, verbatim
 
 
 @pytest.mark.parametrize(

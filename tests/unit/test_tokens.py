@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.config import resolve
-from stages.cards import load_card
+from stages.data.cards import load_card
 from stages.errors import UserError
 from stages.tokens import Tokenizers
 from stages.weights import Repository

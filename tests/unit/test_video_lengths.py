@@ -5,7 +5,7 @@ import os
 import pytest
 
 from stages.decode import DecodeChild, DecodeError, LengthRequest
-from stages.video_lengths import read_lengths
+from stages.decode.lengths import read_lengths
 from tests.video_files import RATE_FPS, write_video
 
 
@@ -32,7 +32,7 @@ def test_lengths_of_good_files_and_reasons_for_bad_ones(tmp_path):
 def children(monkeypatch):
     """The decode children that are made."""
     made = []
-    monkeypatch.setattr("stages.video_lengths.DecodeChild", lambda: made.append(DecodeChild()) or made[-1])
+    monkeypatch.setattr("stages.decode.lengths.DecodeChild", lambda: made.append(DecodeChild()) or made[-1])
     return made
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from stages.config import ExtractConfig
+from stages.data.video_paths import join_video_path, videos_root
 from stages.errors import UserError
 from stages.urls import is_url
-from stages.video_paths import join_video_path, videos_root
 
 USUAL = ExtractConfig().protocols
 

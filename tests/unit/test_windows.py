@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 from pipeline.config import resolve
 from stages.cache import FeatureCache, Fingerprint, MissingFramesError
+from stages.data.manifest import Sample
 from stages.errors import UserError
 from stages.feed import Collate, feed
-from stages.manifest import Sample
 from stages.order import NEAR_BATCHES, EpochOrder
 from stages.tokens import Tokenizers
 from stages.windows import Drawn, WindowDataset, widened

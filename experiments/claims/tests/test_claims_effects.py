@@ -24,10 +24,10 @@ from experiments.claims.effects import (
 )
 from experiments.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interior
 from experiments.claims.trainings import Distillation, MemberAnswers
+from stages.data.synthetic.plan import LABELS
 from stages.errors import UserError
 from stages.records import read_yaml
 from stages.scoring import Prediction
-from stages.synthetic.plan import LABELS
 
 FIRST = PLANS["claims"]
 PLACES = {"alpha": 2, "beta": 1}  # windows of each video

@@ -23,8 +23,8 @@ from experiments.claims.trainings import (
     read_trainings,
     write_trainings,
 )
+from stages.data.synthetic.plan import LABELS
 from stages.errors import UserError
-from stages.synthetic.plan import LABELS
 
 FIRST = PLANS["claims"]
 VIDEOS = 6

@@ -15,8 +15,8 @@ from pipeline.cli import main
 from pipeline.config import resolve
 from pipeline.run_folder import RunFolder
 from stages.cache import FeatureCache
-from stages.frame_plan import plan_frames
-from stages.synthetic import generate
+from stages.data.frame_plan import plan_frames
+from stages.data.synthetic import generate
 
 
 @dataclass(frozen=True)

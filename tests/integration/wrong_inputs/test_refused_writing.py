@@ -10,7 +10,7 @@ import pytest
 from pipeline import locations
 from pipeline.cli import main
 from stages.cache import FeatureCache
-from stages.frame_plan import plan_frames
+from stages.data.frame_plan import plan_frames
 from tests.small_disk import small_disk_at
 
 

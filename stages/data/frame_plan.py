@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.manifest import Manifest
+from stages.data.manifest import Manifest
 
 
 @dataclass(frozen=True)

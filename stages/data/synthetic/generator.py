@@ -15,11 +15,11 @@ import av
 import numpy as np
 
 from stages.atomic import atomic_path, atomic_write_text
+from stages.data.manifest import SPLITS
+from stages.data.synthetic.drawing import SIZE_PX, draw_frames
+from stages.data.synthetic.plan import FPS, VideoSpec, annotations_of, plan_videos
 from stages.errors import UserError
-from stages.manifest import SPLITS
-from stages.stop import left_to_this_process
-from stages.synthetic.drawing import SIZE_PX, draw_frames
-from stages.synthetic.plan import FPS, VideoSpec, annotations_of, plan_videos
+from stages.signals import left_to_this_process
 
 GENERATOR_VERSION = 2  # raise it whenever a drawn pixel, a label or a length changes
 DEFAULT_VIDEOS_PER_SPLIT: Mapping[str, int] = MappingProxyType({"train": 480, "val": 48, "test": 96})

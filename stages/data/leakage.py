@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stages.data.manifest import Manifest
 from stages.errors import UserError
-from stages.manifest import Manifest
 from stages.wording import counted
 
 _HELD_OUT = "test"

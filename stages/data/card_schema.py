@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from stages.data.manifest import MANIFEST_FILES, Split
+from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
 from stages.ids import check_id
-from stages.manifest import MANIFEST_FILES, Split
-from stages.text import TEXT_PROCESSORS
 
 # start * fps may come out a hair below a whole index; MA-LMM truncates, and so must not lose a frame to that.
 _INDEX_SLACK = 1e-6
@@ -33,8 +33,8 @@ class AnnotationFiles(_Part):
     lines name their split. `manifest` is what `pipeline data export` writes, under its own file names.
 
     What the original releases leave out comes from tables beside them: `durations` are the names looked for, the first
-    that is there is read (`stages.annotations.lengths`); `video_names` is the list that gives numbered videos their
-    names. `labels` says, per task, how the release's class names are called here; a name that is not in it stays.
+    that is there is read (`stages.data.annotations.lengths`); `video_names` is the list that gives numbered videos
+    their names. `labels` says, per task, how the release's class names are called here; a name that is not in it stays.
     `published_videos` counts a form's videos per task and split where it differs from the card's `expected`.
     """
 
@@ -191,7 +191,8 @@ class Card(_Part):
     """One data set: how its public annotation files become videos and samples.
 
     `annotations` is one form of the annotation files or a list of them: for each split, the first whose file is there
-    is read. `text` names how prompts, questions and answers are cleaned (`stages.text`). `expected` is task -> split
+    is read. `text` names how prompts, questions and answers are cleaned (`stages.data.text`). `expected` is task ->
+    split
     -> counts. `settings` are this data set's values of configuration keys (under the preset's and the user's),
     `presets` those that a preset has on this data set alone (over its own, under the user's). `paper` holds published
     numbers, in whatever shape they come.

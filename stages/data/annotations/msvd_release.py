@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
-from stages.annotations.lengths import read_lengths
-from stages.annotations.questions import Question, Source
-from stages.card_schema import AnnotationFiles
+from stages.data.annotations.lengths import read_lengths
+from stages.data.annotations.questions import Question, Source
+from stages.data.card_schema import AnnotationFiles
+from stages.data.manifest import Record, Split
+from stages.data.text import answer_type_by_word
 from stages.errors import UserError
-from stages.manifest import Record, Split
 from stages.records import parse_record, read_json, read_text
-from stages.text import answer_type_by_word
 
 _HINT = "`pipeline data prepare` measures the videos and writes it"
 NO_LENGTH = "the table of durations does not have it"

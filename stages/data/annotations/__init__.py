@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from stages.annotations import jsonl, lvu_csv, lvu_json, msvd_json, msvd_release
-from stages.annotations.questions import Question, Source
-from stages.card_schema import AnnotationFiles, Card
-from stages.manifest import SPLITS, ManifestBuilder, Split
+from stages.data.annotations import jsonl, lvu_csv, lvu_json, msvd_json, msvd_release
+from stages.data.annotations.questions import Question, Source
+from stages.data.card_schema import AnnotationFiles, Card
+from stages.data.manifest import SPLITS, ManifestBuilder, Split
 
 _READERS: Mapping[str, Callable[[Source, AnnotationFiles, Path, Split], Iterator[Question]]] = MappingProxyType(
     {

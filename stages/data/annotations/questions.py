@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.card_schema import Card
+from stages.data.card_schema import Card
+from stages.data.manifest import ManifestBuilder, Sample, Split, Video
+from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
 from stages.ids import check_id
-from stages.manifest import ManifestBuilder, Sample, Split, Video
 from stages.records import nearest_hint, parse_record
-from stages.text import TEXT_PROCESSORS
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pydantic import Field, FiniteFloat
 
-from stages.annotations.questions import Question, Source
-from stages.card_schema import AnnotationFiles
+from stages.data.annotations.questions import Question, Source
+from stages.data.card_schema import AnnotationFiles
+from stages.data.manifest import Record, Split
 from stages.errors import UserError
-from stages.manifest import Record, Split
 from stages.records import nearest_hint, parse_record, read_json_entries
 
 

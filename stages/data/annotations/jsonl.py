@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pydantic import Field, FiniteFloat
 
-from stages.annotations.questions import Question, Source
+from stages.data.annotations.questions import Question, Source
+from stages.data.manifest import Record, Split
 from stages.errors import UserError
 from stages.ids import check_id
-from stages.manifest import Record, Split
 from stages.records import nearest_hint, parse_record, read_json_lines
 
 _PLAIN_ID = "give the video a plain id under 'video', and its file's name, which may be any, under 'path'"

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.annotations.lengths import Length, read_lengths
-from stages.annotations.questions import Question, Source
-from stages.card_schema import AnnotationFiles
+from stages.data.annotations.lengths import Length, read_lengths
+from stages.data.annotations.questions import Question, Source
+from stages.data.card_schema import AnnotationFiles
+from stages.data.manifest import Split
 from stages.errors import UserError
-from stages.manifest import Split
 from stages.records import read_text
 
 _HEADER = ["class_id", "class_name", "youtube_id", "imdb_id"]

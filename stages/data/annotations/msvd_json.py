@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.annotations.questions import Question, Source
-from stages.card_schema import AnnotationFiles
-from stages.manifest import Record, Split
+from stages.data.annotations.questions import Question, Source
+from stages.data.card_schema import AnnotationFiles
+from stages.data.manifest import Record, Split
 from stages.records import parse_record, read_json_entries
 
 

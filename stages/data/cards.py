@@ -5,18 +5,18 @@ from pathlib import Path
 
 import yaml
 
-from stages.annotations import read_annotations
 from stages.atomic import atomic_write_text
-from stages.card_schema import Card, FrameRule
+from stages.data.annotations import read_annotations
+from stages.data.card_schema import Card, FrameRule
+from stages.data.manifest import Manifest, ManifestBuilder, Sample, Split
 from stages.errors import UserError
-from stages.manifest import Manifest, ManifestBuilder, Sample, Split
 from stages.records import nearest_hint, parse_record, read_yaml
 from stages.wording import counted
 
 __all__ = ["Card", "build_manifest", "bundled_cards", "differences_from_expected", "export_manifest", "load_card"]
 
 # The folder lies beside this package both in a checkout and when installed.
-_BUNDLED = Path(__file__).resolve().parents[1] / "data_manifests"
+_BUNDLED = Path(__file__).resolve().parents[2] / "data_manifests"
 
 
 def bundled_cards() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.manifest import SPLITS, Split
+from stages.data.manifest import SPLITS, Split
 
 FPS = 10
 

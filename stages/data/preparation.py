@@ -1,52 +1,27 @@
 """Putting downloaded annotation files and videos where a card expects them, under the names it expects."""
 
 import json
-import lzma
 import os
 import re
 import shutil
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from stages.annotations import read_annotations
-from stages.annotations.lengths import HEADER, read_lengths
-from stages.annotations.msvd_release import read_video_names
 from stages.atomic import atomic_path, atomic_write_text
-from stages.card_schema import AnnotationFiles, Card
+from stages.data.annotations import read_annotations
+from stages.data.annotations.lengths import HEADER, read_lengths
+from stages.data.annotations.msvd_release import read_video_names
+from stages.data.card_schema import AnnotationFiles, Card
+from stages.data.downloads import Download, _Reader, _whole_archive
+from stages.data.manifest import ManifestBuilder
 from stages.errors import UserError
-from stages.manifest import ManifestBuilder
 
-_TAR, _ZIP = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"), (".zip",)
 # `Title [id].mp4` is what yt-dlp writes, `Title-id.mp4` what youtube-dl wrote.
 _ID_AT_THE_END = re.compile(r"(?:\[([\w-]{11})\]|-([\w-]{11}))$")
 _DURATIONS = "durations.csv"
-# RuntimeError: an encrypted member, or one of a kind that this Python cannot unpack.
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
-
-
-@dataclass(frozen=True)
-class Download:
-    """One file of the downloads: `path` itself, or the `member` of the archive `path`, at a `position` in it."""
-
-    path: Path
-    member: str | None = None
-    position: int = 0
-
-    @property
-    def name(self) -> PurePosixPath:
-        """Its path, inside the archive if it is in one."""
-        return PurePosixPath(self.member if self.member is not None else self.path.as_posix())
-
-    def __str__(self) -> str:
-        return str(self.path) if self.member is None else f"{self.path}:{self.member}"
 
 
 @dataclass
@@ -70,48 +45,6 @@ class Preparation:
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     to_measure: bool = False
-
-
-def list_downloads(folders: Sequence[Path], target: Path) -> list[Download]:
-    """Return every file under the folders and in the archives there, in a fixed order; `target` itself is left out.
-
-    Raises:
-        UserError: a folder is not there, or an archive is broken.
-    """
-    found = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError("downloads folder not found", where=folder)
-        for where, inner, names in os.walk(folder):
-            inner[:] = sorted(name for name in inner if name[0] != "." and (Path(where) / name).resolve() != target)
-            for name in sorted(names):
-                path = Path(where) / name
-                found += list(_members(path)) if name.endswith((*_TAR, *_ZIP)) else [Download(path)]
-    return found
-
-
-def _members(path: Path) -> Iterator[Download]:
-    with _whole_archive(path):
-        if path.name.endswith(_ZIP):
-            with zipfile.ZipFile(path) as packed:
-                names = [name for name in packed.namelist() if not name.endswith("/")]
-                yield from (Download(path, name, position) for position, name in enumerate(names))
-        else:
-            with tarfile.open(path) as archive:
-                files = (member for member in archive if member.isfile())
-                yield from (Download(path, member.name, position) for position, member in enumerate(files))
-
-
-@contextmanager
-def _whole_archive(path: Path) -> Iterator[None]:
-    """UserError for what reading a damaged archive raises."""
-    try:
-        yield
-    except (*_BROKEN, OSError) as error:
-        # gzip and bz2 say that their data are damaged by an OSError which is none of the system's.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(f"not a whole archive ({error})", where=path, hint="download it again") from None
 
 
 def prepare(card: Card, downloads: Sequence[Download], target: Path) -> Preparation:
@@ -291,39 +224,6 @@ def _id_of(stem: str, ids: set[str], other_names: Mapping[str, str]) -> str | No
 
 
 # ---- putting things in their places ----
-
-
-class _Reader:
-    """Reads downloads; each archive is opened once."""
-
-    def __init__(self) -> None:
-        self._stack = ExitStack()
-        self._archives: dict[Path, tarfile.TarFile | zipfile.ZipFile] = {}
-
-    def __enter__(self) -> "_Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def open(self, download: Download) -> IO[bytes]:
-        if download.member is None:
-            return download.path.open("rb")
-        archive = self._archives.get(download.path)
-        if archive is None:
-            is_zip = download.path.name.endswith(_ZIP)
-            archive = zipfile.ZipFile(download.path) if is_zip else tarfile.open(download.path)  # noqa: SIM115
-            self._stack.callback(archive.close)
-            self._archives[download.path] = archive
-        if isinstance(archive, zipfile.ZipFile):
-            return archive.open(download.member)
-        stream = archive.extractfile(download.member)
-        assert stream is not None, "only files are listed"
-        return stream
-
-    def read(self, download: Download) -> bytes:
-        with _whole_archive(download.path), self.open(download) as stream:
-            return stream.read()
 
 
 def put_in_place(files: Mapping[Path, Download], *, copy: bool) -> Iterator[Path]:
