@@ -26,7 +26,7 @@ import torch
 from model.config import EncoderConfig
 from stages.cache import STORAGE_TYPES, FeatureCache, Fingerprint, widen
 from stages.cache.convert import KINDS, convert
-from stages.cache.stores import ZARR
+from stages.cache.stores.stores import ZARR
 from stages.data.synthetic import generate
 from stages.decode.child import DecodeChild
 from stages.decode.frames import FrameRequest

@@ -14,13 +14,14 @@ import numpy as np
 from model.config import EncoderConfig, ModelConfig, TeacherConfig
 from model.dit_original import original_dit_config
 from stages.cache.feature_cache import FeatureCache
-from stages.cache.fingerprint import FILE_NAME, Scalar
+from stages.cache.files.places import Place
+from stages.cache.fingerprint import Scalar
 from stages.cache.ledger import LedgerStatus
-from stages.cache.places import Place
 from stages.cache.source import find_changes
 from stages.cache.storage import STORAGE_TYPES, StorageType
-from stages.cache.stores import store_at
-from stages.cache.zarr_store import CHUNK_FRAMES
+from stages.cache.stores.commit import FILE_NAME
+from stages.cache.stores.stores import store_at
+from stages.cache.stores.zarr_store import CHUNK_FRAMES
 from stages.data.frame_plan import FramePlan
 from stages.data.manifest import Manifest
 from stages.errors import UserError
@@ -185,7 +186,7 @@ class _StoredArray:
     def num_bytes(self, frames: int, *, padded: bool) -> int:
         rows = frames if self.rows is None else self.rows
         if padded and self.in_chunks and rows:
-            # As stages.cache.zarr_store lays it out: whole chunks, of fewer rows where the array has fewer.
+            # As stages.cache.stores.zarr_store lays it out: whole chunks, of fewer rows where the array has fewer.
             chunk = min(CHUNK_FRAMES, rows)
             rows = -(-rows // chunk) * chunk
         return rows * self.row_bytes

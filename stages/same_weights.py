@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.config import EncoderConfig, ModelConfig, TeacherConfig
+from stages.cache.files.places import Place
 from stages.cache.fingerprint import Fingerprint
-from stages.cache.places import Place
 from stages.errors import UserError
 from stages.extraction import checkpoint_fields
 from stages.frozen_networks import ORIGINAL_SUFFIXES, ORIGINAL_VAE, describe_encoder, describe_teacher

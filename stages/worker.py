@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.cache.commit import CommitRecord, load_record
-from stages.cache.errors import CacheWriteError, DamagedCacheError
 from stages.cache.feature_cache import FeatureCache
+from stages.cache.files.errors import CacheWriteError, DamagedCacheError
 from stages.cache.source import VideoSource, look_at
 from stages.cache.storage import refuse_unstorable
+from stages.cache.stores.commit import CommitRecord, load_record
 from stages.config import ExtractConfig
 from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest, local_copy
 from stages.errors import UserError

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import beside_json, emit_json, print_answer, progress_bar
-from stages.cache.commit import CommitRecord, load_records
 from stages.cache.feature_cache import FeatureCache
+from stages.cache.files.places import place_of
 from stages.cache.maintenance import CheckResult, SweepReport
-from stages.cache.places import place_of
 from stages.cache.source import damaged_sentence, find_changes, outdated_sentence
-from stages.cache.stores import ZARR
+from stages.cache.stores.commit import CommitRecord, load_records
+from stages.cache.stores.stores import ZARR
 from stages.config import ExtractConfig
 from stages.data.video_paths import join_video_path, videos_root
 from stages.errors import UserError

@@ -9,7 +9,7 @@ from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say
 from pipeline.small_world import warn_of_unknown_data
 from stages.cache.feature_cache import FeatureCache
-from stages.cache.places import CacheUrl
+from stages.cache.files.places import CacheUrl
 from stages.cache.source import Changes, damaged_sentence, outdated_sentence
 from stages.data.frame_plan import plan_frames
 from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision

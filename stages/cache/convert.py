@@ -16,9 +16,17 @@ from typing import Protocol
 import numpy as np
 
 from stages.atomic import sync_directory, sync_file, sync_tree
-from stages.cache.blocks import chunk_span, crc32c
-from stages.cache.commit import (
+from stages.cache.feature_cache import FeatureCache
+from stages.cache.files.errors import DamagedCacheError, storage_errors
+from stages.cache.files.files import Directory
+from stages.cache.files.places import CacheUrl, Place
+from stages.cache.files.remote_files import RemoteFiles
+from stages.cache.files.writers import Writer, current_writer
+from stages.cache.ledger import LEDGER
+from stages.cache.stores.blocks import chunk_span, crc32c
+from stages.cache.stores.commit import (
     COMMITS,
+    FILE_NAME,
     VIDEOS,
     ArrayRecord,
     CommitRecord,
@@ -27,18 +35,10 @@ from stages.cache.commit import (
     record_name,
     record_path,
 )
-from stages.cache.errors import DamagedCacheError, storage_errors
-from stages.cache.feature_cache import FeatureCache
-from stages.cache.files import Directory
-from stages.cache.fingerprint import FILE_NAME
-from stages.cache.hdf5_store import Hdf5Writer
-from stages.cache.ledger import LEDGER
-from stages.cache.places import CacheUrl, Place
-from stages.cache.remote_files import RemoteFiles
-from stages.cache.stores import HDF5, WEBDATASET, ZARR
-from stages.cache.webdataset_store import WebDatasetWriter
-from stages.cache.writers import Writer, current_writer
-from stages.cache.zarr_store import group_files, write_group
+from stages.cache.stores.hdf5_store import Hdf5Writer
+from stages.cache.stores.stores import HDF5, WEBDATASET, ZARR
+from stages.cache.stores.webdataset_store import WebDatasetWriter
+from stages.cache.stores.zarr_store import group_files, write_group
 from stages.errors import UserError
 from stages.ids import check_id
 

@@ -10,24 +10,25 @@ from typing import Any
 import numpy as np
 
 from stages.cache import maintenance
-from stages.cache.commit import (
+from stages.cache.files.errors import CacheWriteError, DamagedCacheError, MissingFramesError, storage_errors
+from stages.cache.files.places import Place, place_of
+from stages.cache.fingerprint import Fingerprint, fingerprint_content, load_fingerprint
+from stages.cache.ledger import Ledger
+from stages.cache.source import VideoSource
+from stages.cache.storage import STORAGE_FIELD, refuse_unstorable, storage_type
+from stages.cache.stores.commit import (
     COMMITS,
+    FILE_NAME,
     CommitRecord,
     committed_ids,
     load_record,
     load_records,
     record_name,
 )
-from stages.cache.copied_store import copied
-from stages.cache.errors import CacheWriteError, DamagedCacheError, MissingFramesError, storage_errors
-from stages.cache.fingerprint import FILE_NAME, Fingerprint, fingerprint_content, load_fingerprint
-from stages.cache.ledger import Ledger
-from stages.cache.places import Place, place_of
-from stages.cache.source import VideoSource
-from stages.cache.storage import STORAGE_FIELD, refuse_unstorable, storage_type
-from stages.cache.stores import Store, store_at
-from stages.cache.survey import STALE_AFTER_S
-from stages.cache.writing import content_of
+from stages.cache.stores.copied_store import copied
+from stages.cache.stores.stores import Store, store_at
+from stages.cache.stores.survey import STALE_AFTER_S
+from stages.cache.stores.writing import content_of
 
 _OPEN_VIDEOS = 256
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from stages.cache.files import SmallFiles
+from stages.cache.files.files import SmallFiles
+from stages.cache.stores.commit import FILE_NAME
 from stages.errors import UserError
 from stages.records import parse_record
 
 FORMAT_VERSION = 1
-FILE_NAME = "fingerprint.json"
 ABSENT = "(absent)"
 
 Scalar = StrictStr | StrictInt | StrictFloat | StrictBool | None

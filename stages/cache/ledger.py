@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stages.cache.commit import CommitRecord, committed_ids, load_records
-from stages.cache.errors import DamagedCacheError
-from stages.cache.lock import CacheLock
-from stages.cache.log import EventLog
-from stages.cache.places import Place
+from stages.cache.files.errors import DamagedCacheError
+from stages.cache.files.lock import CacheLock
+from stages.cache.files.log import EventLog
+from stages.cache.files.places import Place
 from stages.cache.source import VideoSource
+from stages.cache.stores.commit import CommitRecord, committed_ids, load_records
 from stages.errors import UserError
 from stages.ids import check_id
 
 if TYPE_CHECKING:
-    from stages.cache.stores import Store
+    from stages.cache.stores.stores import Store
 
 LEDGER = "ledger"
 

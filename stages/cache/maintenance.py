@@ -4,13 +4,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from stages.cache.commit import COMMITS, VIDEOS, CommitRecord, committed_ids, load_record, load_records, record_name
-from stages.cache.errors import DamagedCacheError
-from stages.cache.files import Files
+from stages.cache.files.errors import DamagedCacheError
+from stages.cache.files.files import Files
 from stages.cache.ledger import Ledger
-from stages.cache.stores import Store
-from stages.cache.survey import STALE_AFTER_S, is_left_behind, survey
-from stages.cache.writing import TMP
+from stages.cache.stores.commit import (
+    COMMITS,
+    VIDEOS,
+    CommitRecord,
+    committed_ids,
+    load_record,
+    load_records,
+    record_name,
+)
+from stages.cache.stores.stores import Store
+from stages.cache.stores.survey import STALE_AFTER_S, is_left_behind, survey
+from stages.cache.stores.writing import TMP
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from stages.cache.errors import CacheWriteError
+from stages.cache.files.errors import CacheWriteError
 from stages.errors import UserError
 
 STORAGE_FIELD = "storage"

@@ -9,7 +9,7 @@ from pipeline.check_data import check_cache
 from pipeline.config import resolve
 from stages.cache import FeatureCache
 from stages.cache.convert import convert
-from stages.cache.places import place_of
+from stages.cache.files.places import place_of
 from tests.conftest import SmallWorld
 from tests.in_this_process import in_this_process
 from tests.object_stores import BUCKET, filesystem, s3_server

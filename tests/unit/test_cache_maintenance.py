@@ -10,7 +10,7 @@ import pytest
 
 from stages.cache import DamagedCacheError, FeatureCache, Fingerprint
 from stages.cache.convert import convert
-from stages.cache.writers import current_writer
+from stages.cache.files.writers import current_writer
 from tests.conftest import run_pipeline
 
 

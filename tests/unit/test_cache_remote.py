@@ -13,10 +13,10 @@ import zarr
 
 from stages.cache import DamagedCacheError, FeatureCache, Fingerprint, MissingFramesError
 from stages.cache.convert import convert
-from stages.cache.lock import LOCK
-from stages.cache.places import CacheUrl, place_of
-from stages.cache.remote_lock import STALE_AFTER_S
-from stages.cache.writers import current_writer
+from stages.cache.files.lock import LOCK
+from stages.cache.files.places import CacheUrl, place_of
+from stages.cache.files.remote_lock import STALE_AFTER_S
+from stages.cache.files.writers import current_writer
 from stages.errors import UserError
 from tests.object_stores import BUCKET, filesystem, s3_server, web_server
 
@@ -293,7 +293,7 @@ def test_the_lock_of_a_process_of_this_host_that_ended_is_taken_over_at_once(roo
 
 
 def test_whoever_lost_the_lock_stops_at_the_next_event(root, monkeypatch):
-    monkeypatch.setattr("stages.cache.remote_lock.BEAT_S", 0.05)
+    monkeypatch.setattr("stages.cache.files.remote_lock.BEAT_S", 0.05)
     cache = make(root)
     with cache.ledger.writer() as run:
         run.failed("v", reason="first", attempts=1)
@@ -307,7 +307,7 @@ def test_whoever_lost_the_lock_stops_at_the_next_event(root, monkeypatch):
 
 
 def test_a_holder_that_lives_is_heard_again_and_again(root, monkeypatch):
-    monkeypatch.setattr("stages.cache.remote_lock.BEAT_S", 0.05)
+    monkeypatch.setattr("stages.cache.files.remote_lock.BEAT_S", 0.05)
     cache = make(root)
     with cache.ledger.writer():
         first = json.loads(cache.store.content("", LOCK))["heard"]

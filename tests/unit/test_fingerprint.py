@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from stages.cache.files import Directory
-from stages.cache.fingerprint import FILE_NAME, Fingerprint, fingerprint_content, load_fingerprint
+from stages.cache.files.files import Directory
+from stages.cache.fingerprint import Fingerprint, fingerprint_content, load_fingerprint
+from stages.cache.stores.commit import FILE_NAME
 from stages.errors import UserError
 
 FIELDS = {"encoder": "eva-g", "layer": 38, "scale": 0.18215, "crop": False, "pooling": None, "storage": "float16"}

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from stages.cache.commit import COMMITS, VIDEOS, CommitRecord, load_record, record_name
-from stages.cache.errors import DamagedCacheError, storage_errors
-from stages.cache.files import Directory
-from stages.cache.fingerprint import FILE_NAME
-from stages.cache.places import CacheUrl
-from stages.cache.writing import TMP, attempt_name, content_of
-from stages.cache.zarr_store import group_names, group_problems, read_arrays
+from stages.cache.files.errors import DamagedCacheError, storage_errors
+from stages.cache.files.files import Directory
+from stages.cache.files.places import CacheUrl
+from stages.cache.stores.commit import COMMITS, FILE_NAME, VIDEOS, CommitRecord, load_record, record_name
+from stages.cache.stores.writing import TMP, attempt_name, content_of
+from stages.cache.stores.zarr_store import group_names, group_problems, read_arrays
 from stages.errors import UserError
 
 if TYPE_CHECKING:
-    from stages.cache.stores import Store
+    from stages.cache.stores.stores import Store
 
 
 def copied(store: "Store", folder: Path) -> "Store":

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from stages.cache.errors import storage_errors
-from stages.cache.places import Place
-from stages.cache.remote_files import RemoteFiles
+from stages.cache.files.errors import storage_errors
+from stages.cache.files.places import Place
+from stages.cache.files.remote_files import RemoteFiles
 from stages.errors import UserError
 
 _PART_LINES = 500

@@ -22,13 +22,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from stages.atomic import atomic_write_text, sync_directory, sync_file
-from stages.cache.blocks import content_problems, rows_buffer, runs
-from stages.cache.commit import COMMITS, CommitRecord
-from stages.cache.errors import DamagedCacheError, damaged_export
-from stages.cache.export import Export
-from stages.cache.files import Directory, Piece, SmallFiles
-from stages.cache.places import Place
-from stages.cache.remote_files import RemoteFiles
+from stages.cache.files.errors import DamagedCacheError, damaged_export
+from stages.cache.files.files import Directory, Piece, SmallFiles
+from stages.cache.files.places import Place
+from stages.cache.files.remote_files import RemoteFiles
+from stages.cache.stores.blocks import Export, content_problems, rows_buffer, runs
+from stages.cache.stores.commit import COMMITS, CommitRecord
 from stages.errors import UserError
 from stages.ids import check_id
 from stages.records import parse_record

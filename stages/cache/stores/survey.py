@@ -3,11 +3,11 @@
 import json
 from dataclasses import dataclass
 
-from stages.cache.commit import VIDEOS, CommitRecord, committed_ids, load_records
-from stages.cache.errors import DamagedCacheError
-from stages.cache.files import Files
-from stages.cache.writers import Writer
-from stages.cache.writing import PENDING_RECORD, TMP
+from stages.cache.files.errors import DamagedCacheError
+from stages.cache.files.files import Files
+from stages.cache.files.writers import Writer
+from stages.cache.stores.commit import VIDEOS, CommitRecord, committed_ids, load_records
+from stages.cache.stores.writing import PENDING_RECORD, TMP
 
 STALE_AFTER_S = 24 * 3600.0
 """Age after which a temporary folder counts as left behind even if its writer cannot be asked."""

@@ -19,7 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from stages.atomic import sync_directory, sync_tree
-from stages.cache.commit import (
+from stages.cache.files.errors import DamagedCacheError, storage_errors
+from stages.cache.files.files import Directory, SmallFiles
+from stages.cache.files.remote_files import RemoteFiles
+from stages.cache.files.writers import current_writer
+from stages.cache.source import VideoSource
+from stages.cache.stores.commit import (
     COMMITS,
     VIDEOS,
     ArrayRecord,
@@ -28,12 +33,7 @@ from stages.cache.commit import (
     load_record,
     record_name,
 )
-from stages.cache.errors import DamagedCacheError, storage_errors
-from stages.cache.files import Directory, SmallFiles
-from stages.cache.remote_files import RemoteFiles
-from stages.cache.source import VideoSource
-from stages.cache.writers import current_writer
-from stages.cache.zarr_store import group_files, write_group
+from stages.cache.stores.zarr_store import group_files, write_group
 
 TMP = "tmp"
 PENDING_RECORD = "record.json"

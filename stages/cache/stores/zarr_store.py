@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.cache.blocks import chunk_problems, chunk_span, crc32c, rows_buffer, runs, times_problems
-from stages.cache.commit import ArrayRecord, CommitRecord
-from stages.cache.files import Files, Piece
+from stages.cache.files.files import Files, Piece
+from stages.cache.stores.blocks import chunk_problems, chunk_span, crc32c, rows_buffer, runs, times_problems
+from stages.cache.stores.commit import ArrayRecord, CommitRecord
 
 if TYPE_CHECKING:
     from zarr.storage import MemoryStore

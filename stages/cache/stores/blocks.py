@@ -1,12 +1,35 @@
 """What all three kinds of store share: runs of rows, reading them straight into a result, checksums of blocks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, NoReturn
 
 import google_crc32c
 import numpy as np
 
-from stages.cache.commit import ArrayRecord, CommitRecord
-from stages.cache.errors import DamagedCacheError
+from stages.cache.files.errors import DamagedCacheError, read_only_export
+from stages.cache.files.files import SmallFiles
+from stages.cache.files.places import Place
+from stages.cache.stores.commit import ArrayRecord, CommitRecord
+
+
+class Export:
+    """The part of `stores.Store` that is the same for every kind."""
+
+    kind: ClassVar[str]
+    root: Place
+
+    def contents(self: SmallFiles, folder: str, names: Sequence[str]) -> list[bytes | None]:
+        """See `SmallFiles.contents`."""
+        return [self.content(folder, name) for name in names]
+
+    def require_writable(self) -> NoReturn:
+        """See `Store.require_writable`."""
+        raise read_only_export(self.kind, self.root)
+
+    def groups(self) -> None:
+        """See `Store.groups`."""
+        return
+
 
 ReadRows = Callable[[str, np.ndarray], np.ndarray]
 """Array name and row numbers [n] -> the rows [n, ...] in their stored type."""

@@ -7,7 +7,7 @@ same work twice, and of two that add frames to one video the later would undo th
 from pathlib import Path
 from typing import Protocol
 
-from stages.cache.places import Place
+from stages.cache.files.places import Place
 from stages.errors import UserError
 from stages.lock import ProcessLock, locked_by
 

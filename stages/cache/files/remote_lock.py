@@ -13,9 +13,9 @@ import secrets
 import threading
 import time
 
-from stages.cache.lock import LOCK, cache_locked_by
-from stages.cache.remote_files import RemoteFiles
-from stages.cache.writers import Writer, current_writer
+from stages.cache.files.lock import LOCK, cache_locked_by
+from stages.cache.files.remote_files import RemoteFiles
+from stages.cache.files.writers import Writer, current_writer
 from stages.errors import UserError
 from stages.lock import holder_in, holder_now
 

@@ -15,11 +15,18 @@ from math import prod
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
-from stages.cache.errors import DamagedCacheError
-from stages.cache.files import SmallFiles
-from stages.cache.places import Place
+from stages.cache.files.errors import DamagedCacheError
+from stages.cache.files.files import SmallFiles
+from stages.cache.files.places import Place
 from stages.cache.source import VideoSource
 from stages.ids import check_id
 
@@ -205,3 +212,6 @@ def parse_commit(content: bytes, path: Place, video: str) -> CommitRecord:
 
 def _damaged(path: Place, what: str) -> DamagedCacheError:
     return DamagedCacheError(what, where=path, hint="run the same `pipeline extract` again: it writes the video anew")
+
+
+FILE_NAME = "fingerprint.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from stages.atomic import atomic_path
-from stages.cache.errors import damaged
-from stages.cache.places import Place
+from stages.cache.files.errors import damaged
+from stages.cache.files.places import Place
 
 
 class Piece(NamedTuple):

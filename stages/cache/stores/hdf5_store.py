@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from stages.cache.blocks import content_problems, runs
-from stages.cache.commit import COMMITS, VIDEOS, CommitRecord
-from stages.cache.errors import damaged_export
-from stages.cache.export import Export
-from stages.cache.webdataset_store import INDEX, RECORD
+from stages.cache.files.errors import damaged_export
+from stages.cache.stores.blocks import Export, content_problems, runs
+from stages.cache.stores.commit import COMMITS, VIDEOS, CommitRecord
+from stages.cache.stores.webdataset_store import INDEX, RECORD
 from stages.ids import check_id
 from stages.records import parse_record
 

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import IO, Any, TypeVar
 
-from stages.cache.errors import damaged
-from stages.cache.files import Piece
-from stages.cache.places import CacheUrl
+from stages.cache.files.errors import damaged
+from stages.cache.files.files import Piece
+from stages.cache.files.places import CacheUrl
 from stages.errors import UserError
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.cache.places import Place
+from stages.cache.files.places import Place
 from stages.errors import UserError, refusal_of
 
 

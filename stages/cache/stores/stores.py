@@ -5,21 +5,20 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from stages.cache.commit import VIDEOS, CommitRecord
-from stages.cache.errors import cannot_begin
-from stages.cache.files import Directory, Files, SmallFiles
-from stages.cache.fingerprint import FILE_NAME
-from stages.cache.hdf5_store import Hdf5Store, is_hdf5
-from stages.cache.lock import CacheLock, FileLock
-from stages.cache.log import EventLog, FileLog, RemoteLog
-from stages.cache.places import CacheUrl, Place, nearest_existing
-from stages.cache.remote_files import RemoteFiles
-from stages.cache.remote_lock import RemoteLock
+from stages.cache.files.errors import cannot_begin
+from stages.cache.files.files import Directory, Files, SmallFiles
+from stages.cache.files.lock import CacheLock, FileLock
+from stages.cache.files.log import EventLog, FileLog, RemoteLog
+from stages.cache.files.places import CacheUrl, Place, nearest_existing
+from stages.cache.files.remote_files import RemoteFiles
+from stages.cache.files.remote_lock import RemoteLock
 from stages.cache.source import VideoSource
-from stages.cache.survey import survey, video_of
-from stages.cache.webdataset_store import WebDatasetStore, is_webdataset
-from stages.cache.writing import commit_at_url, commit_video
-from stages.cache.zarr_store import group_problems, read_arrays
+from stages.cache.stores.commit import FILE_NAME, VIDEOS, CommitRecord
+from stages.cache.stores.hdf5_store import Hdf5Store, is_hdf5
+from stages.cache.stores.survey import survey, video_of
+from stages.cache.stores.webdataset_store import WebDatasetStore, is_webdataset
+from stages.cache.stores.writing import commit_at_url, commit_video
+from stages.cache.stores.zarr_store import group_problems, read_arrays
 from stages.errors import UserError
 
 ZARR = "zarr"

@@ -1,0 +1,1 @@
+"""Bytes at a place, a directory or a URL: files, locks, logs."""
