@@ -29,8 +29,8 @@ from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.source import look_at
 from stages.data.frame_plan import plan_frames
-from stages.extraction import fingerprint, settle_precision
-from stages.planning import frame_shape
+from stages.frozen.identity import fingerprint, settle_precision
+from stages.frozen.shapes import frame_shape
 
 RESULTS = Path(__file__).parent / "results"
 WRITERS = 8

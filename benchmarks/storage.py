@@ -30,7 +30,7 @@ from stages.cache.stores.stores import ZARR
 from stages.data.synthetic import generate
 from stages.decode.child import DecodeChild
 from stages.decode.frames import FrameRequest
-from stages.frozen_networks import load_encoder
+from stages.frozen.load import load_encoder
 
 RESULTS = Path(__file__).parent / "results"
 OUTLIERS = 10

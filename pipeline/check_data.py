@@ -233,8 +233,8 @@ def check_cache(config: PipelineConfig, *, quick: bool = False) -> Iterator[Find
 
 def _check_fingerprint(config: PipelineConfig, cache: FeatureCache) -> Finding:
     # torch is behind this module; whoever has no cache yet need not wait for it.
-    from stages.extraction import feature_fields
-    from stages.same_weights import require_same_weights
+    from stages.frozen.identity import feature_fields
+    from stages.frozen.same_weights import require_same_weights
 
     distils = config.alignment.kd_weight > 0
     try:

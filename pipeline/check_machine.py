@@ -15,7 +15,7 @@ from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.findings import Finding
 from stages.errors import UserError
-from stages.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
+from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
 from stages.wording import counted
 
 _DISTRIBUTION = "diff-lmm"
@@ -102,7 +102,7 @@ def check_devices(config: PipelineConfig) -> Iterator[Finding]:
 
 
 def _no_gpu(config: PipelineConfig, *, built_for_gpu: bool) -> Finding:
-    from stages.weights import BUNDLED_PREFIX
+    from stages.weights.repository import BUNDLED_PREFIX
 
     detail = "none" if built_for_gpu else "none; the installed torch is built for the CPU only"
     if config.language.source.startswith(BUNDLED_PREFIX):
@@ -151,7 +151,7 @@ def check_weights(config: PipelineConfig) -> Iterator[Finding]:
 
 def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
     """A DiT pipeline, a DINOv2, a vision tower, or an original DiT file with a VAE of its own (docs/teachers.md)."""
-    from stages.frozen_networks import DINOV2_FAMILY, ORIGINAL_SUFFIXES, ORIGINAL_VAE, TOWER_FAMILY
+    from stages.frozen.load import DINOV2_FAMILY, ORIGINAL_SUFFIXES, ORIGINAL_VAE, TOWER_FAMILY
 
     vae = config.vae_source
     if config.source.endswith(ORIGINAL_SUFFIXES):
@@ -179,7 +179,7 @@ def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
 
 def _model_type(source: str) -> str | None:
     """`model_type` of the config.json of a folder, or of a hub repository on this machine; None without one."""
-    from stages.weights import Repository
+    from stages.weights.repository import Repository
 
     folder = Repository(source).folder or _hub_snapshot_if_id(source, "config.json")
     path = None if folder is None else folder / "config.json"
@@ -201,7 +201,7 @@ def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    from stages.weights import Repository
+    from stages.weights.repository import Repository
 
     local = Repository(source).folder
     folder, fix = local, f"complete the folder {local}, or set {setting} to another"

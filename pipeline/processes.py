@@ -11,10 +11,11 @@ from pipeline.config import PipelineConfig
 from pipeline.console import Bar, progress_bar, say
 from pipeline.outcome import Outcome
 from pipeline.run_folder import CONFIG
+from stages.cluster.connect import cluster
+from stages.cluster.shares import seats_on
 from stages.errors import UserError
-from stages.ray_flow import cluster
 from stages.signals import Stopped, StopRequest, telling
-from stages.train_flow import Line, Member, Row, Start, seats_on, train_together
+from stages.train_flow import Line, Member, Row, Start, train_together
 from stages.wording import counted
 
 _CLIENT = "ray://"

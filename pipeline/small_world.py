@@ -3,7 +3,7 @@
 from pipeline import locations
 from pipeline.config import PipelineConfig
 from pipeline.console import say
-from stages.weights import BUNDLED_PREFIX
+from stages.weights.repository import BUNDLED_PREFIX
 
 # The card of the videos that they know.
 _KNOWN = "synthetic"

@@ -22,11 +22,11 @@ from stages.data.leakage import refuse_leakage
 from stages.data.manifest import Manifest, Sample
 from stages.errors import UserError
 from stages.exported import About, is_export, open_export
-from stages.extraction import feature_fields
+from stages.frozen.identity import feature_fields
+from stages.frozen.same_weights import require_same_weights
 from stages.pretrained import LoadedModel
-from stages.same_weights import require_same_weights
 from stages.tokens import Tokenizers
-from stages.weights import LoadingReport, open_tensors
+from stages.weights.repository import LoadingReport, open_tensors
 from stages.wording import counted, first_names
 
 LOADING = "loading.json"

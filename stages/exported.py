@@ -23,10 +23,10 @@ from stages.atomic import atomic_path, atomic_write_text
 from stages.data.card_schema import Card, TaskCard
 from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
-from stages.instructblip import is_instructblip
 from stages.networks import TRAINED_FILE
 from stages.records import parse_record, read_json
-from stages.weights import Repository
+from stages.weights.instructblip import is_instructblip
+from stages.weights.repository import Repository
 from stages.wording import counted
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -142,7 +142,7 @@ class Export:
 
 def encoder_digest(config: EncoderConfig) -> str:
     """SHA-256 over the visual encoder's weights."""
-    from stages.frozen_networks import describe_encoder
+    from stages.frozen.load import describe_encoder
 
     return describe_encoder(config).digest
 

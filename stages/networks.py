@@ -13,10 +13,10 @@ from model.frozen import load_named
 from stages.checkpoint import Checkpoints
 from stages.device import pick_device
 from stages.errors import UserError
-from stages.instructblip import instructblip_config, is_instructblip, loading, naming
-from stages.lavis import FRAME_POSITIONS, LavisTensors, open_lavis
 from stages.quantization import quantize_layers, require_quantization
-from stages.weights import CheckpointTensors, LoadingReport, OnLoaded, Repository, log_loading, open_tensors
+from stages.weights.instructblip import instructblip_config, is_instructblip, loading, naming
+from stages.weights.lavis import FRAME_POSITIONS, LavisTensors, open_lavis
+from stages.weights.repository import CheckpointTensors, LoadingReport, OnLoaded, Repository, log_loading, open_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,7 +15,7 @@ from model.config import EncoderConfig, TeacherConfig
 from stages.config import ExtractConfig
 from stages.device import is_out_of_memory, pick_device, pick_dtype
 from stages.errors import UserError
-from stages.frozen_networks import load_encoder, load_teacher
+from stages.frozen.load import load_encoder, load_teacher
 from stages.pass_size import gpu_pass, set_pass
 from stages.wording import counted
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from stages.device import Compute, autocast, move, pick_device, pick_dtype
 from stages.errors import UserError
 from stages.exported import HEADS, About, open_export, write_export
-from stages.instructblip import naming
 from stages.networks import build_diff_lmm, load_language, new_diff_lmm
 from stages.quantization import num_values
 from stages.tokens import Tokenizers
-from stages.weights import LoadingReport, open_tensors
+from stages.weights.instructblip import naming
+from stages.weights.repository import LoadingReport, open_tensors
 
 if TYPE_CHECKING:
     from model.diff_lmm import DiffLMM

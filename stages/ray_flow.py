@@ -5,24 +5,20 @@ assumed when the cluster has several nodes.
 """
 
 import logging
-import os
-import re
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.exceptions import AuthenticationError, OutOfMemoryError, RayError, RayTaskError
-from ray.job_config import JobConfig
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stages import own_code
-from stages.config import ExtractConfig
+from stages.cluster.connect import _SHOWN_CHARS, last_line
+from stages.cluster.shares import _Place, places_on
 from stages.errors import UserError
 from stages.wording import counted
 from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
@@ -41,11 +37,8 @@ _PASSES_AHEAD = 3
 _MOST_VIDEOS = 64
 _MOST_FRAMES = 4096
 
-_SHOWN_CHARS = 160
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _HEARTBEAT_S = 1.0
 _LAST_ANSWER_S = 10.0
-_CONNECT_LIMIT_S = 10.0
 
 
 OnEncodedVideos = Callable[[dict[str, int]], None]
@@ -71,78 +64,6 @@ class WorkerActor:
     def encoded(self) -> dict[str, int]:
         """See `ExtractionWorker.encoded`."""
         return self.worker.encoded()
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start one on this machine for the time of the block.
-
-    Without an address the one in `RAY_ADDRESS` counts, and never a cluster that happens to run on this machine.
-
-    Raises:
-        UserError: the cluster does not answer, or wants a token that it is not given.
-    """
-    # Ray would run its workers at low priority (nice 15); an actor that feeds a GPU must not starve beside other work.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Without a GPU the networks' threads share their cores with decode children, whom they must not keep waiting by
-    # spinning; libgomp reads this when a worker starts.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    chosen = address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.update(own_code.environment())
-    _require_answer(chosen)
-    try:
-        _connect(chosen)
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _connect(address: str) -> None:
-    # Ray would put the working directory first on its workers' path, unless it takes the driver for a client's. The
-    # folder of this code is what they need of the driver's path, where their node has it.
-    ours = JobConfig(_client_job=True, _py_driver_sys_path=[str(own_code.ROOT)])
-    job = {} if "://" in address else {"job_config": ours}
-    try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **job)
-    except AuthenticationError as error:
-        raise _no_token(address) from error
-    except (ConnectionError, ValueError) as error:
-        raise _no_cluster(address, error) from error
-
-
-def _require_answer(address: str) -> None:
-    """UserError at once where no cluster is at host:port, or it wants a token; Ray itself would try for long."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdecimal():
-        return
-    # Ray has no public way to ask whether a cluster takes this process's token.
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and not all of it annotated
-
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
-        # With tokens switched on and none to be found, the client below would end the process.
-        ensure_token_if_auth_enabled(None, create_token_if_missing=False)
-        GcsClient(address=address)
-    except AuthenticationError as error:
-        raise _no_token(address) from error
-    except (OSError, OverflowError, RayError) as error:
-        raise _no_cluster(address, error) from error
-
-
-def _no_token(address: str) -> UserError:
-    return UserError(
-        "this Ray cluster wants a token and was not given its own",
-        where="--address",
-        received=address,
-        hint="set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on the cluster's head "
-        "(not needed where ~/.ray/auth_token is the same)",
-    )
-
-
-def _no_cluster(address: str, error: Exception) -> UserError:
-    hint = "start one with `ray start --head`; if it was started with a token, set RAY_AUTH_MODE=token"
-    return UserError(f"no Ray cluster: {error}", where="--address", received=address, hint=hint)
 
 
 def process_all(
@@ -180,14 +101,6 @@ class _Try(NamedTuple):
 
     task: VideoTask
     attempt: int
-
-
-class _Place(NamedTuple):
-    """Where an actor runs: a node by preference, the GPUs it needs, and the share of the node's cores it may use."""
-
-    node_id: str
-    num_gpus: int
-    cores: int
 
 
 @dataclass(eq=False)
@@ -413,40 +326,7 @@ def _again(one: _Try, attempt: int) -> _Try:
     return _Try(replace(one.task, again=True), attempt)
 
 
-def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractConfig) -> list[_Place]:
-    """An actor for each GPU of the cluster, or for each node without any; a node's cores are divided among its own.
-
-    With `model_actors` set, so many on each node, as far as its GPUs (or without any GPU its cores) go.
-
-    Args:
-        nodes: as `ray.nodes()` tells of them.
-        num_tasks: there is no use for more actors than that.
-        config: how many actors per node.
-
-    Raises:
-        UserError: no node has a CPU core to give.
-    """
-    able = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    with_gpu = [node for node in able if node["Resources"].get("GPU", 0) >= 1]
-    places = []
-    for node in with_gpu or able:
-        cores = int(node["Resources"]["CPU"])
-        most = min(cores, int(node["Resources"]["GPU"])) if with_gpu else cores
-        actors = min(most, config.model_actors or (most if with_gpu else 1))
-        places += [_Place(node["NodeID"], int(bool(with_gpu)), cores // actors)] * actors
-    if not places:
-        raise UserError("no node of the Ray cluster has a CPU core to give", hint="start a node with CPU cores")
-    return places[: max(1, num_tasks)]
-
-
 def _way_of_dying(error: RayError) -> str:
     if isinstance(error, OutOfMemoryError):
         return "was ended by Ray because the memory of its node was nearly full"
     return f"died ({last_line(error)[:_SHOWN_CHARS]})"
-
-
-def last_line(error: BaseException) -> str:
-    """What went wrong in another process: the last line of the trace that Ray passes on, without its colours."""
-    lines = [line for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    user_error = f"{UserError.__module__}.{UserError.__qualname__}: "
-    return lines[-1].strip().removeprefix(user_error) if lines else type(error).__name__

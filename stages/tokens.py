@@ -13,9 +13,9 @@ from model.config import ModelConfig
 from model.language import AnswerTokens, Candidates, SpecialTokens
 from model.parts import TextTokens
 from stages.errors import UserError
-from stages.instructblip import instructblip_config, is_instructblip, language_config, loading
-from stages.weights import Repository
-from stages.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, require_whole
+from stages.weights.instructblip import instructblip_config, is_instructblip, language_config, loading
+from stages.weights.repository import Repository
+from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, require_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import TextIOBase
@@ -23,11 +23,11 @@ import torch
 from ray.exceptions import RayError
 
 from stages import own_code
+from stages.cluster.connect import last_line
+from stages.cluster.shares import Seats
 from stages.device import pick_device
 from stages.errors import UserError
 from stages.group import Together
-from stages.ray_flow import last_line
-from stages.wording import counted
 
 # What Ray Train would do beside running the processes: move them to another directory, keep statistics of its own.
 _QUIET = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
@@ -41,57 +41,6 @@ _COLLECTIVE_LIMIT_S = 3600
 _SHOWN_CHARS = 300
 _PATIENCE_S = 60.0
 _WAITING = "still waiting for the training processes: they load the networks, or the cluster has no room (`ray status`)"
-
-
-@dataclass(frozen=True)
-class Seats:
-    """How many processes there are, and what each may use: a GPU or none, and so many of its node's cores."""
-
-    processes: int
-    gpus: int
-    cores: int
-    cpus: float
-
-
-def seats_on(nodes: Sequence[dict[str, Any]], processes: int) -> Seats:
-    """Divide what a cluster has among so many processes.
-
-    Args:
-        nodes: as `ray.nodes()` tells of them.
-        processes: how many.
-
-    Raises:
-        UserError: there are GPUs, but not one for each.
-    """
-    able = [node["Resources"] for node in nodes if node["Alive"]]
-    cores, devices = (sum(resources.get(kind, 0) for resources in able) for kind in ("CPU", "GPU"))
-    if 0 < devices < processes:
-        raise UserError(
-            f"the cluster has {counted(devices, 'GPU')}, one for each training process",
-            where="--workers",
-            received=processes,
-            allowed=f"1 to {devices:g}",
-        )
-    # Two processes on one core are slow, but they are what somebody asked for who wants to try it on a small machine.
-    return Seats(processes, int(devices > 0), max(1, int(cores // processes)), _widest_share(able, processes))
-
-
-def _widest_share(nodes: Sequence[dict[str, float]], processes: int) -> float:
-    """Cores, at most one, that every process can be given at once; on a node they share nobody else's."""
-    with_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
-    seated = [0] * len(nodes)
-
-    def share_with_one_more(place: int) -> float:
-        free = not with_gpu or nodes[place].get("GPU", 0) >= seated[place] + 1
-        return nodes[place].get("CPU", 0) / (seated[place] + 1) if free else -1.0
-
-    share = 1.0
-    for _ in range(processes):
-        place = max(range(len(nodes)), key=share_with_one_more)
-        share = min(share, share_with_one_more(place))
-        seated[place] += 1
-    # Ray counts in ten-thousandths.
-    return max(0.0, math.floor(share * 10_000) / 10_000)
 
 
 class Desk:
@@ -230,7 +179,8 @@ def train_together(
     stop: Callable[[], bool],
     on_said: Callable[[Line | Start | Row], None],
 ) -> str | None:
-    """Have an order done by several processes, inside `stages.ray_flow.cluster`; what the first of them returned.
+    """Have an order done by several processes, inside `stages.cluster.connect.cluster`; what the first of them
+    returned.
 
     When one dies, all are ended and started again: the work has to go on from what is on disk. None if they were asked
     to stop before they had begun: they may be waiting for a place for ever.

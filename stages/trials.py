@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.exceptions import RayActorError
 
 from stages import own_code
-from stages.errors import UserError
-from stages.ray_flow import last_line
-from stages.wording import counted
+from stages.cluster.connect import last_line
+from stages.cluster.shares import Share
 
 Work = Callable[[str], str | None]
 """Does one trial's order and returns why it failed; None if it did not."""
@@ -49,50 +47,6 @@ class Order:
     text: str
 
 
-@dataclass(frozen=True)
-class Share:
-    """How many trials run at once, and what each may use."""
-
-    parallel: int
-    cpus: float
-    gpus: float
-
-
-def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, trials: int, cores_wanted: int) -> Share:
-    """Divide what the cluster has among trials; call it inside `stages.ray_flow.cluster`.
-
-    Args:
-        parallel: trials at once; None means one for each GPU, or without any as many as have their cores.
-        cpus: cores of each; None means an equal share.
-        gpus: GPUs of each, may be a fraction; None means an equal share of at most one.
-        trials: how many there are; no more run at once.
-        cores_wanted: cores that a trial can use at least, if `parallel` is None.
-
-    Raises:
-        UserError: no node has what one trial is to get.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores, devices = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    parallel = min(trials, parallel or max(1, int(devices or cores // (cpus or cores_wanted))))
-    if gpus is None:
-        gpus = min(1.0, devices / parallel) if devices else 0.0
-    widest = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= min(gpus, 1)), default=0)
-    if cpus is None:
-        cpus = cores / parallel
-        cpus = float(min(int(cpus), int(widest))) if cpus >= 1 else cpus
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        raise UserError(
-            f"no node has {counted(cpus, 'CPU core')} and {counted(gpus, 'GPU')} for one training",
-            received=f"nodes with {', '.join(_resources(node) for node in nodes)}",
-            hint="give less with --cpus and --gpus",
-        )
-    return Share(parallel, cpus, gpus)
-
-
-def _resources(node: dict[str, float]) -> str:
-    return f"{counted(node.get('CPU', 0), 'core')} and {counted(node.get('GPU', 0), 'GPU')}"
-
-
 def run_trials(
     orders: Sequence[Order],
     work: Work,
@@ -102,7 +56,7 @@ def run_trials(
     on_start: Callable[[str], None],
     on_end: Callable[[str, str | None, float], None],
 ) -> None:
-    """Run every order, inside `stages.ray_flow.cluster`.
+    """Run every order, inside `stages.cluster.connect.cluster`.
 
     Args:
         orders: what to do.

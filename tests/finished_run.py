@@ -15,7 +15,7 @@ from stages.cache import FeatureCache
 from stages.checkpoint import Checkpoints, Position
 from stages.data.frame_plan import plan_frames
 from stages.data.synthetic import generate
-from stages.extraction import fingerprint, settle_precision
+from stages.frozen.identity import fingerprint, settle_precision
 
 WIDTH, PATCHES = 96, 65
 

@@ -87,7 +87,7 @@ class World:
 
 def make(folder, *, storage="float16"):
     """Write the card, the samples, and a cache of random numbers for all planned frames."""
-    from stages.extraction import fingerprint, settle_precision
+    from stages.frozen.identity import fingerprint, settle_precision
 
     world = World(folder, storage)
     folder.mkdir(parents=True, exist_ok=True)

@@ -207,8 +207,9 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     before = counted(progress.count("done"), "is", "are")
     say(f"starting Ray for {counted(len(progress.left), 'training')}, {before} done")
     # Ray takes seconds to import; a finished study never gets here.
-    from stages.ray_flow import cluster
-    from stages.trials import Order, run_trials, share_of
+    from stages.cluster.connect import cluster
+    from stages.cluster.shares import share_of
+    from stages.trials import Order, run_trials
 
     orders = [Order(one.digest, order_of(one, log_of(one))) for one in progress.left]
     total = len(progress.trainings)

@@ -12,10 +12,11 @@ from stages.cache.feature_cache import FeatureCache
 from stages.cache.files.places import CacheUrl
 from stages.cache.source import Changes, damaged_sentence, outdated_sentence
 from stages.data.frame_plan import plan_frames
-from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary, fingerprint, settle_precision
+from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary
+from stages.frozen.identity import fingerprint, settle_precision
 from stages.pace import Pace
 from stages.signals import GO_ON, telling
-from stages.weights import LoadingReport
+from stages.weights.repository import LoadingReport
 from stages.wording import counted, duration, rate
 from stages.worker import ExtractionJob, VideoOutcome
 
@@ -103,7 +104,8 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
     videos = counted(extraction.plan.num_videos, "video")
     say(f"extracting {len(extraction.todo)} of {videos}; starting Ray and the networks")
     # Ray takes seconds to import; a finished extraction never gets here.
-    from stages.ray_flow import cluster, process_all
+    from stages.cluster.connect import cluster
+    from stages.ray_flow import process_all
 
     done = len(extraction.before.done.difference(extraction.todo))
     frames = sum(len(extraction.plan.times_s[video]) for video in extraction.todo)

@@ -17,25 +17,24 @@ from stages.data.frame_plan import FramePlan, plan_frames
 from stages.data.manifest import Manifest
 from stages.data.video_paths import join_video_path
 from stages.errors import UserError
-from stages.extraction import feature_fields, settle_precision
-from stages.frozen_networks import ORIGINAL_VAE
+from stages.frozen.identity import feature_fields, settle_precision
+from stages.frozen.load import ORIGINAL_VAE
+from stages.frozen.shapes import FrameShape, frame_shape
 from stages.planning import (
     PUBLISHED_BYTES,
     CacheState,
     DiskRoom,
-    FrameShape,
     VideoSize,
     bytes_left,
     cache_state,
     count_windows,
     disk_room,
-    frame_shape,
     nearest_folder,
     total_bytes,
     video_sizes,
 )
 from stages.urls import is_url
-from stages.weights import Repository, local_only
+from stages.weights.repository import Repository, local_only
 from stages.wording import counted
 from stages.worker import VideoTask
 

@@ -20,7 +20,7 @@ from stages.decode import DecodeChild, DecodedVideo, DecodeError, FrameRequest, 
 from stages.device import autocast, move
 from stages.errors import UserError
 from stages.evaluate import Asked, Scored, rank_answers
-from stages.frozen_networks import load_encoder
+from stages.frozen.load import load_encoder
 from stages.scoring import METHODS
 from stages.wording import counted
 

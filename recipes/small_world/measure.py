@@ -17,7 +17,7 @@ from recipes.small_world.vae import pixels_of
 from stages.data.synthetic.drawing import draw_video
 from stages.data.synthetic.plan import CLASSES, LABELS, plan_videos
 from stages.decode.reader import resize_rgb
-from stages.frozen_networks import load_encoder, load_teacher
+from stages.frozen.load import load_encoder, load_teacher
 
 BLOCKS = (2, 4, 6, 8)
 UNTRAINED = "y* untrained"

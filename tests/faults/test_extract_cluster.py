@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from stages.cluster.connect import cluster
 from stages.errors import UserError
-from stages.ray_flow import cluster, process_all
+from stages.ray_flow import process_all
 from tests.faults.extract_corpus import (
     VIDEOS,
     checksums,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from stages.cache.feature_cache import FeatureCache
+from stages.cluster.connect import cluster
 from stages.errors import UserError
-from stages.ray_flow import cluster
 from tests.conftest import run_pipeline
 from tests.faults.extract_corpus import (
     VIDEOS,

@@ -12,10 +12,10 @@ from pipeline.config import resolve
 from pipeline.stage2 import open_cache
 from stages.cache import FeatureCache
 from stages.errors import UserError
-from stages.extraction import fingerprint, settle_precision
-from stages.frozen_networks import describe_encoder
-from stages.frozen_source import user_cache_folder
-from stages.weights import Repository
+from stages.frozen.identity import fingerprint, settle_precision
+from stages.frozen.load import describe_encoder
+from stages.frozen.source import user_cache_folder
+from stages.weights.repository import Repository
 from tests.in_this_process import in_this_process
 from tests.training_world import CARD
 

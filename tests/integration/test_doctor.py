@@ -18,8 +18,8 @@ from pipeline.commands import doctor
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
-from stages.extraction import feature_fields
-from stages.weights import Repository
+from stages.frozen.identity import feature_fields
+from stages.weights.repository import Repository
 from tests.video_files import write_video
 
 VIDEOS = ["v1", "v2", "v3"]

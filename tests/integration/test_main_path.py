@@ -11,7 +11,7 @@ from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.decode.frames import FrameRequest
 from stages.decode.reader import decode
-from stages.frozen_networks import load_encoder, load_teacher
+from stages.frozen.load import load_encoder, load_teacher
 
 # Features are stored as float16 (11 bits); y* is stored as float32, but batches differ, and with them the last bits.
 FLOAT16_RELATIVE = 1e-3

@@ -14,8 +14,8 @@ from pipeline.cli import main
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.data.frame_plan import plan_frames
-from stages.extraction import fingerprint, settle_precision
-from stages.tiny_networks import bundled_folder
+from stages.frozen.identity import fingerprint, settle_precision
+from stages.weights.tiny import bundled_folder
 from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 
 LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-CONNECT = "from stages.ray_flow import cluster\nwith cluster({address!r}): pass"
+CONNECT = "from stages.cluster.connect import cluster\nwith cluster({address!r}): pass"
 
 
 def test_switched_on_without_any_token_it_says_where_to_get_one(tmp_path):

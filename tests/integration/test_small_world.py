@@ -10,8 +10,8 @@ from model.config import EncoderConfig, TeacherConfig
 from recipes.small_world import __main__ as recipe
 from recipes.small_world.record import PROBE_TOLERANCE, load_record
 from recipes.small_world.settings import CONFIG, read_settings
-from stages.frozen_networks import load_encoder, load_teacher
-from stages.tiny_networks import BUNDLED
+from stages.frozen.load import load_encoder, load_teacher
+from stages.weights.tiny import BUNDLED
 
 MOST_BYTES = 20_000_000
 MOST_MINUTES = 60

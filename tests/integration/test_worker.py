@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
-from stages.extraction import fingerprint, settle_precision
+from stages.frozen.identity import fingerprint, settle_precision
 from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 from tests.film_server import serving
 from tests.video_files import RATE_FPS, write_video
@@ -172,7 +172,7 @@ LIMITED_MEMORY = """
     import numpy as np
     from pathlib import Path
     from pipeline.config import resolve
-    from stages.extraction import settle_precision
+    from stages.frozen.identity import settle_precision
     from stages.worker import ExtractionJob, FrozenPair
     config = resolve(preset="tiny").config
     pair = FrozenPair(ExtractionJob(config.encoder, config.teacher, settle_precision(config.extract), ""))

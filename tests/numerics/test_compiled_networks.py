@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import resolve
-from stages.extraction import settle_precision
+from stages.frozen.identity import settle_precision
 from stages.packing import ExtractionJob, FrozenPair
 
 RELATIVE = 1e-5

@@ -18,8 +18,8 @@ from model.config import LanguageConfig, ModelConfig, QFormerConfig
 from model.frozen import load_named
 from model.language import SpecialTokens
 from stages.errors import UserError
-from stages.lavis import open_lavis, translate
 from stages.networks import build_diff_lmm, load_language
+from stages.weights.lavis import open_lavis, translate
 
 FRAMES = 4
 HIDDEN = 12

@@ -179,7 +179,7 @@ def test_another_encoder_under_the_same_name_is_refused(exported, about):
 
 
 def test_a_frozen_network_that_moved_is_taken_from_its_new_place(copied, features, loaded, about, tmp_path):
-    from stages.weights import Repository
+    from stages.weights.repository import Repository
 
     moved = shutil.copytree(Repository(about.networks.language.source).folder, tmp_path / "moved")
     content = json.loads((copied / "config.json").read_text())
@@ -275,7 +275,7 @@ def test_the_first_report_is_the_language_models(about, exported):
 
 
 def test_an_instructblip_folder_is_no_start(about):
-    from stages.weights import Repository
+    from stages.weights.repository import Repository
 
     folder = Repository(about.networks.language.source).folder
     with pytest.raises(UserError, match="holds no tensor of the Q-Former"):

@@ -12,9 +12,9 @@ from transformers import InstructBlipConfig, InstructBlipForConditionalGeneratio
 from model.config import EncoderConfig, LanguageConfig, ModelConfig, QFormerConfig
 from model.language import SpecialTokens
 from stages.errors import UserError
-from stages.frozen_networks import describe_encoder, load_encoder
+from stages.frozen.load import describe_encoder, load_encoder
 from stages.networks import build_diff_lmm, load_language
-from stages.weights import Repository
+from stages.weights.repository import Repository
 
 VISUAL_WIDTH, QUERIES = 16, 4
 INDEX = "model.safetensors.index.json"

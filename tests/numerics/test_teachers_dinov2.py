@@ -10,8 +10,8 @@ from tolerances import FLOAT32_NETWORK, WRONG_BY, relative_difference
 
 from model.config import ModelConfig, TeacherConfig
 from stages.errors import UserError
-from stages.extraction import feature_fields
-from stages.frozen_networks import describe_teacher, load_teacher
+from stages.frozen.identity import feature_fields
+from stages.frozen.load import describe_teacher, load_teacher
 
 INDEX = "model.safetensors.index.json"
 

@@ -7,9 +7,9 @@ import torch
 from tiny_dit import BLOCKS, HEADS, SIZE_PX, original_tensors, save_pipeline, the_transformer
 
 from model.config import TeacherConfig
-from model.dit_original import HEADS_BY_WIDTH, original_dit_config
 from stages.errors import UserError
-from stages.frozen_networks import describe_teacher, load_teacher
+from stages.frozen.load import describe_teacher, load_teacher
+from stages.weights.dit_original import HEADS_BY_WIDTH, original_dit_config
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from transformers import CLIPImageProcessorPil
 
 from model.config import EncoderConfig, ModelConfig, TeacherConfig
 from stages.errors import UserError
-from stages.extraction import feature_fields
-from stages.frozen_networks import describe_encoder, describe_teacher, load_encoder, load_teacher
+from stages.frozen.identity import feature_fields
+from stages.frozen.load import describe_encoder, describe_teacher, load_encoder, load_teacher
 
 INDEX = "model.safetensors.index.json"
 SAVES = [save_whole_clip, save_bare_tower, save_projected_tower, save_instructblip]

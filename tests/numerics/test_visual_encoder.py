@@ -25,7 +25,7 @@ from model.config import EncoderConfig
 from model.pixels import CLIP_PIXELS, IMAGENET_PIXELS
 from stages.decode.reader import resize_rgb
 from stages.errors import UserError
-from stages.frozen_networks import describe_encoder, load_encoder
+from stages.frozen.load import describe_encoder, load_encoder
 
 INDEX = "model.safetensors.index.json"
 CLIPS = [save_whole_clip, save_bare_tower, save_projected_tower]

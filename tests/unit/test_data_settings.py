@@ -12,7 +12,7 @@ from stages.cache import FeatureCache, Fingerprint
 from stages.data.cards import build_manifest, export_manifest, load_card
 from stages.data.frame_plan import plan_frames
 from stages.errors import UserError
-from stages.extraction import feature_fields
+from stages.frozen.identity import feature_fields
 from stages.windows import WindowDataset
 
 CLIP = {"subset": "train", "duration": 30, "num_frames": 310, "way_speaking": "teach", "way_speaking_answer": "(d)"}

@@ -8,9 +8,9 @@ import time
 import pytest
 
 from model.config import EncoderConfig
-from stages.frozen_networks import describe_encoder
-from stages.frozen_source import user_cache_folder
-from stages.weights import Repository
+from stages.frozen.load import describe_encoder
+from stages.frozen.source import user_cache_folder
+from stages.weights.repository import Repository
 
 LONG_AGO_S = time.time() - 3600
 

@@ -56,7 +56,7 @@ SMALL_MACHINE = """
     import numpy as np
     from pathlib import Path
     from pipeline.config import resolve
-    from stages.extraction import settle_precision
+    from stages.frozen.identity import settle_precision
     from stages.packing import ExtractionJob, FrozenPair
     from stages.pass_size import largest_pass
     config = resolve(preset="tiny").config

@@ -2,9 +2,9 @@
 
 import pytest
 
+from stages.cluster.shares import places_on
 from stages.config import ExtractConfig
 from stages.errors import UserError
-from stages.ray_flow import places_on
 
 
 def node(name, *, alive=True, **resources):

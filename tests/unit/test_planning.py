@@ -15,16 +15,8 @@ from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES
 from stages.calibration import Calibration, Rate, StageSeconds, spread
 from stages.data.frame_plan import FramePlan
 from stages.errors import UserError
-from stages.planning import (
-    FrameShape,
-    VideoWork,
-    bytes_left,
-    cache_state,
-    disk_room,
-    frame_shape,
-    total_bytes,
-    video_sizes,
-)
+from stages.frozen.shapes import FrameShape, frame_shape
+from stages.planning import VideoWork, bytes_left, cache_state, disk_room, total_bytes, video_sizes
 from stages.worker import VideoTask
 
 SHAPE = FrameShape(tokens=5, width=7, teacher_width=3)

@@ -4,9 +4,10 @@ import pytest
 
 from pipeline.outcome import Outcome
 from stages.checkpoint import Position
+from stages.cluster.shares import Seats, seats_on
 from stages.errors import UserError
 from stages.train import Ending
-from stages.train_flow import Desk, Seats, seats_on
+from stages.train_flow import Desk
 
 
 def nodes(*resources, dead=()):

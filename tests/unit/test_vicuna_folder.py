@@ -14,7 +14,7 @@ from pipeline.config import resolve
 from stages.errors import UserError
 from stages.networks import load_language
 from stages.tokens import Tokenizers
-from stages.weights import Repository
+from stages.weights.repository import Repository
 
 WORDS = ("the", "kitchen", "is", "where", "two", "friends", "talk", "about", "a", "red", "car", "what", "who", "how")
 TEXTS = ("what is the kitchen? Short answer:", "two friends", "Zürich 7, naïve — 🙂", "  a  red\ncar ")

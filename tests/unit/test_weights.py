@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from stages.errors import UserError
-from stages.weights import Repository
+from stages.weights.repository import Repository
 
 TENSORS = {
     "vision.weight": torch.arange(6.0).view(2, 3),

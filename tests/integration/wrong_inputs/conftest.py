@@ -61,7 +61,7 @@ class Made:
 
 def fill_cache(root, config, *, leave_out=()):
     """What extraction would leave behind, with random numbers in place of features."""
-    from stages.extraction import fingerprint, settle_precision
+    from stages.frozen.identity import fingerprint, settle_precision
 
     cache = FeatureCache.create_or_open(root, fingerprint(config, settle_precision(config.extract)))
     random = np.random.default_rng(0)

@@ -10,10 +10,10 @@ from model.config import EncoderConfig
 from model.pixels import CLIP_PIXELS, PixelStatistics
 from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
-from stages.frozen_pixels import pixel_statistics
-from stages.frozen_source import FrozenSource, random_digest
-from stages.instructblip import INSTRUCTBLIP, instructblip_config, loading
-from stages.weights import CheckpointTensors, LoadingReport, Repository
+from stages.frozen.pixels import pixel_statistics
+from stages.frozen.source import FrozenSource, random_digest
+from stages.weights.instructblip import INSTRUCTBLIP, instructblip_config, loading
+from stages.weights.repository import CheckpointTensors, LoadingReport, Repository
 
 # What a tower reads from its checkpoint, by name: the digest in the cache's fingerprint covers just this.
 _VISION_EMBEDDINGS = (

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from model.config import Settings
 from stages.atomic import atomic_write_text
 from stages.cache.fingerprint import Scalar
-from stages.weights import LoadingReport, Repository, watch_files
+from stages.weights.repository import LoadingReport, Repository, watch_files
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.errors import UserError
-from stages.weights import Repository
-from stages.whole_files import refuse_pointer
+from stages.weights.repository import Repository
+from stages.weights.whole_files import refuse_pointer
 
 if TYPE_CHECKING:
     from transformers import InstructBlipConfig, PretrainedConfig

@@ -2,7 +2,7 @@
 
 Stage 2 needs neither the encoder's weights nor the teacher's, so they need not be on the machine that trains. Where
 they are, a cache made with others is refused: a new video would be answered from features of another kind than those
-that training saw. Nothing is fetched or made for it, and what was read once is remembered (`stages.frozen_source`).
+that training saw. Nothing is fetched or made for it, and what was read once is remembered (`stages.frozen.source`).
 """
 
 import logging
@@ -13,10 +13,10 @@ from model.config import EncoderConfig, ModelConfig, TeacherConfig
 from stages.cache.files.places import Place
 from stages.cache.fingerprint import Fingerprint
 from stages.errors import UserError
-from stages.extraction import checkpoint_fields
-from stages.frozen_networks import ORIGINAL_SUFFIXES, ORIGINAL_VAE, describe_encoder, describe_teacher
-from stages.frozen_source import FrozenSource
-from stages.weights import BUNDLED_PREFIX
+from stages.frozen.identity import checkpoint_fields
+from stages.frozen.load import ORIGINAL_SUFFIXES, ORIGINAL_VAE, describe_encoder, describe_teacher
+from stages.frozen.source import FrozenSource
+from stages.weights.repository import BUNDLED_PREFIX
 
 _LOG = logging.getLogger(__name__)
 _SHOWN_CHARS = 12
@@ -26,7 +26,7 @@ def require_same_weights(config: ModelConfig, fingerprint: Fingerprint, cache: P
     """Stop if the encoder or the teacher on this machine is not the one that a cache was made with.
 
     Args:
-        config: which networks; their settings fit the fingerprint (`stages.extraction.feature_fields`).
+        config: which networks; their settings fit the fingerprint (`stages.frozen.identity.feature_fields`).
         fingerprint: of the cache.
         cache: where it is, for the message.
         with_teacher: whether its targets are used.

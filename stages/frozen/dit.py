@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from model.config import TeacherConfig
-from model.dit_original import DiffusersNames, original_dit_config
 from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
-from stages.frozen_source import FrozenSource, random_digest
-from stages.instructblip import naming
-from stages.weights import CheckpointTensors, LoadingReport, Repository, load_without_code
+from stages.frozen.source import FrozenSource, random_digest
+from stages.weights.dit_original import DiffusersNames, original_dit_config
+from stages.weights.instructblip import naming
+from stages.weights.repository import CheckpointTensors, LoadingReport, Repository, load_without_code
 
 if TYPE_CHECKING:
     from model.teacher import Teacher

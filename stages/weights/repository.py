@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
-from stages.whole_files import WEIGHT_FILES, refuse_pointer, require_whole
+from stages.weights.whole_files import WEIGHT_FILES, refuse_pointer, require_whole
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Repository:
         self._hub = hub or {}
         self.folder: Path | None = None
         if source.startswith(BUNDLED_PREFIX):
-            from stages.tiny_networks import bundled_folder
+            from stages.weights.tiny import bundled_folder
 
             self.folder = bundled_folder(source.removeprefix(BUNDLED_PREFIX))
         elif Path(source).expanduser().is_dir():

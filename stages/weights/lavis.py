@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.frozen import TensorView
 from stages.errors import UserError
-from stages.weights import load_without_code
+from stages.weights.repository import load_without_code
 
 FRAME_POSITIONS = "image_pe.weight"
 """The temporal table of Eq. 1; it has no counterpart in transformers and keeps its name."""

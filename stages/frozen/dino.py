@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from model.config import TeacherConfig
 from model.pixels import IMAGENET_PIXELS, PixelStatistics
 from stages.cache.fingerprint import Scalar
-from stages.frozen_pixels import pixel_statistics, preprocessor
-from stages.frozen_source import FrozenSource, random_digest
-from stages.instructblip import loading, naming
-from stages.weights import CheckpointTensors, LoadingReport, Repository
+from stages.frozen.pixels import pixel_statistics, preprocessor
+from stages.frozen.source import FrozenSource, random_digest
+from stages.weights.instructblip import loading, naming
+from stages.weights.repository import CheckpointTensors, LoadingReport, Repository
 
 if TYPE_CHECKING:
     from model.teacher import Teacher

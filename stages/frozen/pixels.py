@@ -4,7 +4,7 @@ from typing import Any
 
 from model.pixels import PixelStatistics
 from stages.errors import UserError
-from stages.weights import Repository
+from stages.weights.repository import Repository
 
 _PREPROCESSOR = "preprocessor_config.json"
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model.config import EncoderConfig, TeacherConfig
-from stages.frozen_dino import DINOV2_FAMILY, OpenedDino, open_dino
-from stages.frozen_dit import ORIGINAL_SUFFIXES, ORIGINAL_VAE, OpenedDiT, open_dit, open_original_dit
-from stages.frozen_source import FrozenSource, remembered
-from stages.frozen_towers import TOWER_FAMILY, OpenedEncoder, open_encoder
-from stages.instructblip import naming
-from stages.weights import LoadingReport, OnLoaded, Repository, log_loading
+from stages.frozen.dino import DINOV2_FAMILY, OpenedDino, open_dino
+from stages.frozen.dit import ORIGINAL_SUFFIXES, ORIGINAL_VAE, OpenedDiT, open_dit, open_original_dit
+from stages.frozen.source import FrozenSource, remembered
+from stages.frozen.towers import TOWER_FAMILY, OpenedEncoder, open_encoder
+from stages.weights.instructblip import naming
+from stages.weights.repository import LoadingReport, OnLoaded, Repository, log_loading
 
 if TYPE_CHECKING:
     from model.teacher import Teacher

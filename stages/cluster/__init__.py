@@ -1,0 +1,1 @@
+"""Connecting to Ray, and who gets which share of a cluster."""

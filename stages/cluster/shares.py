@@ -1,0 +1,141 @@
+"""Who gets which share of a cluster: extraction workers, trials, the processes of one training."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ray
+
+from stages.config import ExtractConfig
+from stages.errors import UserError
+from stages.wording import counted
+
+
+class _Place(NamedTuple):
+    """Where an actor runs: a node by preference, the GPUs it needs, and the share of the node's cores it may use."""
+
+    node_id: str
+    num_gpus: int
+    cores: int
+
+
+def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractConfig) -> list[_Place]:
+    """An actor for each GPU of the cluster, or for each node without any; a node's cores are divided among its own.
+
+    With `model_actors` set, so many on each node, as far as its GPUs (or without any GPU its cores) go.
+
+    Args:
+        nodes: as `ray.nodes()` tells of them.
+        num_tasks: there is no use for more actors than that.
+        config: how many actors per node.
+
+    Raises:
+        UserError: no node has a CPU core to give.
+    """
+    able = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    with_gpu = [node for node in able if node["Resources"].get("GPU", 0) >= 1]
+    places = []
+    for node in with_gpu or able:
+        cores = int(node["Resources"]["CPU"])
+        most = min(cores, int(node["Resources"]["GPU"])) if with_gpu else cores
+        actors = min(most, config.model_actors or (most if with_gpu else 1))
+        places += [_Place(node["NodeID"], int(bool(with_gpu)), cores // actors)] * actors
+    if not places:
+        raise UserError("no node of the Ray cluster has a CPU core to give", hint="start a node with CPU cores")
+    return places[: max(1, num_tasks)]
+
+
+@dataclass(frozen=True)
+class Seats:
+    """How many processes there are, and what each may use: a GPU or none, and so many of its node's cores."""
+
+    processes: int
+    gpus: int
+    cores: int
+    cpus: float
+
+
+def seats_on(nodes: Sequence[dict[str, Any]], processes: int) -> Seats:
+    """Divide what a cluster has among so many processes.
+
+    Args:
+        nodes: as `ray.nodes()` tells of them.
+        processes: how many.
+
+    Raises:
+        UserError: there are GPUs, but not one for each.
+    """
+    able = [node["Resources"] for node in nodes if node["Alive"]]
+    cores, devices = (sum(resources.get(kind, 0) for resources in able) for kind in ("CPU", "GPU"))
+    if 0 < devices < processes:
+        raise UserError(
+            f"the cluster has {counted(devices, 'GPU')}, one for each training process",
+            where="--workers",
+            received=processes,
+            allowed=f"1 to {devices:g}",
+        )
+    # Two processes on one core are slow, but they are what somebody asked for who wants to try it on a small machine.
+    return Seats(processes, int(devices > 0), max(1, int(cores // processes)), _widest_share(able, processes))
+
+
+def _widest_share(nodes: Sequence[dict[str, float]], processes: int) -> float:
+    """Cores, at most one, that every process can be given at once; on a node they share nobody else's."""
+    with_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+    seated = [0] * len(nodes)
+
+    def share_with_one_more(place: int) -> float:
+        free = not with_gpu or nodes[place].get("GPU", 0) >= seated[place] + 1
+        return nodes[place].get("CPU", 0) / (seated[place] + 1) if free else -1.0
+
+    share = 1.0
+    for _ in range(processes):
+        place = max(range(len(nodes)), key=share_with_one_more)
+        share = min(share, share_with_one_more(place))
+        seated[place] += 1
+    # Ray counts in ten-thousandths.
+    return max(0.0, math.floor(share * 10_000) / 10_000)
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many trials run at once, and what each may use."""
+
+    parallel: int
+    cpus: float
+    gpus: float
+
+
+def share_of(parallel: int | None, cpus: float | None, gpus: float | None, *, trials: int, cores_wanted: int) -> Share:
+    """Divide what the cluster has among trials; call it inside `stages.cluster.connect.cluster`.
+
+    Args:
+        parallel: trials at once; None means one for each GPU, or without any as many as have their cores.
+        cpus: cores of each; None means an equal share.
+        gpus: GPUs of each, may be a fraction; None means an equal share of at most one.
+        trials: how many there are; no more run at once.
+        cores_wanted: cores that a trial can use at least, if `parallel` is None.
+
+    Raises:
+        UserError: no node has what one trial is to get.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores, devices = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    parallel = min(trials, parallel or max(1, int(devices or cores // (cpus or cores_wanted))))
+    if gpus is None:
+        gpus = min(1.0, devices / parallel) if devices else 0.0
+    widest = max((node.get("CPU", 0) for node in nodes if node.get("GPU", 0) >= min(gpus, 1)), default=0)
+    if cpus is None:
+        cpus = cores / parallel
+        cpus = float(min(int(cpus), int(widest))) if cpus >= 1 else cpus
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise UserError(
+            f"no node has {counted(cpus, 'CPU core')} and {counted(gpus, 'GPU')} for one training",
+            received=f"nodes with {', '.join(_resources(node) for node in nodes)}",
+            hint="give less with --cpus and --gpus",
+        )
+    return Share(parallel, cpus, gpus)
+
+
+def _resources(node: dict[str, float]) -> str:
+    return f"{counted(node.get('CPU', 0), 'core')} and {counted(node.get('GPU', 0), 'GPU')}"

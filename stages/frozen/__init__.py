@@ -1,0 +1,1 @@
+"""Stage 1's networks: opened, identified and loaded."""
