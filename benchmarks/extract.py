@@ -41,8 +41,8 @@ from stages.cache.feature_cache import FeatureCache
 from stages.data.synthetic import generate
 from stages.decode import DecodeChild, FrameRequest
 from stages.decode.reader import decode
+from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask, num_decode_children
 from stages.frozen.identity import fingerprint, settle_precision
-from stages.worker import ExtractionJob, ExtractionWorker, VideoTask, num_decode_children
 
 RESULTS = Path(__file__).parent / "results"
 DEADLINE_S = 600.0

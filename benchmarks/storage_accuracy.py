@@ -32,9 +32,9 @@ from stages.cache.fingerprint import Fingerprint
 from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES, widen
 from stages.data.frame_plan import plan_frames
 from stages.data.synthetic import generate
-from stages.extraction import Extraction
+from stages.extract.extraction import Extraction
+from stages.extract.worker import ExtractionJob, ExtractionWorker
 from stages.frozen.identity import fingerprint, settle_precision
-from stages.worker import ExtractionJob, ExtractionWorker
 
 RESULTS = Path(__file__).parent / "results"
 EXACT = "float32"

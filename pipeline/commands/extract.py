@@ -12,13 +12,13 @@ from stages.cache.feature_cache import FeatureCache
 from stages.cache.files.places import CacheUrl
 from stages.cache.source import Changes, damaged_sentence, outdated_sentence
 from stages.data.frame_plan import plan_frames
-from stages.extraction import Extraction, ExtractionProgress, ExtractionSummary
+from stages.extract.extraction import Extraction, ExtractionProgress, ExtractionSummary
+from stages.extract.worker import ExtractionJob, VideoOutcome
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.pace import Pace
 from stages.signals import GO_ON, telling
 from stages.weights.repository import LoadingReport
 from stages.wording import counted, duration, rate
-from stages.worker import ExtractionJob, VideoOutcome
 
 # So many failed videos are named in the summary; the ledger has them all.
 _NAMED_FAILURES = 10
@@ -105,7 +105,7 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
     say(f"extracting {len(extraction.todo)} of {videos}; starting Ray and the networks")
     # Ray takes seconds to import; a finished extraction never gets here.
     from stages.cluster.connect import cluster
-    from stages.ray_flow import process_all
+    from stages.extract.hand_out import process_all
 
     done = len(extraction.before.done.difference(extraction.todo))
     frames = sum(len(extraction.plan.times_s[video]) for video in extraction.todo)

@@ -12,15 +12,12 @@ from pipeline.check_machine import check_weights
 from pipeline.config import PipelineConfig, Resolved
 from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
 from stages.cache.storage import STORAGE_FIELD
-from stages.calibration import Calibration, calibrate
 from stages.data.frame_plan import FramePlan, plan_frames
 from stages.data.manifest import Manifest
 from stages.data.video_paths import join_video_path
 from stages.errors import UserError
-from stages.frozen.identity import feature_fields, settle_precision
-from stages.frozen.load import ORIGINAL_VAE
-from stages.frozen.shapes import FrameShape, frame_shape
-from stages.planning import (
+from stages.extract.calibration import Calibration, calibrate
+from stages.extract.estimate import (
     PUBLISHED_BYTES,
     CacheState,
     DiskRoom,
@@ -33,10 +30,13 @@ from stages.planning import (
     total_bytes,
     video_sizes,
 )
+from stages.extract.worker import VideoTask
+from stages.frozen.identity import feature_fields, settle_precision
+from stages.frozen.load import ORIGINAL_VAE
+from stages.frozen.shapes import FrameShape, frame_shape
 from stages.urls import is_url
 from stages.weights.repository import Repository, local_only
 from stages.wording import counted
-from stages.worker import VideoTask
 
 _STAGES = ("decode", "networks", "write", "total")
 # So many videos that the calibration could not decode are named.

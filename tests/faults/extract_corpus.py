@@ -10,10 +10,10 @@ from pipeline import locations
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.data.frame_plan import plan_frames
-from stages.extraction import Extraction
+from stages.extract.extraction import Extraction
+from stages.extract.worker import ExtractionJob, ExtractionWorker
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.process_tree import command_line, descendants
-from stages.worker import ExtractionJob, ExtractionWorker
 
 VIDEOS_PER_SPLIT = {"train": 4, "val": 4, "test": 4}
 VIDEOS = sum(VIDEOS_PER_SPLIT.values())

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from stages.cluster.connect import cluster
 from stages.errors import UserError
-from stages.ray_flow import process_all
+from stages.extract.hand_out import process_all
 from tests.faults.extract_corpus import (
     VIDEOS,
     checksums,

@@ -10,9 +10,9 @@ from pipeline import locations
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.data.frame_plan import plan_frames
-from stages.extraction import Extraction
+from stages.extract.extraction import Extraction
+from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import fingerprint, settle_precision
-from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 from tests.faults.extract_corpus import run_here
 from tests.video_files import write_video
 

@@ -115,9 +115,10 @@ def test_other_code_than_the_commands_is_refused():
 
 @pytest.mark.slow
 def test_ray_processes_that_would_run_other_code_are_refused_and_say_so(monkeypatch, tmp_path):
-    from stages import ray_flow, train_flow, trials
+    from stages import train_flow, trials
     from stages.config import ExtractConfig
-    from stages.worker import ExtractionJob, VideoTask
+    from stages.extract import hand_out as ray_flow
+    from stages.extract.worker import ExtractionJob, VideoTask
 
     config = resolve(preset="tiny", options={}, overrides=[]).config
     # Of this process alone: its workers look at the code that they have.

@@ -14,9 +14,9 @@ from pipeline.cli import main
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.data.frame_plan import plan_frames
+from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.weights.tiny import bundled_folder
-from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 
 LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
 PUBLISHED_FRAME_BYTES = 257 * 1408 * 2 + 1152 * 4 + 8
@@ -265,7 +265,7 @@ def test_no_ray_is_loaded(world):
     code = (
         f"import sys\nfrom pipeline.cli import main\nsys.argv = {arguments!r}\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "assert 'stages.extraction' in sys.modules\nassert 'ray' not in sys.modules"
+        "assert 'stages.extract.extraction' in sys.modules\nassert 'ray' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

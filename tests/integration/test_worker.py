@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
+from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import fingerprint, settle_precision
-from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 from tests.film_server import serving
 from tests.video_files import RATE_FPS, write_video
 
@@ -83,7 +83,7 @@ def passes_of(worker):
 def test_what_shares_a_pass_changes_no_bit(world, tmp_path, monkeypatch):
     """Twelve clips one after the other, each with passes of its own, and then many at once, whose frames mix."""
     # However slow the machine is: frames wait for those that are still being decoded.
-    monkeypatch.setattr("stages.packing._LINGER_S", 60.0)
+    monkeypatch.setattr("stages.extract.packing._LINGER_S", 60.0)
     _, worker = start_worker(tmp_path / "alone")
     _, packed = start_worker(tmp_path / "packed")
     tasks = [
@@ -173,7 +173,7 @@ LIMITED_MEMORY = """
     from pathlib import Path
     from pipeline.config import resolve
     from stages.frozen.identity import settle_precision
-    from stages.worker import ExtractionJob, FrozenPair
+    from stages.extract.worker import ExtractionJob, FrozenPair
     config = resolve(preset="tiny").config
     pair = FrozenPair(ExtractionJob(config.encoder, config.teacher, settle_precision(config.extract), ""))
     numbers = np.random.default_rng(0)

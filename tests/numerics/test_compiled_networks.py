@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import resolve
+from stages.extract.frozen_pair import ExtractionJob, FrozenPair
 from stages.frozen.identity import settle_precision
-from stages.packing import ExtractionJob, FrozenPair
 
 RELATIVE = 1e-5
 FRAMES = 5

@@ -14,9 +14,9 @@ from stages.cache.feature_cache import FeatureCache
 from stages.decode.frames import FrameRequest
 from stages.decode.reader import decode
 from stages.errors import UserError
+from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import feature_fields, fingerprint, settle_precision
 from stages.frozen.load import load_encoder, load_teacher
-from stages.worker import ExtractionJob, ExtractionWorker, VideoTask
 from tests.video_files import write_video
 
 TIMES = np.array([0.0, 0.5, 1.5])

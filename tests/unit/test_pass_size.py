@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from stages.config import ExtractConfig
-from stages.pass_size import CPU_FRAMES, gpu_pass, largest_pass, set_pass
+from stages.extract.pass_size import CPU_FRAMES, gpu_pass, largest_pass, set_pass
 
 MIB = 2**20
 
@@ -57,8 +57,8 @@ SMALL_MACHINE = """
     from pathlib import Path
     from pipeline.config import resolve
     from stages.frozen.identity import settle_precision
-    from stages.packing import ExtractionJob, FrozenPair
-    from stages.pass_size import largest_pass
+    from stages.extract.frozen_pair import ExtractionJob, FrozenPair
+    from stages.extract.pass_size import largest_pass
     config = resolve(preset="tiny").config
     pair = FrozenPair(ExtractionJob(config.encoder, config.teacher, settle_precision(config.extract), ""))
     frames = int(sys.argv[2]) if len(sys.argv) > 2 else 1

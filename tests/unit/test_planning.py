@@ -12,12 +12,12 @@ from pipeline.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES
-from stages.calibration import Calibration, Rate, StageSeconds, spread
 from stages.data.frame_plan import FramePlan
 from stages.errors import UserError
+from stages.extract.calibration import Calibration, Rate, StageSeconds, spread
+from stages.extract.estimate import VideoWork, bytes_left, cache_state, disk_room, total_bytes, video_sizes
+from stages.extract.worker import VideoTask
 from stages.frozen.shapes import FrameShape, frame_shape
-from stages.planning import VideoWork, bytes_left, cache_state, disk_room, total_bytes, video_sizes
-from stages.worker import VideoTask
 
 SHAPE = FrameShape(tokens=5, width=7, teacher_width=3)
 FIELDS = {STORAGE_FIELD: "float16", "network": "one"}

@@ -12,9 +12,9 @@ from stages.data.frame_plan import FramePlan
 from stages.data.manifest import Manifest
 from stages.data.video_paths import join_video_path
 from stages.errors import UserError
+from stages.extract.estimate import failed_to_try
+from stages.extract.worker import ExtractionJob, VideoOutcome, VideoTask
 from stages.pace import Pace
-from stages.planning import failed_to_try
-from stages.worker import ExtractionJob, VideoOutcome, VideoTask
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Extraction:
         """Extract what is to do and write the ledger.
 
         Args:
-            process_all: gives tasks to workers and yields outcomes with attempts, see `stages.ray_flow`.
+            process_all: gives tasks to workers and yields outcomes with attempts, see `stages.extract.hand_out`.
             on_outcome: told of each outcome and of the progress.
             on_progress: told of the progress whenever `encoded` is.
 

@@ -20,8 +20,8 @@ from stages import own_code
 from stages.cluster.connect import _SHOWN_CHARS, last_line
 from stages.cluster.shares import _Place, places_on
 from stages.errors import UserError
+from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
 from stages.wording import counted
-from stages.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
 
 _LOG = logging.getLogger(__name__)
 

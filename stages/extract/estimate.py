@@ -1,6 +1,6 @@
 """What an extraction will ask for, before anything runs: the shape of its frames, its bytes, what is cached already.
 
-Nothing is built, decoded or written here; how long it takes is measured by `stages.calibration`.
+Nothing is built, decoded or written here; how long it takes is measured by `stages.extract.calibration`.
 """
 
 import shutil

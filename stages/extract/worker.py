@@ -22,7 +22,8 @@ from stages.cache.stores.commit import CommitRecord, load_record
 from stages.config import ExtractConfig
 from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest, local_copy
 from stages.errors import UserError
-from stages.packing import ExtractionJob, FramePacker, FrozenPair
+from stages.extract.frozen_pair import ExtractionJob, FrozenPair
+from stages.extract.packing import FramePacker
 from stages.urls import is_url, without_secrets
 
 _GIB = 2**30

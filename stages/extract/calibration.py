@@ -29,9 +29,10 @@ from stages.decode.child import DecodeChild
 from stages.decode.frames import DecodeError, FrameRequest
 from stages.device import pick_device
 from stages.errors import UserError
-from stages.packing import ExtractionJob, FramePacker, FrozenPair
+from stages.extract.frozen_pair import ExtractionJob, FrozenPair
+from stages.extract.packing import FramePacker
+from stages.extract.worker import VideoTask, num_decode_children
 from stages.wording import counted
-from stages.worker import VideoTask, num_decode_children
 
 # Of the time given: for decoding, then for decoding and networks together; writing gets the rest.
 _DECODE_SHARE, _NETWORKS_SHARE = 0.45, 0.9
