@@ -30,13 +30,13 @@ from model.config import QFormerConfig
 from model.parts import TextTokens
 from model.qformer import MemoryQFormer
 from pipeline.config import resolve
-from stages import feed as feed_module
+from stages.batches import feed as feed_module
+from stages.batches.feed import feed
+from stages.batches.windows import WindowDataset
 from stages.cache import FeatureCache, Fingerprint
 from stages.cache.feature_cache import CachedFrames
 from stages.data.manifest import Sample
-from stages.feed import feed
-from stages.tokens import Tokenizers
-from stages.windows import WindowDataset
+from stages.networks.tokens import Tokenizers
 
 RESULTS = Path(__file__).parent / "results"
 TARGET_WIDTH = 1152

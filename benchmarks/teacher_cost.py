@@ -40,13 +40,13 @@ from model.dit_teacher import DIT_NORM_EPS, DiTTeacher
 from model.language import FrozenLanguageModel
 from model.qformer import MemoryQFormer
 from pipeline.config import resolve
+from stages.batches.windows import Batch
 from stages.config import TrainConfig
 from stages.data.manifest import Sample
 from stages.device import Compute, pick_dtype
-from stages.networks import load_language
-from stages.step import Stepper
-from stages.tokens import Tokenizers
-from stages.windows import Batch
+from stages.networks.build import load_language
+from stages.networks.tokens import Tokenizers
+from stages.train.step import Stepper
 
 RESULTS = Path(__file__).parent / "results"
 PATCHES, WIDTH, HIDDEN, TARGET_WIDTH, LEVELS = 257, 1408, 768, 1152, 13

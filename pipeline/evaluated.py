@@ -11,11 +11,11 @@ from pipeline.config import PipelineConfig
 from pipeline.results import ModelRecord
 from pipeline.run_folder import CONFIG, RunFolder
 from pipeline.stage2 import Finished, is_exported, open_exported, open_run
-from stages.checkpoint import Checkpoints
 from stages.data.cards import bundled_cards
 from stages.errors import UserError
-from stages.exported import open_export
-from stages.networks import TRAINED_FILE
+from stages.networks.build import TRAINED_FILE
+from stages.networks.checkpoint import Checkpoints
+from stages.networks.exported import open_export
 
 # What follows another data set unless it is named too.
 _FOLDERS = ("data.videos", "data.annotations", "cache.root")

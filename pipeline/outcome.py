@@ -3,8 +3,8 @@
 import json
 from dataclasses import asdict, dataclass
 
-from stages.checkpoint import Position
-from stages.train import Ending
+from stages.networks.checkpoint import Position
+from stages.train.trainer import Ending
 
 
 @dataclass(frozen=True)

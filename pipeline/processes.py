@@ -15,7 +15,7 @@ from stages.cluster.connect import cluster
 from stages.cluster.shares import seats_on
 from stages.errors import UserError
 from stages.signals import Stopped, StopRequest, telling
-from stages.train_flow import Line, Member, Row, Start, train_together
+from stages.train.processes import Line, Member, Row, Start, train_together
 from stages.wording import counted
 
 _CLIENT = "ray://"

@@ -2,7 +2,7 @@
 
     predictions.jsonl   one line a sample
     evaluation.json     model, data, settings and what was left out (`EvaluationRecord`)
-    metrics.json        one score a task (`stages.scoring.TaskScore`)
+    metrics.json        one score a task (`stages.evaluate.scoring.TaskScore`)
 
 So the files of a beam search on the test split are called; those of a ranking have `-rank` behind the first word, those
 of another split its name before the dot.
@@ -20,8 +20,8 @@ from pipeline.run_folder import file_name
 from stages.atomic import atomic_write_text
 from stages.data.manifest import SPLITS, Split
 from stages.errors import UserError
+from stages.evaluate.scoring import METHODS, Method, Prediction, TaskScore
 from stages.records import read_json_lines
-from stages.scoring import METHODS, Method, Prediction, TaskScore
 
 _PREDICTION = TypeAdapter(Prediction)
 

@@ -15,17 +15,17 @@ from pipeline.console import say
 from pipeline.run_folder import CONFIG, RunFolder
 from stages.atomic import atomic_write_text
 from stages.cache.feature_cache import FeatureCache
-from stages.checkpoint import Checkpoints
 from stages.data.card_schema import Card
 from stages.data.frame_plan import plan_frames
 from stages.data.leakage import refuse_leakage
 from stages.data.manifest import Manifest, Sample
 from stages.errors import UserError
-from stages.exported import About, is_export, open_export
 from stages.frozen.identity import feature_fields
 from stages.frozen.same_weights import require_same_weights
-from stages.pretrained import LoadedModel
-from stages.tokens import Tokenizers
+from stages.networks.checkpoint import Checkpoints
+from stages.networks.exported import About, is_export, open_export
+from stages.networks.pretrained import LoadedModel
+from stages.networks.tokens import Tokenizers
 from stages.weights.repository import LoadingReport, open_tensors
 from stages.wording import counted, first_names
 

@@ -12,10 +12,10 @@ from pipeline.config import PipelineConfig, resolve
 from pipeline.run_folder import RunFolder
 from pipeline.stage2 import build_for_training, write_loading
 from stages.cache import FeatureCache
-from stages.checkpoint import Checkpoints, Position
 from stages.data.frame_plan import plan_frames
 from stages.data.synthetic import generate
 from stages.frozen.identity import fingerprint, settle_precision
+from stages.networks.checkpoint import Checkpoints, Position
 
 WIDTH, PATCHES = 96, 65
 

@@ -7,8 +7,8 @@ import yaml
 from pipeline.config import resolve
 from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, write_results
 from pipeline.run_folder import RunFolder, versions
-from stages.metric_log import MetricLog
-from stages.scoring import Prediction, score
+from stages.evaluate.scoring import Prediction, score
+from stages.train.metric_log import MetricLog
 
 EVIL = "<script>alert(1)</script>"
 LABELS = ("friend", "husband wife", EVIL)

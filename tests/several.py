@@ -34,7 +34,7 @@ def _member(function, rank, size, meeting, found, arguments):
     import torch
     import torch.distributed as dist
 
-    from stages.group import Together
+    from stages.train.group import Together
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)

@@ -15,8 +15,8 @@ from pathlib import Path
 from experiments.claims.plan import LAMBDAS, PLANS, REFERENCE
 from experiments.claims.trainings import Distillation, Trainings, read_trainings
 from stages.errors import UserError
-from stages.metric_log import FILE
 from stages.records import read_json_lines
+from stages.train.metric_log import FILE
 
 _WEIGHT, _COSINE, _TARGET_TO_MEAN = "weight/", "cosine/", "target_to_mean"
 

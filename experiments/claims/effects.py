@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.comparison import Answered, Pair, pair
 from stages.errors import UserError
+from stages.evaluate.comparison import Answered, Pair, pair
 
 BySeed = Mapping[int, Sequence[Answered]]
 

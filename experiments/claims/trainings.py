@@ -18,7 +18,7 @@ from stages.records import parse_record, read_json
 
 @dataclass(frozen=True)
 class Answer:
-    """One sample's, as `stages.comparison` pairs them."""
+    """One sample's, as `stages.evaluate.comparison` pairs them."""
 
     sample: str
     video: str

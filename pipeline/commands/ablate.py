@@ -16,8 +16,8 @@ from pipeline.studies.plot import write_plots
 from pipeline.studies.record import StudyRecord, TrainingState, read_failures, record_of, write_record
 from pipeline.studies.trial import order_of, work
 from stages.errors import UserError
-from stages.run_lock import training
 from stages.signals import telling
+from stages.train.run_lock import training
 from stages.wording import counted
 
 _REPORT = "report.html"
@@ -209,7 +209,7 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     # Ray takes seconds to import; a finished study never gets here.
     from stages.cluster.connect import cluster
     from stages.cluster.shares import share_of
-    from stages.trials import Order, run_trials
+    from stages.studies.trials import Order, run_trials
 
     orders = [Order(one.digest, order_of(one, log_of(one))) for one in progress.left]
     total = len(progress.trainings)

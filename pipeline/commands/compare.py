@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline.console import beside_json, emit_json, print_answer, table
 from pipeline.results import answered, read_predictions, result_path
 from pipeline.tables import Columns
-from stages.comparison import PairedComparison, Pairing, compare_pairs, pair
 from stages.config import EvaluateConfig
 from stages.data.manifest import Split
 from stages.errors import UserError
-from stages.scoring import Method
+from stages.evaluate.comparison import PairedComparison, Pairing, compare_pairs, pair
+from stages.evaluate.scoring import Method
 from stages.wording import counted
 
 _Way = tuple[Split, Method]

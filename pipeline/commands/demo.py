@@ -11,7 +11,7 @@ from pipeline.config import Resolved, resolve
 from pipeline.console import beside_json, emit_json, print_answer
 from pipeline.run_folder import CONFIG
 from stages.errors import UserError
-from stages.scoring import TaskScore
+from stages.evaluate.scoring import TaskScore
 from stages.wording import counted
 
 _SEED = 0

@@ -22,14 +22,14 @@ from pipeline.stage2 import (
     warn_of_long_questions,
 )
 from pipeline.tables import Columns, without_empty
+from stages.batches.feed import feed
+from stages.batches.windows import WindowDataset
 from stages.cache.feature_cache import FeatureCache
 from stages.data.manifest import Manifest, Sample, Split
 from stages.errors import UserError
-from stages.evaluate import answer_batches, methods_of, require_candidates
-from stages.feed import feed
-from stages.scoring import Method, Prediction, TaskScore, labels_of, majority_answers, score
-from stages.train import in_order
-from stages.windows import WindowDataset
+from stages.evaluate.answering import answer_batches, methods_of, require_candidates
+from stages.evaluate.scoring import Method, Prediction, TaskScore, labels_of, majority_answers, score
+from stages.train.trainer import in_order
 
 _TITLES: dict[Method, str] = {"generate": "accuracy", "rank": "accuracy of ranked candidates"}
 _NONE = "-"

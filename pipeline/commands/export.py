@@ -6,9 +6,9 @@ from pipeline import locations
 from pipeline.console import beside_json, emit_json, print_answer
 from pipeline.run_folder import RunFolder
 from pipeline.stage2 import about_of
-from stages.checkpoint import Checkpoints
 from stages.errors import UserError
-from stages.exported import is_export, write_export
+from stages.networks.checkpoint import Checkpoints
+from stages.networks.exported import is_export, write_export
 
 
 def run(path: Path, folder: Path, *, with_heads: bool, as_json: bool, overwrite: bool = False) -> None:

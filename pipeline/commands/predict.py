@@ -19,9 +19,9 @@ from stages.data.manifest import even_times_s
 from stages.decode import DecodeChild, DecodedVideo, DecodeError, FrameRequest, LengthRequest
 from stages.device import autocast, move
 from stages.errors import UserError
-from stages.evaluate import Asked, Scored, rank_answers
+from stages.evaluate.answering import Asked, Scored, rank_answers
+from stages.evaluate.scoring import METHODS
 from stages.frozen.load import load_encoder
-from stages.scoring import METHODS
 from stages.wording import counted
 
 _GIB = 2**30

@@ -20,18 +20,18 @@ from pipeline.stage2 import (
     write_loading,
 )
 from stages.atomic import atomic_write_text
-from stages.checkpoint import Checkpoints
-from stages.control_targets import ShuffledTargets
+from stages.batches.control_targets import ShuffledTargets
+from stages.batches.windows import WindowDataset
 from stages.data.leakage import leakage_sentence
 from stages.errors import UserError
-from stages.group import Group
-from stages.metric_log import require_wandb
-from stages.quantization import require_quantization
-from stages.run_lock import training
+from stages.networks.checkpoint import Checkpoints
+from stages.networks.quantization import require_quantization
 from stages.signals import Stopped, StopRequest, telling
-from stages.step_profile import TRACE, Breakdown, StepProfile
-from stages.train import Data, Ending, Trainer
-from stages.windows import WindowDataset
+from stages.train.group import Group
+from stages.train.metric_log import require_wandb
+from stages.train.profile import TRACE, Breakdown, StepProfile
+from stages.train.run_lock import training
+from stages.train.trainer import Data, Ending, Trainer
 from stages.wording import counted
 
 AGAIN = "go on by the same command and --resume"

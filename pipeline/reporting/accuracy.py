@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.reporting.runs import SPLIT_ORDER, Evaluation, RunData
 from stages.data.manifest import Split
-from stages.scoring import METHODS, Method, TaskScore
+from stages.evaluate.scoring import METHODS, Method, TaskScore
 
 METHOD_TITLES: dict[Method, str] = {"generate": "beam search", "rank": "candidates ranked by likelihood"}
 

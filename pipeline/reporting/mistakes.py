@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stages.scoring import Prediction
+from stages.evaluate.scoring import Prediction
 from stages.wording import counted
 
 _SHOWN = 6

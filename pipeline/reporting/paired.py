@@ -6,10 +6,10 @@ from itertools import combinations
 
 from pipeline.reporting.accuracy import METHOD_TITLES
 from pipeline.reporting.runs import SPLIT_ORDER, Evaluation, RunData
-from stages.comparison import PairedComparison, compare
 from stages.data.manifest import Split
 from stages.errors import UserError
-from stages.scoring import METHODS, Method
+from stages.evaluate.comparison import PairedComparison, compare
+from stages.evaluate.scoring import METHODS, Method
 
 # Up to so many runs, every pair is compared.
 _ALL_PAIRS = 4

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pipeline.reporting.departures import departures_of, in_ranges, remarks_of
 from pipeline.reporting.paper_rules import deviations, misfits, obstacles
 from pipeline.reporting.runs import RunData
-from stages.scoring import TaskScore
+from stages.evaluate.scoring import TaskScore
 
 State = Literal["measured", "paper", "not run", "not given"]
 """Measured here, printed in the paper, not run here, or not printed in the paper."""

@@ -136,7 +136,7 @@ def _strange_networks(run: RunData) -> list[str]:
 def _wrong_sizes(run: RunData) -> list[str]:
     """Networks from elsewhere must at least have the published sizes, which the trained parameters show."""
     # It loads torch, which nothing else here needs.
-    from stages.checkpoint import Checkpoints
+    from stages.networks.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(run.path)
     try:

@@ -17,8 +17,8 @@ from stages.data.cards import load_card
 from stages.data.leakage import leakage_sentence
 from stages.data.manifest import Split
 from stages.errors import UserError
+from stages.evaluate.scoring import METHODS, Method, Prediction, TaskScore
 from stages.records import parse_record, read_text
-from stages.scoring import METHODS, Method, Prediction, TaskScore
 from stages.wording import counted
 
 SPLIT_ORDER: tuple[Split, ...] = ("test", "val", "train")
@@ -154,7 +154,7 @@ def _read_run(path: Path, name: str) -> RunData:
 
 def _read_log(run: Path) -> TrainingLog:
     # torch is loaded by this module; nothing else here needs it.
-    from stages.metric_log import FILE
+    from stages.train.metric_log import FILE
 
     path = run / FILE
     if not path.is_file():
@@ -166,7 +166,7 @@ def _read_log(run: Path) -> TrainingLog:
 
 def _best_checkpoint(run: Path) -> str | None:
     # torch is loaded by this module, too.
-    from stages.checkpoint import Checkpoints
+    from stages.networks.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(run)
     return None if checkpoints.last() is None else checkpoints.best()

@@ -16,13 +16,13 @@ from pipeline.config import PipelineConfig, Resolved, load_yaml, overlay, preset
 from pipeline.reporting.paper import published_tables
 from pipeline.results import EvaluationRecord, result_path
 from pipeline.run_folder import CONFIG
-from stages.checkpoint import Checkpoints
 from stages.errors import UserError
-from stages.evaluate import methods_of
-from stages.networks import TRAINED_FILE
+from stages.evaluate.answering import methods_of
+from stages.evaluate.scoring import Method
+from stages.networks.build import TRAINED_FILE
+from stages.networks.checkpoint import Checkpoints
 from stages.records import nearest_hint
-from stages.scoring import Method
-from stages.study import Member, Study, read_study
+from stages.studies.study import Member, Study, read_study
 
 SPLIT = "test"
 """The split that studies are scored on."""

@@ -11,11 +11,11 @@ from pipeline.results import read_predictions, result_path
 from pipeline.run_folder import versions
 from pipeline.studies.members import SPLIT, STUDY, Planned, Training
 from stages.atomic import atomic_write_text
-from stages.comparison import PairedComparison
-from stages.metrics import majority_floor
+from stages.evaluate.comparison import PairedComparison
+from stages.evaluate.metrics import majority_floor
+from stages.evaluate.scoring import Method, Prediction
 from stages.records import parse_record, read_json
-from stages.scoring import Method, Prediction
-from stages.study import ALL_TASKS, Member, compare_seeds, over_seeds, pooled
+from stages.studies.study import ALL_TASKS, Member, compare_seeds, over_seeds, pooled
 
 State = Literal["done", "failed", "left"]
 _BySeed = dict[int, list[Prediction]]

@@ -13,7 +13,7 @@ from pipeline.config import PipelineConfig, Resolved
 from pipeline.run_folder import CONFIG
 from pipeline.studies.members import SPLIT, Training, is_trained
 from stages.errors import UserError
-from stages.study import Member
+from stages.studies.study import Member
 
 
 def order_of(one: Training, log: Path) -> str:

@@ -18,11 +18,11 @@ from pipeline.results import EvaluationRecord, read_predictions, write_results
 from pipeline.run_folder import RunFolder
 from pipeline.studies.members import Training, is_evaluated
 from stages.config import EvaluateConfig
-from stages.evaluate import first_words
+from stages.evaluate.answering import first_words
+from stages.evaluate.scoring import TaskScore, labels_of, majority_answers, score
+from stages.networks.tokens import Tokenizers
 from stages.records import parse_record
-from stages.scoring import TaskScore, labels_of, majority_answers, score
-from stages.study import Member
-from stages.tokens import Tokenizers
+from stages.studies.study import Member
 from tests.finished_run import fill_cache
 from tests.in_this_process import lines_of
 

@@ -115,10 +115,11 @@ def test_other_code_than_the_commands_is_refused():
 
 @pytest.mark.slow
 def test_ray_processes_that_would_run_other_code_are_refused_and_say_so(monkeypatch, tmp_path):
-    from stages import train_flow, trials
     from stages.config import ExtractConfig
     from stages.extract import hand_out as ray_flow
     from stages.extract.worker import ExtractionJob, VideoTask
+    from stages.studies import trials
+    from stages.train import processes as train_flow
 
     config = resolve(preset="tiny", options={}, overrides=[]).config
     # Of this process alone: its workers look at the code that they have.

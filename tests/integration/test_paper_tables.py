@@ -13,10 +13,10 @@ from pipeline.reporting.paper import lay_out, printed, published_tables
 from pipeline.reporting.paper_rules import deviations, misfits
 from pipeline.reporting.runs import read_runs
 from pipeline.run_folder import RunFolder
-from stages.checkpoint import Checkpoints, Position
 from stages.data.cards import load_card
-from stages.metric_log import FILE
-from stages.scoring import Prediction
+from stages.evaluate.scoring import Prediction
+from stages.networks.checkpoint import Checkpoints, Position
+from stages.train.metric_log import FILE
 from tests.conftest import run_pipeline
 from tests.made_runs import add_evaluation
 

@@ -10,7 +10,7 @@ from pipeline.commands import evaluate, export
 from pipeline.commands import train as command
 from pipeline.config import load_yaml, resolve
 from stages.errors import UserError
-from stages.pretrained import LoadedModel
+from stages.networks.pretrained import LoadedModel
 from tests.training_world import PATCHES, SETTINGS, WIDTH, make, rows_of, weights
 
 KINDS = ("int8", "nf4")

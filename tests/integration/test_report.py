@@ -14,10 +14,10 @@ from pipeline.commands import report
 from pipeline.reporting.mistakes import choose_examples
 from pipeline.reporting.plots import Curve, curves_plot, dash_of, thin
 from pipeline.reporting.runs import Series, read_runs
-from stages.checkpoint import Checkpoints, Position
 from stages.errors import UserError
-from stages.metric_log import FILE
-from stages.scoring import Prediction
+from stages.evaluate.scoring import Prediction
+from stages.networks.checkpoint import Checkpoints, Position
+from stages.train.metric_log import FILE
 from tests.html_page import read_page
 from tests.made_runs import EVIL, FINGERPRINT, add_evaluation, make_run, six_answers
 from tests.video_files import write_video

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.commands import report
-from stages.scoring import Prediction
+from stages.evaluate.scoring import Prediction
 from tests.browser import Browser, find_browser
 from tests.made_runs import EVIL, LABELS, add_evaluation, make_run, six_answers
 

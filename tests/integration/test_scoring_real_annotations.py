@@ -7,8 +7,8 @@ import pytest
 
 from pipeline import locations
 from pipeline.config import resolve
-from stages.comparison import compare
-from stages.scoring import Prediction, answer_type_of, labels_of, majority_answers, score
+from stages.evaluate.comparison import compare
+from stages.evaluate.scoring import Prediction, answer_type_of, labels_of, majority_answers, score
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -15,14 +15,14 @@ from pipeline.commands import train as command
 from pipeline.config import resolve
 from pipeline.reporting.runs import cautions, read_runs
 from pipeline.run_folder import RunFolder
-from stages.checkpoint import Checkpoints, Position
+from stages.batches.feed import Collate
 from stages.errors import UserError
-from stages.evaluate import predict_batches
-from stages.feed import Collate
-from stages.run_lock import training
-from stages.schedule import learning_rate
+from stages.evaluate.answering import predict_batches
+from stages.networks.checkpoint import Checkpoints, Position
 from stages.signals import StopRequest
-from stages.step import Stepper
+from stages.train.run_lock import training
+from stages.train.schedule import learning_rate
+from stages.train.step import Stepper
 from tests.training_world import SETTINGS, STEPS, make, numbers, rows_of, weights
 
 FLOAT32_LOSS = 1e-5  # relative

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM,
 from model.config import LanguageConfig
 from model.language import AnswerTokens, Candidates, FrozenLanguageModel, SpecialTokens
 from stages.errors import UserError
-from stages.networks import load_language
+from stages.networks.build import load_language
 
 Q = 3
 PROMPTS = [[START, 5, 6, 7, 8, 9], [START, 10], [START, 11, 12, 13]]

@@ -18,7 +18,7 @@ from model.config import LanguageConfig, ModelConfig, QFormerConfig
 from model.frozen import load_named
 from model.language import SpecialTokens
 from stages.errors import UserError
-from stages.networks import build_diff_lmm, load_language
+from stages.networks.build import build_diff_lmm, load_language
 from stages.weights.lavis import open_lavis, translate
 
 FRAMES = 4

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from tiny_qformer import randomise
 
 from pipeline.config import resolve
-from stages.checkpoint import Checkpoints, Position
 from stages.data.cards import load_card
 from stages.errors import UserError
-from stages.exported import About, is_export, open_export, write_export
-from stages.networks import build_diff_lmm, load_language
-from stages.pretrained import LoadedModel
+from stages.networks.build import build_diff_lmm, load_language
+from stages.networks.checkpoint import Checkpoints, Position
+from stages.networks.exported import About, is_export, open_export, write_export
+from stages.networks.pretrained import LoadedModel
 
 WIDTH, TARGETS = 96, 96
 QUESTIONS = ["What is the SCENE of the movie?", "what is the year of the movie?"]

@@ -13,7 +13,7 @@ from model.config import EncoderConfig, LanguageConfig, ModelConfig, QFormerConf
 from model.language import SpecialTokens
 from stages.errors import UserError
 from stages.frozen.load import describe_encoder, load_encoder
-from stages.networks import build_diff_lmm, load_language
+from stages.networks.build import build_diff_lmm, load_language
 from stages.weights.repository import Repository
 
 VISUAL_WIDTH, QUERIES = 16, 4

@@ -19,10 +19,10 @@ from model.config import LanguageConfig, ModelConfig, QFormerConfig
 from model.language import FrozenLanguageModel
 from recipes.small_world.reading import example
 from stages.data.cards import load_card
-from stages.memory_plan import frozen_bytes, language_kept_bytes
-from stages.networks import load_language
-from stages.quantization import layer_matrices, num_values, quantize_layers
-from stages.tokens import Tokenizers
+from stages.networks.build import load_language
+from stages.networks.quantization import layer_matrices, num_values, quantize_layers
+from stages.networks.tokens import Tokenizers
+from stages.train.memory_plan import frozen_bytes, language_kept_bytes
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -179,7 +179,7 @@ def test_an_opened_export_can_be_handed_to_a_worker_and_is_opened_there(exported
 
 
 def test_stage_2_reads_windows_out_of_an_export(cache, exported):
-    from stages.windows import WindowDataset
+    from stages.batches.windows import WindowDataset
 
     times_s = tuple(cache.cached_times_s("plain")[[3, 4, 9]])
     sample = Sample(id="s", video="plain", task="t", question="?", answer="a", split="train", times_s=times_s)

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from stages import checkpoint
-from stages.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
 from stages.errors import UserError
+from stages.networks import checkpoint
+from stages.networks.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
 
 MODEL = {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor([0.5])}
 OPTIMIZER = {"w|step": torch.tensor(3.0)}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.results import read_predictions, result_path
-from stages.comparison import compare, pair
 from stages.errors import UserError
-from stages.scoring import Prediction
+from stages.evaluate.comparison import compare, pair
+from stages.evaluate.scoring import Prediction
 
 SETTINGS = {"seed": 0, "resamples": 10_000}
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from stages.batches.control_targets import ShuffledTargets
+from stages.batches.windows import WindowDataset
 from stages.cache import FeatureCache, Fingerprint
-from stages.control_targets import ShuffledTargets
 from stages.data.manifest import Sample
 from stages.errors import UserError
-from stages.windows import WindowDataset
 
 FRAMES = {"a": 4, "b": 6, "c": 3, "d": 6}
 

@@ -8,12 +8,12 @@ import pytest
 from pipeline import locations
 from pipeline.config import dump_yaml, resolve
 from pipeline.stage2 import cached_samples
+from stages.batches.windows import WindowDataset
 from stages.cache import FeatureCache, Fingerprint
 from stages.data.cards import build_manifest, export_manifest, load_card
 from stages.data.frame_plan import plan_frames
 from stages.errors import UserError
 from stages.frozen.identity import feature_fields
-from stages.windows import WindowDataset
 
 CLIP = {"subset": "train", "duration": 30, "num_frames": 310, "way_speaking": "teach", "way_speaking_answer": "(d)"}
 ASKED = {"video": "v_1_2", "frame_length": 40, "question": "who runs?", "answer": "man"}

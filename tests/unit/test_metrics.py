@@ -6,8 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from stages import metrics
-from stages.metrics import (
+from stages.evaluate import metrics
+from stages.evaluate.metrics import (
     bootstrap_interval,
     constant_accuracy,
     majority_answer,

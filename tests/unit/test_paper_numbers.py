@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.reporting.paper import published_tables
 from stages.data.cards import load_card
-from stages.metrics import wilson_interval
+from stages.evaluate.metrics import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 ANNOTATIONS = ROOT.parent / "shared" / "data" / "lvu" / "annotation"

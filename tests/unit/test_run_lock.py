@@ -6,13 +6,13 @@ import sys
 import pytest
 
 from stages.errors import UserError
-from stages.run_lock import LOCK, training
+from stages.train.run_lock import LOCK, training
 
 HOLD = "\n".join(
     [
         "import sys",
         "from pathlib import Path",
-        "from stages.run_lock import training",
+        "from stages.train.run_lock import training",
         "with training(Path(sys.argv[1])): ",
     ]
 )

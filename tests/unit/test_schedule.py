@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 
 from stages.config import TrainConfig
-from stages.schedule import learning_rate
+from stages.train.schedule import learning_rate
 
 
 def rates(config, steps_per_epoch):

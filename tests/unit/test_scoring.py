@@ -3,8 +3,8 @@
 import pytest
 
 from stages.data.manifest import Sample
-from stages.metrics import wilson_interval
-from stages.scoring import (
+from stages.evaluate.metrics import wilson_interval
+from stages.evaluate.scoring import (
     NO_LABEL,
     ClassScore,
     Confusion,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.scoring import Prediction, score
+from stages.evaluate.scoring import Prediction, score
 
 KINDS = ("what", "who", None)
 RESAMPLES = 40

@@ -5,9 +5,9 @@ import pytest
 import torch
 import zarr
 
+from stages.batches.windows import WindowDataset, widened
 from stages.cache import CacheWriteError, FeatureCache, Fingerprint, storage_type, widen
 from stages.data.manifest import Sample
-from stages.windows import WindowDataset, widened
 
 # Of 8 channels the first is an outlier, as vision transformers have them: 200 times the others.
 CHANNELS = np.array([200.0, *[1.0] * 6, 0.01])

@@ -9,8 +9,8 @@ from pipeline.config import dump_yaml, resolve, valid_keys
 from pipeline.reporting.paper import published_tables
 from pipeline.studies.members import load_study, plan_study, setting, shipped_studies
 from stages.errors import UserError
-from stages.scoring import Prediction
-from stages.study import ALL_TASKS, compare_seeds, over_seeds, pooled
+from stages.evaluate.scoring import Prediction
+from stages.studies.study import ALL_TASKS, compare_seeds, over_seeds, pooled
 
 BOOKKEEPING = {"train.seed", "run.folder", "run.name"}
 STUDY = """\

@@ -18,7 +18,7 @@ from stages.data.frame_plan import plan_frames
 from stages.data.synthetic import DEFAULT_VIDEOS_PER_SPLIT, drawing, generate
 from stages.data.synthetic.plan import LABELS, annotations_of, plan_videos
 from stages.errors import UserError
-from stages.metrics import majority_floor
+from stages.evaluate.metrics import majority_floor
 
 SMALL = {"train": 8, "val": 4, "test": 4}
 CHANCE = 0.25

@@ -9,7 +9,7 @@ import torch
 from pipeline.config import resolve
 from stages.data.cards import load_card
 from stages.errors import UserError
-from stages.tokens import Tokenizers
+from stages.networks.tokens import Tokenizers
 from stages.weights.repository import Repository
 
 SHORT, LONG = "what is the scene of the movie?", "what is the relationship of the movie and what is the year?"

@@ -3,11 +3,11 @@
 import pytest
 
 from pipeline.outcome import Outcome
-from stages.checkpoint import Position
 from stages.cluster.shares import Seats, seats_on
 from stages.errors import UserError
-from stages.train import Ending
-from stages.train_flow import Desk
+from stages.networks.checkpoint import Position
+from stages.train.processes import Desk
+from stages.train.trainer import Ending
 
 
 def nodes(*resources, dead=()):

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 from model.config import LanguageConfig
 from pipeline.config import resolve
 from stages.errors import UserError
-from stages.networks import load_language
-from stages.tokens import Tokenizers
+from stages.networks.build import load_language
+from stages.networks.tokens import Tokenizers
 from stages.weights.repository import Repository
 
 WORDS = ("the", "kitchen", "is", "where", "two", "friends", "talk", "about", "a", "red", "car", "what", "who", "how")

@@ -8,13 +8,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.config import resolve
+from stages.batches.feed import Collate, feed
+from stages.batches.order import NEAR_BATCHES, EpochOrder
+from stages.batches.windows import Drawn, WindowDataset, widened
 from stages.cache import FeatureCache, Fingerprint, MissingFramesError
 from stages.data.manifest import Sample
 from stages.errors import UserError
-from stages.feed import Collate, feed
-from stages.order import NEAR_BATCHES, EpochOrder
-from stages.tokens import Tokenizers
-from stages.windows import Drawn, WindowDataset, widened
+from stages.networks.tokens import Tokenizers
 
 
 def sample(index, *, num_frames=4, start_s=0.0):

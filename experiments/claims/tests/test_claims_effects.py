@@ -26,8 +26,8 @@ from experiments.claims.plan import LAMBDAS, NONE, PLANS, REFERENCE, best_interi
 from experiments.claims.trainings import Distillation, MemberAnswers
 from stages.data.synthetic.plan import LABELS
 from stages.errors import UserError
+from stages.evaluate.scoring import Prediction
 from stages.records import read_yaml
-from stages.scoring import Prediction
 
 FIRST = PLANS["claims"]
 PLACES = {"alpha": 2, "beta": 1}  # windows of each video

@@ -23,7 +23,7 @@ from stages.atomic import atomic_path, atomic_write_text
 from stages.data.card_schema import Card, TaskCard
 from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
-from stages.networks import TRAINED_FILE
+from stages.networks.build import TRAINED_FILE
 from stages.records import parse_record, read_json
 from stages.weights.instructblip import is_instructblip
 from stages.weights.repository import Repository
@@ -273,7 +273,7 @@ A clip is {frames}.
 ## Use
 
 ```python
-from stages.pretrained import LoadedModel
+from stages.networks.pretrained import LoadedModel
 
 model = LoadedModel.from_pretrained("this folder or its hub id")
 replies = model.answer(features, ["the question"])  # features [B, T, P, C] of the visual encoder below

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from stages.device import Compute, autocast, move, pick_device, pick_dtype
 from stages.errors import UserError
-from stages.exported import HEADS, About, open_export, write_export
-from stages.networks import build_diff_lmm, load_language, new_diff_lmm
-from stages.quantization import num_values
-from stages.tokens import Tokenizers
+from stages.networks.build import build_diff_lmm, load_language, new_diff_lmm
+from stages.networks.exported import HEADS, About, open_export, write_export
+from stages.networks.quantization import num_values
+from stages.networks.tokens import Tokenizers
 from stages.weights.instructblip import naming
 from stages.weights.repository import LoadingReport, open_tensors
 
@@ -96,7 +96,7 @@ class LoadedModel(ModelHubMixin):
         except ValueError as error:
             raise UserError(str(error), where="configuration") from error
         if shard_language:
-            from stages.sharding import shard_layers
+            from stages.networks.sharding import shard_layers
 
             shard_layers(language, device)
         return cls(model.to(device), tokenizers, Compute(device, dtype), about, tuple(reports))

@@ -27,7 +27,7 @@ from stages.cluster.connect import last_line
 from stages.cluster.shares import Seats
 from stages.device import pick_device
 from stages.errors import UserError
-from stages.group import Together
+from stages.train.group import Together
 
 # What Ray Train would do beside running the processes: move them to another directory, keep statistics of its own.
 _QUIET = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from model.diff_lmm import Clips
+from stages.batches.windows import Batch, Drawn, Window, WindowDataset
+from stages.networks.tokens import Tokenizers
 from stages.signals import left_to_this_process
-from stages.tokens import Tokenizers
-from stages.windows import Batch, Drawn, Window, WindowDataset
 
 # A window is one buffer of many megabytes. glibc returns such a buffer to the system when it is freed and then pays for
 # its pages again with the next; workers keep them instead.

@@ -12,12 +12,12 @@ from torch.profiler import record_function
 from model.alignment import AlignmentReport
 from model.diff_lmm import Clips, DiffLMM, Losses, Share
 from model.spans import OPTIMIZER
+from stages.batches.windows import Batch, bad_inputs
 from stages.config import TrainConfig
 from stages.data.manifest import Sample
 from stages.device import Compute, autocast, each_tensor, move
 from stages.errors import UserError
-from stages.group import Alone, Group
-from stages.windows import Batch, bad_inputs
+from stages.train.group import Alone, Group
 
 
 class Stepper:

@@ -8,7 +8,7 @@ from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, OPTIMIZER, QFORMER
-from stages.train import READ, STEP
+from stages.train.trainer import READ, STEP
 
 # The first steps ask the system for memory and start the readers.
 WARM_UP_STEPS, MEASURED_STEPS = 2, 3

@@ -7,11 +7,11 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from stages.errors import UserError
-from stages.metrics import bootstrap_interval, mcnemar_p
+from stages.evaluate.metrics import bootstrap_interval, mcnemar_p
 
 
 class Answered(Protocol):
-    """What is compared of a prediction (`stages.scoring.Prediction`)."""
+    """What is compared of a prediction (`stages.evaluate.scoring.Prediction`)."""
 
     @property
     def sample(self) -> str:

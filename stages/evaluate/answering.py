@@ -1,4 +1,4 @@
-"""Answering every sample of a split; `stages.scoring` says how good the answers are.
+"""Answering every sample of a split; `stages.evaluate.scoring` says how good the answers are.
 
 There are two ways of answering: beam search, which is the paper's, and ranking of a classification's candidates by
 their log-likelihood, which cannot give a text that is no candidate (docs/evaluation.md).
@@ -13,13 +13,13 @@ from torch import Tensor
 from model.config import LanguageConfig
 from model.diff_lmm import DiffLMM
 from model.language import FrozenLanguageModel
+from stages.batches.windows import Batch, bad_inputs
 from stages.config import EvaluateConfig
 from stages.data.manifest import Sample
 from stages.device import autocast, move
 from stages.errors import UserError
-from stages.scoring import METHODS, Method, Prediction, answer_type_of
-from stages.tokens import Tokenizers
-from stages.windows import Batch, bad_inputs
+from stages.evaluate.scoring import METHODS, Method, Prediction, answer_type_of
+from stages.networks.tokens import Tokenizers
 
 Scored = tuple[tuple[str, ...], tuple[float, ...]]
 """Answers, best first, and their scores."""

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from model.config import LanguageConfig, ModelConfig
 from model.frozen import load_named
-from stages.checkpoint import Checkpoints
 from stages.device import pick_device
 from stages.errors import UserError
-from stages.quantization import quantize_layers, require_quantization
+from stages.networks.checkpoint import Checkpoints
+from stages.networks.quantization import quantize_layers, require_quantization
 from stages.weights.instructblip import instructblip_config, is_instructblip, loading, naming
 from stages.weights.lavis import FRAME_POSITIONS, LavisTensors, open_lavis
 from stages.weights.repository import CheckpointTensors, LoadingReport, OnLoaded, Repository, log_loading, open_tensors

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stages.comparison import PairedComparison, compare
 from stages.errors import UserError
+from stages.evaluate.comparison import PairedComparison, compare
+from stages.evaluate.scoring import Prediction
 from stages.ids import check_id
 from stages.records import nearest_hint, parse_record, read_yaml
-from stages.scoring import Prediction
 
 ALL_TASKS = "all tasks"
 """Name of what pools the samples of several tasks."""

@@ -16,19 +16,19 @@ from torch.profiler import record_function
 
 from model.config import LanguageConfig
 from model.diff_lmm import DiffLMM, Losses
-from stages.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
+from stages.batches.feed import feed
+from stages.batches.order import EpochOrder
+from stages.batches.windows import Batch, Drawn, WindowDataset
 from stages.config import TrainConfig
 from stages.device import Compute
 from stages.errors import UserError
-from stages.evaluate import predict_batches, summed_answer_loss
-from stages.feed import feed
-from stages.group import Alone, Group
-from stages.metric_log import MetricLog
-from stages.order import EpochOrder
-from stages.schedule import learning_rate
-from stages.step import Stepper
-from stages.tokens import Tokenizers
-from stages.windows import Batch, Drawn, WindowDataset
+from stages.evaluate.answering import predict_batches, summed_answer_loss
+from stages.networks.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
+from stages.networks.tokens import Tokenizers
+from stages.train.group import Alone, Group
+from stages.train.metric_log import MetricLog
+from stages.train.schedule import learning_rate
+from stages.train.step import Stepper
 from stages.wording import counted
 
 READ, STEP = "read", "step"

@@ -19,8 +19,8 @@ from stages.device import each_tensor, move
 from stages.errors import UserError
 
 if TYPE_CHECKING:
+    from stages.batches.control_targets import ShuffledTargets
     from stages.cache.feature_cache import FeatureCache
-    from stages.control_targets import ShuffledTargets
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def widened(features: Tensor, scales: Tensor | None) -> Tensor:
 class WindowDataset(Dataset[Window]):
     """Samples of one split, each with its frames out of the cache.
 
-    A plain `DataLoader` over it yields `Windows`; with `stages.feed.Collate` as `collate_fn`, tokens too.
+    A plain `DataLoader` over it yields `Windows`; with `stages.batches.feed.Collate` as `collate_fn`, tokens too.
 
     Args:
         cache: where the features are.

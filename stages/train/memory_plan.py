@@ -23,7 +23,7 @@ from torch import nn
 from model.activation_memory import kept_numbers
 from model.config import Quantization
 from model.qformer import frames_per_run_of
-from stages.quantization import BLOCK, layer_matrices, shape_of
+from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 
 if TYPE_CHECKING:
     from model.qformer import MemoryQFormer
@@ -75,7 +75,7 @@ class StepMemory:
 
 
 def frozen_bytes(model: nn.Module, quantize: Quantization, *, bytes_each: int = 2) -> int:
-    """Bytes of a language model's weights, its layers' matrices as `stages.quantization` has them.
+    """Bytes of a language model's weights, its layers' matrices as `stages.networks.quantization` has them.
 
     Args:
         model: not quantised itself; it may lie on the meta device.

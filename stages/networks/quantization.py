@@ -62,7 +62,7 @@ def layer_matrices(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of the model's layers that are one matrix each, by their names in the model."""
     from transformers.pytorch_utils import Conv1D
 
-    from stages.sharding import decoder_layers
+    from stages.networks.sharding import decoder_layers
 
     inside = {id(module) for module in decoder_layers(model).modules()}
     for name, module in model.named_modules():

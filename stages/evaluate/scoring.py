@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stages.data.manifest import Sample, Split
 from stages.data.text import answer_type_by_word
-from stages.metrics import (
+from stages.evaluate.metrics import (
     bootstrap_interval,
     constant_accuracy,
     majority_answer,
