@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.data.synthetic import generate
 from stages.decode import DecodeChild, FrameRequest

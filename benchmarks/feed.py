@@ -29,7 +29,7 @@ from transformers import InstructBlipQFormerConfig
 from model.config import QFormerConfig
 from model.parts import TextTokens
 from model.qformer import MemoryQFormer
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.batches import feed as feed_module
 from stages.batches.feed import feed
 from stages.batches.windows import WindowDataset

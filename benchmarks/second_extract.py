@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import tiny_corpus
 
-from pipeline import locations
-from pipeline.config import resolve
+from pipeline.settings import locations
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.source import look_at
 from stages.data.frame_plan import plan_frames

@@ -39,7 +39,7 @@ from model.diff_lmm import Clips, DiffLMM
 from model.dit_teacher import DIT_NORM_EPS, DiTTeacher
 from model.language import FrozenLanguageModel
 from model.qformer import MemoryQFormer
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.batches.windows import Batch
 from stages.config import TrainConfig
 from stages.data.manifest import Sample

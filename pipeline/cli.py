@@ -53,7 +53,7 @@ def _main(
     ] = False,
 ) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from pipeline.console import set_up_logging
+    from pipeline.screen.console import set_up_logging
 
     set_up_logging(verbose=verbose)
 
@@ -280,7 +280,7 @@ def ablate(
     Each training is an ordinary run in runs/<study>. Run it again to go on where it stopped. Exit code 3 when any
     training failed. docs/ablations.md in the project's repository explains the tables, and how to write a study.
     """
-    from pipeline.commands.ablate import Resources, run
+    from pipeline.studies.ablate import Resources, run
 
     failed = run(
         study,

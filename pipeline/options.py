@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperOption
 from stages.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.config import Resolved
+    from pipeline.settings.config import Resolved
 
 _SETTINGS = "Settings"
 Preset = Annotated[
@@ -94,8 +94,8 @@ class SettingOptions:
     overrides: Overrides = None
 
     def resolve(self, options: Mapping[str, Any]) -> "Resolved":
-        """See `pipeline.config.resolve`; `options` are the other options, by dotted keys."""
-        from pipeline.config import resolve
+        """See `pipeline.settings.config.resolve`; `options` are the other options, by dotted keys."""
+        from pipeline.settings.config import resolve
 
         return resolve(preset=self.preset, config_file=self.config, options=options, overrides=self.overrides or [])
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import locations
-from pipeline.config import PipelineConfig, resolve
-from pipeline.run_folder import RunFolder
-from pipeline.stage2 import build_for_training, write_loading
+from pipeline.runs.models import build_for_training, write_loading
+from pipeline.runs.run_folder import RunFolder
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig, resolve
 from stages.cache import FeatureCache
 from stages.data.frame_plan import plan_frames
 from stages.data.synthetic import generate

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.config import resolve
-from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, write_results
-from pipeline.run_folder import RunFolder, versions
+from pipeline.runs.results import DataRecord, EvaluationRecord, ModelRecord, write_results
+from pipeline.runs.run_folder import RunFolder, versions
+from pipeline.settings.config import resolve
 from stages.evaluate.scoring import Prediction, score
 from stages.train.metric_log import MetricLog
 

@@ -24,7 +24,7 @@ from experiments.claims.effects import ALL, FINE_LESS_COARSE, GROUPS
 from experiments.claims.plan import CONSTANT, LAMBDAS, NONE, PLANS, REFERENCE, Plan
 from experiments.claims.tables import markdown
 from experiments.claims.trainings import MemberAnswers, Trainings, read_trainings
-from pipeline.run_folder import versions
+from pipeline.runs.run_folder import versions
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
 

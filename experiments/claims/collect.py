@@ -20,9 +20,9 @@ from experiments.claims.trainings import (
     read_trainings,
     write_trainings,
 )
-from pipeline.commands.train import FREE
-from pipeline.results import read_predictions, result_path
-from pipeline.run_folder import RunFolder
+from pipeline.runs.results import read_predictions, result_path
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.training import FREE
 from pipeline.studies.members import STUDY
 from pipeline.studies.record import StudyRecord
 from stages.errors import UserError

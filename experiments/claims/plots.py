@@ -9,7 +9,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from experiments.claims.effects import Effect
-from pipeline.figure_style import ON_WHITE
+from pipeline.reporting.figure_style import ON_WHITE
 from stages.atomic import atomic_path
 
 Row = tuple[str, Mapping[str, Effect]]

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from experiments.claims.plan import PlanName
-from pipeline.config import leaves
+from pipeline.settings.config import leaves
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
 from stages.records import parse_record, read_json

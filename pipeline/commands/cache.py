@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from pipeline import locations
-from pipeline.config import PipelineConfig
-from pipeline.console import beside_json, emit_json, print_answer, progress_bar
+from pipeline.screen.console import beside_json, emit_json, print_answer, progress_bar
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.files.places import place_of
 from stages.cache.maintenance import CheckResult, SweepReport

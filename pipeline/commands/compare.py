@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.console import beside_json, emit_json, print_answer, table
-from pipeline.results import answered, read_predictions, result_path
-from pipeline.tables import Columns
+from pipeline.runs.results import answered, read_predictions, result_path
+from pipeline.screen.console import beside_json, emit_json, print_answer, table
+from pipeline.screen.tables import Columns
 from stages.config import EvaluateConfig
 from stages.data.manifest import Split
 from stages.errors import UserError

@@ -4,8 +4,8 @@ import typing
 
 from pydantic import BaseModel
 
-from pipeline.config import PipelineConfig, Resolved, valid_keys
-from pipeline.console import emit_json, print_answer
+from pipeline.screen.console import emit_json, print_answer
+from pipeline.settings.config import PipelineConfig, Resolved, valid_keys
 
 
 def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:

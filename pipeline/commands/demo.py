@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.browser import show
 from pipeline.commands import evaluate, extract, report, synthesize, train
-from pipeline.config import Resolved, resolve
-from pipeline.console import beside_json, emit_json, print_answer
-from pipeline.run_folder import CONFIG
+from pipeline.runs.run_folder import CONFIG
+from pipeline.screen.browser import show
+from pipeline.screen.console import beside_json, emit_json, print_answer
+from pipeline.settings.config import Resolved, resolve
 from stages.errors import UserError
 from stages.evaluate.scoring import TaskScore
 from stages.wording import counted

@@ -7,11 +7,11 @@ from functools import partial
 
 from rich.text import Text
 
-from pipeline.check_data import check_cache, check_data
-from pipeline.check_machine import check_devices, check_disk, check_versions, check_weights
-from pipeline.config import PipelineConfig, Resolved
-from pipeline.console import emit_json, print_answer
-from pipeline.findings import Finding
+from pipeline.doctor.data import check_cache, check_data
+from pipeline.doctor.findings import Finding
+from pipeline.doctor.machine import check_devices, check_disk, check_versions, check_weights
+from pipeline.screen.console import emit_json, print_answer
+from pipeline.settings.config import PipelineConfig, Resolved
 from stages.errors import UserError
 
 _Check = Callable[[PipelineConfig], Iterator[Finding]]

@@ -5,23 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from pipeline import locations
-from pipeline.config import PipelineConfig
-from pipeline.console import beside_json, emit_json, print_answer, progress_bar, say, table
-from pipeline.evaluated import Evaluated, open_evaluated
-from pipeline.results import DataRecord, EvaluationRecord, ModelRecord, metrics_of, write_results
-from pipeline.run_folder import versions
-from pipeline.small_world import warn_of_unknown_data
-from pipeline.stage2 import (
-    CachedSamples,
-    cached_samples,
-    open_cache,
-    require_room,
-    visual_width_of,
-    warn_of_long_answers,
-    warn_of_long_questions,
-)
-from pipeline.tables import Columns, without_empty
+from pipeline.runs.cached_data import CachedSamples, cached_samples, open_cache, visual_width_of
+from pipeline.runs.evaluated import Evaluated, open_evaluated
+from pipeline.runs.models import require_room, warn_of_long_answers, warn_of_long_questions
+from pipeline.runs.results import DataRecord, EvaluationRecord, ModelRecord, metrics_of, write_results
+from pipeline.runs.run_folder import versions
+from pipeline.runs.small_world import warn_of_unknown_data
+from pipeline.screen.console import beside_json, emit_json, print_answer, progress_bar, say, table
+from pipeline.screen.tables import Columns, without_empty
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.batches.feed import feed
 from stages.batches.windows import WindowDataset
 from stages.cache.feature_cache import FeatureCache

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pipeline import locations
-from pipeline.console import beside_json, emit_json, print_answer
-from pipeline.run_folder import RunFolder
-from pipeline.stage2 import about_of
+from pipeline.runs.models import about_of
+from pipeline.runs.run_folder import RunFolder
+from pipeline.screen.console import beside_json, emit_json, print_answer
+from pipeline.settings import locations
 from stages.errors import UserError
 from stages.networks.checkpoint import Checkpoints
 from stages.networks.exported import is_export, write_export

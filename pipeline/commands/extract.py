@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
-from pipeline import locations
-from pipeline.config import PipelineConfig, Resolved
-from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say
-from pipeline.small_world import warn_of_unknown_data
+from pipeline.runs.small_world import warn_of_unknown_data
+from pipeline.screen.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig, Resolved
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.files.places import CacheUrl
 from stages.cache.source import Changes, damaged_sentence, outdated_sentence

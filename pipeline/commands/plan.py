@@ -7,10 +7,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from pipeline import locations
-from pipeline.check_machine import check_weights
-from pipeline.config import PipelineConfig, Resolved
-from pipeline.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
+from pipeline.doctor.machine import check_weights
+from pipeline.screen.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig, Resolved
 from stages.cache.storage import STORAGE_FIELD
 from stages.data.frame_plan import FramePlan, plan_frames
 from stages.data.manifest import Manifest

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from model.vision import VisionEncoder
-from pipeline.config import PipelineConfig
-from pipeline.console import emit_json, print_answer, say
-from pipeline.small_world import warn_of_unknown_video
-from pipeline.stage2 import LoadedModel, is_exported, open_exported, open_run, require_room, warn_of_long_questions
+from pipeline.runs.models import LoadedModel, is_exported, open_exported, open_run, require_room, warn_of_long_questions
+from pipeline.runs.small_world import warn_of_unknown_video
+from pipeline.screen.console import emit_json, print_answer, say
+from pipeline.settings.config import PipelineConfig
 from stages.data.card_schema import FrameRule
 from stages.data.manifest import even_times_s
 from stages.decode import DecodeChild, DecodedVideo, DecodeError, FrameRequest, LengthRequest

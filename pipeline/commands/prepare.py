@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline import locations
-from pipeline.config import Resolved
-from pipeline.console import beside_json, emit_json, print_answer, progress_bar, table
+from pipeline.screen.console import beside_json, emit_json, print_answer, progress_bar, table
+from pipeline.settings import locations
+from pipeline.settings.config import Resolved
 from stages.data.cards import export_manifest, load_card
 from stages.data.downloads import list_downloads
 from stages.data.preparation import Preparation, prepare, put_in_place, unmeasured, write_lengths

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.console import beside_json, emit_json, print_answer, table
 from pipeline.reporting.page import render
 from pipeline.reporting.paper import lay_out, print_section
 from pipeline.reporting.runs import read_runs
+from pipeline.screen.console import beside_json, emit_json, print_answer, table
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
 from stages.wording import counted

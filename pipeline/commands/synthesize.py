@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.console import print_answer, progress_bar
+from pipeline.screen.console import print_answer, progress_bar
 from stages.data.synthetic import DEFAULT_VIDEOS_PER_SPLIT, generate
 from stages.errors import UserError
 from stages.wording import counted

@@ -1,64 +1,26 @@
 """`pipeline train`: Stage 2."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import locations
-from pipeline.config import PipelineConfig, Resolved, overlay, valid_keys
-from pipeline.console import Bar, beside_json, emit_json, print_answer, progress_bar, say, table
-from pipeline.outcome import Outcome
-from pipeline.run_folder import RunFolder
-from pipeline.small_world import warn_of_unknown_data
-from pipeline.stage2 import (
-    LoadedModel,
-    build_for_training,
-    find_training_data,
-    warn_of_absent_labels,
-    warn_of_long_questions,
-    write_loading,
-)
+from pipeline.runs.cached_data import find_training_data
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.training import Outcome, _resumed, begin, prepare
+from pipeline.screen.console import Bar, beside_json, emit_json, print_answer, progress_bar, say, table
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig, Resolved
 from stages.atomic import atomic_write_text
-from stages.batches.control_targets import ShuffledTargets
-from stages.batches.windows import WindowDataset
-from stages.data.leakage import leakage_sentence
 from stages.errors import UserError
-from stages.networks.checkpoint import Checkpoints
 from stages.networks.quantization import require_quantization
 from stages.signals import Stopped, StopRequest, telling
-from stages.train.group import Group
 from stages.train.metric_log import require_wandb
 from stages.train.profile import TRACE, Breakdown, StepProfile
 from stages.train.run_lock import training
-from stages.train.trainer import Data, Ending, Trainer
+from stages.train.trainer import Ending, Trainer
 from stages.wording import counted
 
 AGAIN = "go on by the same command and --resume"
-
-# What changes nothing of what comes out: how it is computed and kept.
-FREE = (
-    "cache.root",
-    "cache.local_copy",
-    # The same batches in the same order; sums are rounded in another order, and dropout draws other numbers.
-    "train.processes",
-    "train.shard_language",
-    "train.workers",
-    "train.prefetch",
-    "train.save_every_steps",
-    "train.keep_checkpoints",
-    "train.trackers",
-    "train.wandb_project",
-)
-# What a run may have changed when it is resumed.
-_MAY_CHANGE = (
-    *FREE,
-    "data.videos",  # training reads none
-    # Rounding and dropout's draws, as above.
-    *("train.micro_batch_size", "train.frames_per_run", "evaluate.batch_size"),
-    # When it ends.
-    *("train.epochs", "train.patience"),
-)
 
 
 def run(
@@ -139,7 +101,7 @@ def _by_several(
     if address is None:
         find_training_data(config)  # what is wrong with it is told now, by one process, and not after Ray has started
     # Ray takes seconds to import.
-    from pipeline.processes import run_together
+    from pipeline.runs.processes import run_together
 
     def show(bar: Bar, row: dict[str, float]) -> None:
         _show(bar, row, config.train.epochs)
@@ -148,72 +110,6 @@ def _by_several(
         if not resume:
             RunFolder.require_free(path)  # another may have begun it since this command looked
         return run_together(config, path, address=address, request=request, again=again, show=show)
-
-
-def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[str, object], *, resume: bool) -> None:
-    """Fill a new run's folder, or look at an old one again; UserError if its data are not what they were."""
-    if resume:
-        folder = RunFolder.open(path)
-        folder.require_same(stamp, ("fingerprint", "samples", "videos_missing"))
-        _keep_changes(folder, config)
-        return
-    RunFolder.require_free(path)  # another may have begun it since this command looked
-    write_loading(path, loaded.loading)
-    RunFolder.create(path, config, stamp)
-
-
-def prepare(
-    config: PipelineConfig, path: Path, stop: Callable[[], bool], group: Group | None = None
-) -> tuple[Trainer, LoadedModel, dict[str, object]]:
-    """Look at the data, build the model; and what the run is stamped with."""
-    found = find_training_data(config)
-    cache, train, val, left_out = found.cache, found.train, found.val, found.found.left_out()
-    warn_of_unknown_data(config)
-    warn_of_absent_labels(train, found.manifest.samples)
-    loaded = build_for_training(config, cache, train[0])
-    warn_of_long_questions(loaded.tokenizers, [(sample.question, sample.prompt) for sample in [*train, *val]])
-    stamp: dict[str, object] = {
-        "cache": str(cache.root),
-        "fingerprint": cache.fingerprint.digest,
-        "samples": {"train": len(train), "val": len(val)},
-        "videos_missing": list(found.found.failed),
-        "videos_damaged": list(found.found.damaged),
-        "samples_missing": list(found.found.beyond),
-        "videos_left_out": sorted(found.manifest.left_out),
-        "leaks": found.leaks,
-    }
-    if found.leaks:
-        say(f"warning: {leakage_sentence(found.leaks)}")
-    if found.manifest.left_out:
-        without = counted(len(found.manifest.left_out), "annotated video has", "annotated videos have")
-        say(f"warning: {without} no samples; see `pipeline doctor`")
-    say(
-        f"{len(train)} training and {counted(len(val), 'validation sample')}"
-        + (f"; {left_out}" if left_out else "")
-        + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
-    )
-    tolerance, distils = config.cache.tolerance_s, config.alignment.kd_weight > 0
-    control = None
-    if distils and config.train.targets == "shuffled":
-        say("warning: train.targets=shuffled aligns every frame with another video's y*; this is a control")
-        control = ShuffledTargets(cache, (sample.video for sample in train), seed=config.train.seed)
-    data = Data(
-        train=WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils, control=control),
-        val=WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None,
-        tokenizers=loaded.tokenizers,
-        eval_batch_size=config.evaluate.batch_size,
-    )
-    trainer = Trainer(
-        config.train,
-        config.language,
-        loaded.model,
-        data,
-        run=path,
-        compute=loaded.compute,
-        stop=stop,
-        group=group,
-    )
-    return trainer, loaded, stamp
 
 
 def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) -> Ending:
@@ -290,46 +186,3 @@ def of_folder(run: Path | None, name: str | None, *, resume: bool) -> dict[str, 
         raise UserError("the run has its name already", where=run, received=f"--name {name}", hint="leave out --name")
     path = run if run.name not in ("", "..") else run.resolve()
     return {"run.folder": str(path.parent), "run.name": path.name}
-
-
-def _resumed(run: RunFolder, resolved: Resolved) -> PipelineConfig:
-    """The run's own settings with what the command names itself; UserError if that would be another training."""
-    saved = run.config()
-    given = {key: _at(resolved.config, key) for key in valid_keys() if resolved.given is None or key in resolved.given}
-    for key, value in given.items():
-        was = _at(saved, key)
-        if value != was and key not in _MAY_CHANGE and not key.startswith("run."):
-            raise UserError(
-                f"--resume keeps the run's own settings, but the command differs in {key} ({was!r}, now {value!r})",
-                where=run.path,
-                hint="leave it out, or give another --name for a new run",
-            )
-    config = overlay(saved, {**given, "run.folder": str(run.path.parent), "run.name": run.path.name}, "command line")
-    if config.train.epochs < saved.train.epochs:
-        raise UserError(
-            "a run that is resumed can only be given more epochs",
-            where=f"{run.path}: train.epochs",
-            received=config.train.epochs,
-            allowed=f"{saved.train.epochs} or more",
-        )
-    return config
-
-
-def _keep_changes(run: RunFolder, config: PipelineConfig) -> None:
-    """Have the run's folder say what the run is from now on."""
-    saved = run.config()
-    before, now = saved.train.epochs, config.train.epochs
-    if now > before:
-        last = Checkpoints(run.path).last()
-        step = 0 if last is None else Checkpoints(run.path).position(last).step
-        say(f"train.epochs is {now}, and was {before}; from step {step} on the learning rate is that of {now} epochs")
-        run.note_more_epochs(step=step, before=before, now=now)
-    if saved != config:
-        run.keep(config)
-
-
-def _at(config: PipelineConfig, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from pipeline.config import PipelineConfig
+from pipeline.settings.config import PipelineConfig
 
 _LIST = "departures.yaml"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import locations
-from pipeline.config import PipelineConfig
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.config import ExtractConfig
 from stages.data.manifest import Sample, Video
 from stages.data.video_paths import join_video_path

@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.pages import page_environment
 from pipeline.reporting import frames
 from pipeline.reporting.accuracy import accuracy_groups, shown_evaluation, unit_of
 from pipeline.reporting.departures import in_ranges
 from pipeline.reporting.frames import Strip
 from pipeline.reporting.mistakes import Examples, choose_examples
+from pipeline.reporting.pages import page_environment
 from pipeline.reporting.paired import paired_groups
 from pipeline.reporting.paper import PaperSection, printed
 from pipeline.reporting.runs import Evaluation, RunData, cautions, shortfalls

@@ -11,9 +11,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from model.config import ModelConfig
-from pipeline.config import PipelineConfig, resolve
 from pipeline.reporting.departures import is_as_there
 from pipeline.reporting.runs import Evaluation, RunData, cautions, published_samples
+from pipeline.settings.config import PipelineConfig, resolve
 from stages.errors import UserError
 
 _BASELINE = "preset=ma-lmm-7b"

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.figure_style import STYLE
+from pipeline.reporting.figure_style import STYLE
 from pipeline.reporting.runs import Series
 
 NUM_COLOURS = 6

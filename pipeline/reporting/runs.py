@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config import PipelineConfig
-from pipeline.results import EvaluationRecord, read_predictions, result_path
-from pipeline.run_folder import CONFIG, RunFolder
+from pipeline.runs.results import EvaluationRecord, read_predictions, result_path
+from pipeline.runs.run_folder import CONFIG, RunFolder
+from pipeline.settings.config import PipelineConfig
 from stages.data.card_schema import Card
 from stages.data.cards import load_card
 from stages.data.leakage import leakage_sentence

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline import locations
 from pipeline.commands import extract
-from pipeline.config import PipelineConfig, Resolved
-from pipeline.stage2 import cached_samples, open_cache
+from pipeline.runs.cached_data import cached_samples, open_cache
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig, Resolved
 from pipeline.studies.members import Training
 from stages.errors import UserError
 

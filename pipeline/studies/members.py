@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline import locations
-from pipeline.commands.train import FREE
-from pipeline.config import PipelineConfig, Resolved, load_yaml, overlay, preset_names, valid_keys
 from pipeline.reporting.paper import published_tables
-from pipeline.results import EvaluationRecord, result_path
-from pipeline.run_folder import CONFIG
+from pipeline.runs.results import EvaluationRecord, result_path
+from pipeline.runs.run_folder import CONFIG
+from pipeline.runs.training import FREE
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig, Resolved, load_yaml, overlay, preset_names, valid_keys
 from stages.errors import UserError
 from stages.evaluate.answering import methods_of
 from stages.evaluate.scoring import Method

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.pages import page_environment
+from pipeline.reporting.pages import page_environment
 from pipeline.studies.record import MemberLine, StudyRecord, TaskLine
 from stages.atomic import atomic_write_text
 

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from pipeline.figure_style import ON_WHITE
+from pipeline.reporting.figure_style import ON_WHITE
 from pipeline.studies.record import StudyRecord
 from stages.atomic import atomic_path
 

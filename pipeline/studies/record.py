@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.reporting.paper import PublishedTable, published_tables
-from pipeline.results import read_predictions, result_path
-from pipeline.run_folder import versions
+from pipeline.runs.results import read_predictions, result_path
+from pipeline.runs.run_folder import versions
 from pipeline.studies.members import SPLIT, STUDY, Planned, Training
 from stages.atomic import atomic_write_text
 from stages.evaluate.comparison import PairedComparison

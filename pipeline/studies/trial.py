@@ -9,8 +9,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from pipeline.commands import evaluate, train
-from pipeline.config import PipelineConfig, Resolved
-from pipeline.run_folder import CONFIG
+from pipeline.runs.run_folder import CONFIG
+from pipeline.settings.config import PipelineConfig, Resolved
 from pipeline.studies.members import SPLIT, Training, is_trained
 from stages.errors import UserError
 from stages.studies.study import Member

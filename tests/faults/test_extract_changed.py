@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from pipeline.check_data import check_cache
-from pipeline.config import resolve
+from pipeline.doctor.data import check_cache
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from tests.faults.extract_corpus import SETTINGS, VIDEOS, checksums, committed, prepare, problems, run_here
 

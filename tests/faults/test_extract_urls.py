@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.check_data import check_data
-from pipeline.config import resolve
+from pipeline.doctor.data import check_data
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.errors import UserError
 from tests.conftest import run_pipeline

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from pipeline.check_data import check_cache
-from pipeline.config import resolve
+from pipeline.doctor.data import check_cache
+from pipeline.settings.config import resolve
 from stages.cache import FeatureCache
 from stages.cache.convert import convert
 from stages.cache.files.places import place_of

@@ -8,8 +8,8 @@ import time
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import resolve
-from pipeline.stage2 import open_cache
+from pipeline.runs.cached_data import open_cache
+from pipeline.settings.config import resolve
 from stages.cache import FeatureCache
 from stages.errors import UserError
 from stages.frozen.identity import fingerprint, settle_precision

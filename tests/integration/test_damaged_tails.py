@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline import locations
-from pipeline.config import resolve
+from pipeline.settings import locations
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.data.frame_plan import plan_frames
 from stages.extract.extraction import Extraction

@@ -13,9 +13,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline.check_machine import check_versions
 from pipeline.commands import doctor
-from pipeline.config import resolve
+from pipeline.doctor.machine import check_versions
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.frozen.identity import feature_fields
@@ -393,7 +393,7 @@ def test_hub_weights_are_looked_for_in_the_hub_cache_and_never_fetched(tmp_path)
     options = {"data.dataset": str(tmp_path / "films.yaml")}
     code = f"""if True:
         from pipeline.commands import doctor
-        from pipeline.config import resolve
+        from pipeline.settings.config import resolve
         doctor.run(resolve(preset="tiny", options={options!r}, overrides={arguments!r}), as_json=True, quick=True)
     """
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -407,8 +407,8 @@ def test_hub_weights_are_looked_for_in_the_hub_cache_and_never_fetched(tmp_path)
 def test_every_dependency_is_looked_up_and_nothing_heavy_is_imported():
     code = """if True:
         import sys
-        from pipeline.check_machine import check_versions
-        from pipeline.config import PipelineConfig
+        from pipeline.doctor.machine import check_versions
+        from pipeline.settings.config import PipelineConfig
         items = [finding.item for finding in check_versions(PipelineConfig())]
         assert {"python", "diff-lmm", "torch", "diffusers", "ray", "zarr", "av", "numpy"} <= set(items), items
         assert "pytest" not in items, "what only developers need is not asked for"

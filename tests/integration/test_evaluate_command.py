@@ -12,10 +12,10 @@ import shutil
 import pytest
 import yaml
 
-from pipeline import locations
-from pipeline.config import overlay, resolve
-from pipeline.results import EvaluationRecord, read_predictions, write_results
-from pipeline.run_folder import RunFolder
+from pipeline.runs.results import EvaluationRecord, read_predictions, write_results
+from pipeline.runs.run_folder import RunFolder
+from pipeline.settings import locations
+from pipeline.settings.config import overlay, resolve
 from pipeline.studies.members import Training, is_evaluated
 from stages.config import EvaluateConfig
 from stages.evaluate.answering import first_words
@@ -162,7 +162,7 @@ def test_an_evaluation_says_which_parameters_answered_what_under_which_settings(
 
 
 def test_the_tables_fit_a_screen_of_80_columns(run, pipeline, monkeypatch):
-    monkeypatch.setattr("pipeline.console.RESULTS.width", 80)
+    monkeypatch.setattr("pipeline.screen.console.RESULTS.width", 80)
     out, err = pipeline("evaluate", "--run", run, "--method", "both")
     assert "relationship" not in err
     lines = out.splitlines()
@@ -177,8 +177,8 @@ def test_the_tables_fit_a_screen_of_80_columns(run, pipeline, monkeypatch):
 
 @pytest.mark.parametrize("method", ["generate", "rank"])
 def test_without_a_terminal_lines_show_how_far_it_is(run, pipeline, monkeypatch, method, tmp_path):
-    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.05)
-    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.05)
+    monkeypatch.setattr("pipeline.screen.console.FIRST_LINE_S", 0.05)
+    monkeypatch.setattr("pipeline.screen.console.LINE_EVERY_S", 0.05)
     how = ["--method", method, "--set", "evaluate.batch_size=7", "--output", tmp_path]
     out, err = pipeline("evaluate", "--run", run, *how)
     total = len(lines_of(next(tmp_path.glob("predictions*.jsonl"))))

@@ -11,8 +11,8 @@ import stat
 import pytest
 from safetensors.torch import load_file
 
-from pipeline import locations
-from pipeline.stage2 import build_for_training
+from pipeline.runs.models import build_for_training
+from pipeline.settings import locations
 
 # --- what training starts from
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.config import resolve
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
+from pipeline.settings.config import resolve
 from tests.finished_run import fill_cache
 from tests.html_page import read_page
 from tests.in_this_process import in_this_process

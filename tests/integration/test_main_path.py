@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.decode.frames import FrameRequest
 from stages.decode.reader import decode

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages import own_code
 from stages.decode import DecodeChild, FrameRequest
 from stages.decode.lengths import read_lengths

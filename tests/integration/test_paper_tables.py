@@ -8,11 +8,11 @@ import torch
 import yaml
 
 from pipeline.commands import report
-from pipeline.config import resolve
 from pipeline.reporting.paper import lay_out, printed, published_tables
 from pipeline.reporting.paper_rules import deviations, misfits
 from pipeline.reporting.runs import read_runs
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
+from pipeline.settings.config import resolve
 from stages.data.cards import load_card
 from stages.evaluate.scoring import Prediction
 from stages.networks.checkpoint import Checkpoints, Position

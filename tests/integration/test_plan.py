@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locations
 from pipeline.cli import main
-from pipeline.config import resolve
+from pipeline.settings import locations
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.data.frame_plan import plan_frames
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask

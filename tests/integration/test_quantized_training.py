@@ -8,7 +8,7 @@ import torch
 
 from pipeline.commands import evaluate, export
 from pipeline.commands import train as command
-from pipeline.config import load_yaml, resolve
+from pipeline.settings.config import load_yaml, resolve
 from stages.errors import UserError
 from stages.networks.pretrained import LoadedModel
 from tests.training_world import PATCHES, SETTINGS, WIDTH, make, rows_of, weights

@@ -282,7 +282,7 @@ def with_videos(tmp_path_factory):
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = make_run(folder, "run", data__videos=str(folder), data__annotations=str(folder))
-    from pipeline import locations
+    from pipeline.settings import locations
 
     samples = locations.manifest_of(run.config()).samples
     rows = [

@@ -69,8 +69,8 @@ frame_rule: {{kind: uniform, num_frames: {FRAMES}, index_fps: 10}}
 def test_frames_are_counted_within_one_long_video(tmp_path, pipeline, monkeypatch):
     """Small passes, so that there are many; the video ends once, and much is said before."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.2)
-    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.2)
+    monkeypatch.setattr("pipeline.screen.console.FIRST_LINE_S", 0.2)
+    monkeypatch.setattr("pipeline.screen.console.LINE_EVERY_S", 0.2)
     write_video(tmp_path / "film.mp4", count=FRAMES // 10 * RATE_FPS, height=48, width=64)
     (tmp_path / "film.yaml").write_text(CARD)
     sample = {"video": "film", "duration_s": FRAMES / 10, "task": "scene", "question": "where?", "answer": "office"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locations
-from pipeline.config import resolve
+from pipeline.settings import locations
+from pipeline.settings.config import resolve
 from stages.evaluate.comparison import compare
 from stages.evaluate.scoring import Prediction, answer_type_of, labels_of, majority_answers, score
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import locations
 from pipeline.commands import train as command
-from pipeline.config import resolve
+from pipeline.settings import locations
+from pipeline.settings.config import resolve
 from stages.errors import UserError
 from tests.several import together
 from tests.training_world import SETTINGS, make, near, rows_of

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipeline.commands import train as command
-from pipeline.config import resolve
 from pipeline.reporting.runs import cautions, read_runs
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
+from pipeline.settings.config import resolve
 from stages.batches.feed import Collate
 from stages.errors import UserError
 from stages.evaluate.answering import predict_batches
@@ -56,8 +56,8 @@ def trained(resolved, *, resume=False, **keywords):
 
 
 def test_without_a_terminal_lines_show_how_far_it_is(resolved, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.05)
-    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.05)
+    monkeypatch.setattr("pipeline.screen.console.FIRST_LINE_S", 0.05)
+    monkeypatch.setattr("pipeline.screen.console.LINE_EVERY_S", 0.05)
     run = trained(resolved("train.epochs=1"))
     shown = capsys.readouterr()
     assert shown.out == f"trained 8 steps; best after epoch 1, {shown.out.partition(', ')[2]}"
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_another_model_is_one_line(resolved):
 
 
 def config_path(resolved):
-    from pipeline import locations
+    from pipeline.settings import locations
 
     return locations.run_folder(resolved.config)
 

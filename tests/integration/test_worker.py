@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import fingerprint, settle_precision
@@ -171,7 +171,7 @@ LIMITED_MEMORY = """
     import resource, sys
     import numpy as np
     from pathlib import Path
-    from pipeline.config import resolve
+    from pipeline.settings.config import resolve
     from stages.frozen.identity import settle_precision
     from stages.extract.worker import ExtractionJob, FrozenPair
     config = resolve(preset="tiny").config

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.extract.frozen_pair import ExtractionJob, FrozenPair
 from stages.frozen.identity import settle_precision
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_qformer import randomise
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.data.cards import load_card
 from stages.errors import UserError
 from stages.networks.build import build_diff_lmm, load_language

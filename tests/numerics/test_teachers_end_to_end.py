@@ -9,7 +9,7 @@ from tiny_dit import HEADS, original_tensors, save_pipeline
 from tiny_towers import save_whole_clip
 from tolerances import FLOAT32_NETWORK, relative_difference
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.decode.frames import FrameRequest
 from stages.decode.reader import decode

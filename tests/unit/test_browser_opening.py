@@ -5,7 +5,7 @@ import webbrowser
 
 import pytest
 
-from pipeline.browser import show
+from pipeline.screen.browser import show
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.results import read_predictions, result_path
+from pipeline.runs.results import read_predictions, result_path
 from stages.errors import UserError
 from stages.evaluate.comparison import compare, pair
 from stages.evaluate.scoring import Prediction
@@ -162,7 +162,7 @@ def two(tmp_path):
 
 
 def test_the_command_shows_and_prints_what_the_function_finds(two, pipeline, monkeypatch):
-    monkeypatch.setattr("pipeline.console.PEOPLE.width", 80)
+    monkeypatch.setattr("pipeline.screen.console.PEOPLE.width", 80)
     out, err = pipeline("compare", *two, "--json")
     found = json.loads(out)
     expected = compare(*(read_predictions(folder / "predictions.jsonl") for folder in two), **SETTINGS)

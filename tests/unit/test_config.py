@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from pipeline.cli import app
-from pipeline.config import PipelineConfig, dump_yaml, preset_names, resolve, resolve_run, valid_keys
+from pipeline.settings.config import PipelineConfig, dump_yaml, preset_names, resolve, resolve_run, valid_keys
 from stages.errors import UserError
 
 SETTINGS = {"--preset", "--config", "--set", "--json"}

@@ -8,16 +8,16 @@ import termios
 
 import pytest
 
-from pipeline.console import table
+from pipeline.screen.console import table
 
 COLUMNS = ["task", "n", ("difference", "95% over videos"), "only second right"]
 ROWS = [[name, "120", "+10.0", "-12.5 to +37.5", "1234567"] for name in ("relationship", "way_speaking")]
-SHOW = f"from pipeline.console import table; table('a title', {COLUMNS!r}, {ROWS!r})"
+SHOW = f"from pipeline.screen.console import table; table('a title', {COLUMNS!r}, {ROWS!r})"
 
 
 @pytest.mark.parametrize(("width", "tables"), [(100, 1), (80, 1), (50, 2), (36, 3)])
 def test_on_a_narrow_terminal_columns_go_below_and_every_cell_is_whole(width, tables, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.console.RESULTS.width", width)
+    monkeypatch.setattr("pipeline.screen.console.RESULTS.width", width)
     table("a title", COLUMNS, ROWS)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
@@ -28,14 +28,14 @@ def test_on_a_narrow_terminal_columns_go_below_and_every_cell_is_whole(width, ta
 
 
 def test_a_number_and_its_interval_stay_beside_each_other(capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.console.RESULTS.width", 40)
+    monkeypatch.setattr("pipeline.screen.console.RESULTS.width", 40)
     table("a title", COLUMNS, ROWS)
     lines = capsys.readouterr().out.splitlines()
     assert all("-12.5 to +37.5" in line for line in lines if "+10.0" in line)
 
 
 def test_a_cell_too_wide_for_the_terminal_is_folded_and_not_cut(capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.console.RESULTS.width", 30)
+    monkeypatch.setattr("pipeline.screen.console.RESULTS.width", 30)
     table("a title", ["run", "folder"], [["first", "runs/" + "abcdefghij" * 5]])
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 30

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import locations
-from pipeline.config import dump_yaml, resolve
-from pipeline.stage2 import cached_samples
+from pipeline.runs.cached_data import cached_samples
+from pipeline.settings import locations
+from pipeline.settings.config import dump_yaml, resolve
 from stages.batches.windows import WindowDataset
 from stages.cache import FeatureCache, Fingerprint
 from stages.data.cards import build_manifest, export_manifest, load_card

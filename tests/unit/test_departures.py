@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import resolve, valid_keys
 from pipeline.reporting.departures import departures, departures_of, in_ranges, is_as_there, remarks_of
+from pipeline.settings.config import resolve, valid_keys
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
 HEADER = "| | what | there | here | why | effect | switch |"

@@ -55,7 +55,7 @@ SMALL_MACHINE = """
     import sys
     import numpy as np
     from pathlib import Path
-    from pipeline.config import resolve
+    from pipeline.settings.config import resolve
     from stages.frozen.identity import settle_precision
     from stages.extract.frozen_pair import ExtractionJob, FrozenPair
     from stages.extract.pass_size import largest_pass

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.config import EncoderConfig, ModelConfig, TeacherConfig
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES

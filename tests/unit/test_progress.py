@@ -8,8 +8,8 @@ import time
 import pytest
 from rich.console import Console
 
-from pipeline.console import beside_json, print_answer, progress_bar, say, table
-from pipeline.stage2 import warn_of_absent_labels
+from pipeline.runs.cached_data import warn_of_absent_labels
+from pipeline.screen.console import beside_json, print_answer, progress_bar, say, table
 from stages.data.manifest import Sample
 from stages.pace import Pace
 from stages.wording import counted, duration, rate
@@ -27,8 +27,8 @@ def clock(monkeypatch):
 
 
 def test_lines_come_within_a_long_step_too_and_say_how_fast_and_how_long_yet(monkeypatch, capsys):
-    monkeypatch.setattr("pipeline.console.FIRST_LINE_S", 0.1)
-    monkeypatch.setattr("pipeline.console.LINE_EVERY_S", 0.2)
+    monkeypatch.setattr("pipeline.screen.console.FIRST_LINE_S", 0.1)
+    monkeypatch.setattr("pipeline.screen.console.LINE_EVERY_S", 0.2)
     with progress_bar("read", 4, "video", done=1) as bar:
         time.sleep(0.25)
         bar.advance(note="two are damaged")
@@ -59,7 +59,7 @@ def test_a_short_piece_of_work_has_one_line(capsys):
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_on_a_terminal_a_bar_is_one_line_of_which_the_note_is_cut(width, monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr("pipeline.console.PEOPLE", Console(file=screen, force_terminal=True, width=width))
+    monkeypatch.setattr("pipeline.screen.console.PEOPLE", Console(file=screen, force_terminal=True, width=width))
     with progress_bar("extract", 7200, "frame") as bar:
         bar.move_to(3600, "3 of 12 videos done, networks wait 19%")
     drawn = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", screen.getvalue()).splitlines()

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.commands.ablate import _shared
-from pipeline.config import dump_yaml, resolve, valid_keys
 from pipeline.reporting.paper import published_tables
+from pipeline.settings.config import dump_yaml, resolve, valid_keys
+from pipeline.studies.ablate import _shared
 from pipeline.studies.members import load_study, plan_study, setting, shipped_studies
 from stages.errors import UserError
 from stages.evaluate.scoring import Prediction

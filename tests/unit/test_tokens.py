@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.data.cards import load_card
 from stages.errors import UserError
 from stages.networks.tokens import Tokenizers

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.outcome import Outcome
+from pipeline.runs.training import Outcome
 from stages.cluster.shares import Seats, seats_on
 from stages.errors import UserError
 from stages.networks.checkpoint import Position

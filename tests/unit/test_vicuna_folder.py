@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from model.config import LanguageConfig
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.errors import UserError
 from stages.networks.build import load_language
 from stages.networks.tokens import Tokenizers

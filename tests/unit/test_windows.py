@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 from stages.batches.feed import Collate, feed
 from stages.batches.order import NEAR_BATCHES, EpochOrder
 from stages.batches.windows import Drawn, WindowDataset, widened

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import locations
 from pipeline.cli import main
-from pipeline.config import resolve
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
+from pipeline.settings import locations
+from pipeline.settings.config import resolve
 from stages.cache import FeatureCache
 from stages.data.frame_plan import plan_frames
 from stages.data.synthetic import generate

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipeline import locations
 from pipeline.cli import main
+from pipeline.settings import locations
 from stages.cache import FeatureCache
 from stages.data.frame_plan import plan_frames
 from tests.small_disk import small_disk_at

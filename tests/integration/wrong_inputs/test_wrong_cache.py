@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from pipeline.cli import app
-from pipeline.config import resolve
+from pipeline.settings.config import resolve
 
 
 @pytest.mark.parametrize("command", ["extract", "train"])

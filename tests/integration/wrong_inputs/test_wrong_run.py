@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from pipeline.tables import Columns, tables_within
+from pipeline.screen.tables import Columns, tables_within
 from stages.pace import Pace
 from stages.wording import counted, duration, rate
 

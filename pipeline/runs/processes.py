@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline import locations
-from pipeline.config import PipelineConfig
-from pipeline.console import Bar, progress_bar, say
-from pipeline.outcome import Outcome
-from pipeline.run_folder import CONFIG
+from pipeline.runs.run_folder import CONFIG
+from pipeline.runs.training import Outcome
+from pipeline.screen.console import Bar, progress_bar, say
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.cluster.connect import cluster
 from stages.cluster.shares import seats_on
 from stages.errors import UserError
@@ -92,7 +92,7 @@ class _Told:
 
 def work(order: str, member: Member) -> str:
     """One process of a training: begin the run, or go on from its newest checkpoint, until the end."""
-    from pipeline.commands.train import begin, prepare
+    from pipeline.runs.training import begin, prepare
 
     content = json.loads(order)
     os.chdir(content["folder"])  # relative folders are those of the command

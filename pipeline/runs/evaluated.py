@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import locations
-from pipeline.config import PipelineConfig
-from pipeline.results import ModelRecord
-from pipeline.run_folder import CONFIG, RunFolder
-from pipeline.stage2 import Finished, is_exported, open_exported, open_run
+from pipeline.runs.models import Finished, is_exported, open_exported, open_run
+from pipeline.runs.results import ModelRecord
+from pipeline.runs.run_folder import CONFIG, RunFolder
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.data.cards import bundled_cards
 from stages.errors import UserError
 from stages.networks.build import TRAINED_FILE

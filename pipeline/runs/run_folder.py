@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PipelineConfig, dump_yaml, load_yaml
+from pipeline.settings.config import PipelineConfig, dump_yaml, load_yaml
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
 

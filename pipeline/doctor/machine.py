@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from model.config import TeacherConfig
-from pipeline import locations
-from pipeline.config import PipelineConfig
-from pipeline.findings import Finding
+from pipeline.doctor.findings import Finding
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.errors import UserError
 from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
 from stages.wording import counted

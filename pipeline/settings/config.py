@@ -64,7 +64,7 @@ def preset_names() -> list[str]:
     """Names of the presets that are shipped."""
     return sorted(
         entry.name.removesuffix(".yaml")
-        for entry in resources.files("pipeline.presets").iterdir()
+        for entry in resources.files("pipeline.settings.presets").iterdir()
         if entry.name.endswith(".yaml")
     )
 
@@ -204,7 +204,7 @@ def _require_preset(name: str, where: str | None = None) -> None:
 
 def _read_preset(name: str) -> dict[str, Any]:
     _require_preset(name)
-    text = resources.files("pipeline.presets").joinpath(f"{name}.yaml").read_text("utf-8")
+    text = resources.files("pipeline.settings.presets").joinpath(f"{name}.yaml").read_text("utf-8")
     return _tree(parse_yaml(text, f"preset {name}"), f"preset {name}")
 
 

@@ -1,8 +1,8 @@
 """Warnings that the bundled tiny networks were trained on the synthetic videos, and know nothing else."""
 
-from pipeline import locations
-from pipeline.config import PipelineConfig
-from pipeline.console import say
+from pipeline.screen.console import say
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.weights.repository import BUNDLED_PREFIX
 
 # The card of the videos that they know.

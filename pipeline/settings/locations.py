@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from pipeline.config import PipelineConfig, resolve
+from pipeline.settings.config import PipelineConfig, resolve
 from stages.cache.files.places import Place, place_of
 from stages.data.card_schema import Card
 from stages.data.cards import build_manifest, load_card

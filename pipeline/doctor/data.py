@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipeline import locations
-from pipeline.config import PipelineConfig
-from pipeline.console import progress_bar
-from pipeline.findings import Finding
+from pipeline.doctor.findings import Finding
+from pipeline.screen.console import progress_bar
+from pipeline.settings import locations
+from pipeline.settings.config import PipelineConfig
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.ledger import LedgerStatus
 from stages.cache.source import damaged_sentence, find_changes, outdated_sentence

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.run_folder import file_name
+from pipeline.runs.run_folder import file_name
 from stages.atomic import atomic_write_text
 from stages.data.manifest import SPLITS, Split
 from stages.errors import UserError
@@ -81,7 +81,7 @@ class EvaluationRecord(_Record):
 
     Attributes:
         format: of this file.
-        made: when and by what (`pipeline.run_folder.versions`).
+        made: when and by what (`pipeline.runs.run_folder.versions`).
         split: which split was answered.
         method: how.
         model: which parameters.

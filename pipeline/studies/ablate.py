@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.commands import report
-from pipeline.config import Resolved
-from pipeline.console import PEOPLE, Bar, beside_json, emit_json, print_answer, progress_bar, say, table
+from pipeline.screen.console import PEOPLE, Bar, beside_json, emit_json, print_answer, progress_bar, say, table
+from pipeline.settings.config import Resolved
 from pipeline.studies.caches import StudyCache, caches_of, extract_missing
 from pipeline.studies.members import STUDY, Planned, Training, is_finished, plan_study
 from pipeline.studies.page import print_tables, write_page

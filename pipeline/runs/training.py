@@ -1,0 +1,179 @@
+"""What a training starts from: the run's settings, and what a resumed one may change."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.runs.cached_data import find_training_data, warn_of_absent_labels
+from pipeline.runs.models import LoadedModel, build_for_training, warn_of_long_questions, write_loading
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.small_world import warn_of_unknown_data
+from pipeline.screen.console import say
+from pipeline.settings.config import PipelineConfig, Resolved, overlay, valid_keys
+from stages.batches.control_targets import ShuffledTargets
+from stages.batches.windows import WindowDataset
+from stages.data.leakage import leakage_sentence
+from stages.errors import UserError
+from stages.networks.checkpoint import Checkpoints, Position
+from stages.train.group import Group
+from stages.train.trainer import Data, Ending, Trainer
+from stages.wording import counted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended, of how many steps, with how many trained values."""
+
+    ending: Ending
+    total_steps: int
+    trained_count: int
+
+    def to_json(self) -> str:
+        """As text, to be sent."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Outcome":
+        """Read back what `to_json` wrote."""
+        content = json.loads(text)
+        ending = content.pop("ending")
+        at, best = (None if (one := ending.pop(name)) is None else Position(**one) for name in ("at", "best"))
+        assert at is not None
+        return cls(Ending(at, best, **ending), **content)
+
+
+# What changes nothing of what comes out: how it is computed and kept.
+FREE = (
+    "cache.root",
+    "cache.local_copy",
+    # The same batches in the same order; sums are rounded in another order, and dropout draws other numbers.
+    "train.processes",
+    "train.shard_language",
+    "train.workers",
+    "train.prefetch",
+    "train.save_every_steps",
+    "train.keep_checkpoints",
+    "train.trackers",
+    "train.wandb_project",
+)
+
+
+# What a run may have changed when it is resumed.
+_MAY_CHANGE = (
+    *FREE,
+    "data.videos",  # training reads none
+    # Rounding and dropout's draws, as above.
+    *("train.micro_batch_size", "train.frames_per_run", "evaluate.batch_size"),
+    # When it ends.
+    *("train.epochs", "train.patience"),
+)
+
+
+def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[str, object], *, resume: bool) -> None:
+    """Fill a new run's folder, or look at an old one again; UserError if its data are not what they were."""
+    if resume:
+        folder = RunFolder.open(path)
+        folder.require_same(stamp, ("fingerprint", "samples", "videos_missing"))
+        _keep_changes(folder, config)
+        return
+    RunFolder.require_free(path)  # another may have begun it since this command looked
+    write_loading(path, loaded.loading)
+    RunFolder.create(path, config, stamp)
+
+
+def prepare(
+    config: PipelineConfig, path: Path, stop: Callable[[], bool], group: Group | None = None
+) -> tuple[Trainer, LoadedModel, dict[str, object]]:
+    """Look at the data, build the model; and what the run is stamped with."""
+    found = find_training_data(config)
+    cache, train, val, left_out = found.cache, found.train, found.val, found.found.left_out()
+    warn_of_unknown_data(config)
+    warn_of_absent_labels(train, found.manifest.samples)
+    loaded = build_for_training(config, cache, train[0])
+    warn_of_long_questions(loaded.tokenizers, [(sample.question, sample.prompt) for sample in [*train, *val]])
+    stamp: dict[str, object] = {
+        "cache": str(cache.root),
+        "fingerprint": cache.fingerprint.digest,
+        "samples": {"train": len(train), "val": len(val)},
+        "videos_missing": list(found.found.failed),
+        "videos_damaged": list(found.found.damaged),
+        "samples_missing": list(found.found.beyond),
+        "videos_left_out": sorted(found.manifest.left_out),
+        "leaks": found.leaks,
+    }
+    if found.leaks:
+        say(f"warning: {leakage_sentence(found.leaks)}")
+    if found.manifest.left_out:
+        without = counted(len(found.manifest.left_out), "annotated video has", "annotated videos have")
+        say(f"warning: {without} no samples; see `pipeline doctor`")
+    say(
+        f"{len(train)} training and {counted(len(val), 'validation sample')}"
+        + (f"; {left_out}" if left_out else "")
+        + f"; training {loaded.trained_count:,} parameters, {loaded.frozen_count:,} frozen, on {loaded.compute.device}"
+    )
+    tolerance, distils = config.cache.tolerance_s, config.alignment.kd_weight > 0
+    control = None
+    if distils and config.train.targets == "shuffled":
+        say("warning: train.targets=shuffled aligns every frame with another video's y*; this is a control")
+        control = ShuffledTargets(cache, (sample.video for sample in train), seed=config.train.seed)
+    data = Data(
+        train=WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils, control=control),
+        val=WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None,
+        tokenizers=loaded.tokenizers,
+        eval_batch_size=config.evaluate.batch_size,
+    )
+    trainer = Trainer(
+        config.train,
+        config.language,
+        loaded.model,
+        data,
+        run=path,
+        compute=loaded.compute,
+        stop=stop,
+        group=group,
+    )
+    return trainer, loaded, stamp
+
+
+def _resumed(run: RunFolder, resolved: Resolved) -> PipelineConfig:
+    """The run's own settings with what the command names itself; UserError if that would be another training."""
+    saved = run.config()
+    given = {key: _at(resolved.config, key) for key in valid_keys() if resolved.given is None or key in resolved.given}
+    for key, value in given.items():
+        was = _at(saved, key)
+        if value != was and key not in _MAY_CHANGE and not key.startswith("run."):
+            raise UserError(
+                f"--resume keeps the run's own settings, but the command differs in {key} ({was!r}, now {value!r})",
+                where=run.path,
+                hint="leave it out, or give another --name for a new run",
+            )
+    config = overlay(saved, {**given, "run.folder": str(run.path.parent), "run.name": run.path.name}, "command line")
+    if config.train.epochs < saved.train.epochs:
+        raise UserError(
+            "a run that is resumed can only be given more epochs",
+            where=f"{run.path}: train.epochs",
+            received=config.train.epochs,
+            allowed=f"{saved.train.epochs} or more",
+        )
+    return config
+
+
+def _keep_changes(run: RunFolder, config: PipelineConfig) -> None:
+    """Have the run's folder say what the run is from now on."""
+    saved = run.config()
+    before, now = saved.train.epochs, config.train.epochs
+    if now > before:
+        last = Checkpoints(run.path).last()
+        step = 0 if last is None else Checkpoints(run.path).position(last).step
+        say(f"train.epochs is {now}, and was {before}; from step {step} on the learning rate is that of {now} epochs")
+        run.note_more_epochs(step=step, before=before, now=now)
+    if saved != config:
+        run.keep(config)
+
+
+def _at(config: PipelineConfig, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

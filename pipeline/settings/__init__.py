@@ -1,0 +1,1 @@
+"""The configuration tree, its presets, and where things are on disk."""
