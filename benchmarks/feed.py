@@ -27,8 +27,8 @@ import torch
 from transformers import InstructBlipQFormerConfig
 
 from model.config import QFormerConfig
-from model.parts import TextTokens
-from model.qformer import MemoryQFormer
+from model.qformer.parts import TextTokens
+from model.qformer.qformer import MemoryQFormer
 from pipeline.settings.config import resolve
 from stages.batches import feed as feed_module
 from stages.batches.feed import feed

@@ -26,8 +26,8 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 
 from model.config import TeacherConfig
-from model.dit_teacher import DiTTeacher
 from model.pixels import CLIP_PIXELS
+from model.teachers.dit import DiTTeacher
 from stages.data.synthetic import generate
 from stages.decode.frames import FrameRequest
 from stages.decode.reader import decode

@@ -23,7 +23,7 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 
 from model.config import TeacherConfig
-from model.dit_teacher import DIT_NORM_EPS, DiTTeacher
+from model.teachers.dit import DIT_NORM_EPS, DiTTeacher
 
 RESULTS = Path(__file__).parent / "results"
 LATENT_CHANNELS = 4

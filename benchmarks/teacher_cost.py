@@ -36,9 +36,9 @@ from transformers import InstructBlipQFormerConfig
 from model.alignment import Alignment, AlignmentReport
 from model.config import AlignmentConfig, QFormerConfig, TeacherConfig
 from model.diff_lmm import Clips, DiffLMM
-from model.dit_teacher import DIT_NORM_EPS, DiTTeacher
 from model.language import FrozenLanguageModel
-from model.qformer import MemoryQFormer
+from model.qformer.qformer import MemoryQFormer
+from model.teachers.dit import DIT_NORM_EPS, DiTTeacher
 from pipeline.settings.config import resolve
 from stages.batches.windows import Batch
 from stages.config import TrainConfig

@@ -14,8 +14,8 @@ from torch.profiler import record_function
 from model.alignment import Alignment, AlignmentReport, total_loss
 from model.config import LanguageConfig
 from model.language import Answers, AnswerTokens, FrozenLanguageModel, build_projection
-from model.parts import QFormerMemory, QFormerRun, TextTokens
-from model.qformer import MemoryQFormer
+from model.qformer.parts import QFormerMemory, QFormerRun, TextTokens
+from model.qformer.qformer import MemoryQFormer
 from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, QFORMER, spanned
 
 LANGUAGE_PREFIX = "language."

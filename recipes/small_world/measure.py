@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import EncoderConfig, TeacherConfig
-from model.dit_teacher import DiTTeacher
+from model.teachers.dit import DiTTeacher
 from recipes.small_world.assemble import TEACHER_FOLDER, TOWER_FOLDER
 from recipes.small_world.probes import class_accuracy, explained
 from recipes.small_world.settings import WorldSettings

@@ -12,7 +12,7 @@ from stages.weights.instructblip import loading, naming
 from stages.weights.repository import CheckpointTensors, LoadingReport, Repository
 
 if TYPE_CHECKING:
-    from model.teacher import Teacher
+    from model.teachers.base import Teacher
 
 # What the network reads from its checkpoint, by name: the digest in the cache's fingerprint covers just this.
 _DINO_EMBEDDINGS = (
@@ -57,7 +57,7 @@ class OpenedDino:
 
     def load(self, config: TeacherConfig) -> "Teacher":
         """Build the network with its weights."""
-        from model.dino_teacher import DinoTeacher
+        from model.teachers.dino import DinoTeacher
 
         return DinoTeacher(
             config,

@@ -16,7 +16,7 @@ from stages.weights.instructblip import naming
 from stages.weights.repository import CheckpointTensors, LoadingReport, Repository, load_without_code
 
 if TYPE_CHECKING:
-    from model.teacher import Teacher
+    from model.teachers.base import Teacher
 
 # What such a network's configuration states.
 _DIT_KEYS = (
@@ -81,7 +81,7 @@ class OpenedDiT:
 
     def load(self, config: TeacherConfig) -> "Teacher":
         """Build the network with its weights."""
-        from model.dit_teacher import DiTTeacher
+        from model.teachers.dit import DiTTeacher
 
         config.require_fits(self.dit)
         tensors: Mapping[str, Tensor] = {}

@@ -16,7 +16,7 @@ from stages.weights.instructblip import naming
 from stages.weights.repository import LoadingReport, OnLoaded, Repository, log_loading
 
 if TYPE_CHECKING:
-    from model.teacher import Teacher
+    from model.teachers.base import Teacher
     from model.vision import VisionEncoder
 
 __all__ = [
@@ -113,7 +113,7 @@ class _OpenedTower:
         return self.encoder.loading()
 
     def load(self, config: TeacherConfig) -> "Teacher":
-        from model.tower_teacher import TowerTeacher
+        from model.teachers.tower import TowerTeacher
 
         return TowerTeacher(
             config,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.language import AnswerTokens, Candidates, SpecialTokens
-from model.parts import TextTokens
+from model.qformer.parts import TextTokens
 from stages.errors import UserError
 from stages.weights.instructblip import instructblip_config, is_instructblip, language_config, loading
 from stages.weights.repository import Repository

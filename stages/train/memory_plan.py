@@ -22,11 +22,11 @@ from torch import nn
 
 from model.activation_memory import kept_numbers
 from model.config import Quantization
-from model.qformer import frames_per_run_of
+from model.qformer.qformer import frames_per_run_of
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 
 if TYPE_CHECKING:
-    from model.qformer import MemoryQFormer
+    from model.qformer.qformer import MemoryQFormer
 
 TRAINED_BYTES = 16
 # Under autocast some of what is kept is bfloat16; float32 is the most.

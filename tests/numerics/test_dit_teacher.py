@@ -18,8 +18,8 @@ from tiny_dit import (
 from tolerances import BFLOAT16_HIDDEN, FLOAT32_NETWORK, WRONG_BY, relative_difference, rms_difference
 
 from model.config import TeacherConfig
-from model.dit_teacher import DiTTeacher
 from model.frozen import FrozenModule
+from model.teachers.dit import DiTTeacher
 
 
 def build_teacher(dit_tensors=None, vae_tensors=None, **settings):

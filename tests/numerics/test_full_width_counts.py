@@ -13,7 +13,7 @@ from transformers import (
 from model.config import QFormerConfig
 from model.diff_lmm import DiffLMM
 from model.language import FrozenLanguageModel, SpecialTokens
-from model.qformer import MemoryQFormer
+from model.qformer.qformer import MemoryQFormer
 
 MILLION = 10**6
 LAYERS, CROSS_LAYERS, H, FFN, C = 12, 6, 768, 3072, 1408  # cross-attention in every other layer

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tolerances import FLOAT32_MEAN, largest_difference
 
-from model.memory import MemoryBank, append, merge_most_similar, plan_merges
+from model.qformer.memory import MemoryBank, append, merge_most_similar, plan_merges
 
 BATCH, TOKENS, WIDTH = 2, 3, 8
 M = 4

@@ -10,7 +10,7 @@ from transformers import InstructBlipQFormerConfig, LlamaConfig, LlamaForCausalL
 
 from model.alignment import Alignment
 from model.config import AlignmentConfig, QFormerConfig
-from model.qformer import MemoryQFormer
+from model.qformer.qformer import MemoryQFormer
 from stages.networks.sharding import decoder_layers
 from stages.train.memory_plan import ClipShape, frozen_bytes, language_kept_bytes, sharded_bytes, step_memory
 

@@ -11,8 +11,8 @@ from tolerances import (
     relative_difference,
 )
 
-from model.memory import MemoryBank, append, plan_merges
-from model.paged_attention import PagedAttention, Remembered, project
+from model.qformer.memory import MemoryBank, append, plan_merges
+from model.qformer.paged_attention import PagedAttention, Remembered, project
 
 BATCH, HEADS, QUERIES, TOKENS, WIDTH, HIDDEN, M = 2, 2, 3, 4, 5, 6, 3
 VALID = torch.tensor([[True, True, True, True], [True, True, False, False]])

@@ -14,7 +14,7 @@ from tiny_qformer import (
 )
 from tolerances import FLOAT32_HIDDEN
 
-from model.parts import TextTokens
+from model.qformer.parts import TextTokens
 
 T = 2 * M + 1
 LENGTHS = (6, 2)

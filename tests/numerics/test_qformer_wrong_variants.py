@@ -16,8 +16,8 @@ from tiny_qformer import (
 )
 from tolerances import FLOAT32_HIDDEN, WRONG_BY
 
-import model.memory
-import model.qformer
+import model.qformer.memory
+import model.qformer.qformer
 
 T = 3 * M
 KEEP_LAST = list(range(T - M, T))
@@ -25,12 +25,12 @@ KEEP_LAST = list(range(T - M, T))
 
 def forget_counts(monkeypatch):
     """Merge two slots to their plain mean, however many frames each stands for."""
-    monkeypatch.setattr(model.memory, "weighted_mean", lambda left, _, right, __: (left + right) / 2)
+    monkeypatch.setattr(model.qformer.memory, "weighted_mean", lambda left, _, right, __: (left + right) / 2)
 
 
 def remember_one_frame_late(monkeypatch):
     """Append the previous frame's input to every bank, nothing at the first frame."""
-    append, waiting, calls = model.memory.append, {}, 0
+    append, waiting, calls = model.qformer.memory.append, {}, 0
 
     def late(bank, frame, max_slots):
         nonlocal calls
@@ -39,17 +39,17 @@ def remember_one_frame_late(monkeypatch):
         previous, waiting[which] = waiting.get(which), frame
         return bank if previous is None else append(bank, previous, max_slots)
 
-    monkeypatch.setattr(model.qformer, "append", late)
+    monkeypatch.setattr(model.qformer.qformer, "append", late)
 
 
 def forget_the_merged_slot(monkeypatch):
     """Drop the older of the two most similar slots instead of merging them."""
-    monkeypatch.setattr(model.memory, "weighted_mean", lambda _, __, right, ___: right)
+    monkeypatch.setattr(model.qformer.memory, "weighted_mean", lambda _, __, right, ___: right)
 
 
 def merge_the_oldest_pair(monkeypatch):
     """Ignore what the slots hold."""
-    monkeypatch.setattr(model.memory, "alikeness", lambda left, _: torch.zeros(left.shape[:-1]))
+    monkeypatch.setattr(model.qformer.memory, "alikeness", lambda left, _: torch.zeros(left.shape[:-1]))
 
 
 NUM_BANKS = 13  # twelve layers and the visual bank, appended to in the same order at every frame

@@ -7,8 +7,8 @@ from tolerances import FLOAT32_GRADIENT, FLOAT32_HIDDEN, FLOAT32_KEY_BIAS, large
 from transformers import InstructBlipQFormerConfig
 
 from model.config import QFormerConfig
-from model.parts import QFormerMemory, TextTokens
-from model.qformer import MemoryQFormer
+from model.qformer.parts import QFormerMemory, TextTokens
+from model.qformer.qformer import MemoryQFormer
 
 LEVELS = 13
 PATCHES, VISUAL_WIDTH, QUERIES, HIDDEN = 3, 8, 3, 16

@@ -106,7 +106,7 @@ def test_help_is_shown_without_any_heavy_import():
         # With the encoder that its workers build, which comes from the same library as the language model.
         (
             "pipeline.commands.extract, model.vision",
-            ("transformers.models.llama.modeling_llama", "model.qformer", "model.language"),
+            ("transformers.models.llama.modeling_llama", "model.qformer.qformer", "model.language"),
         ),
     ],
 )

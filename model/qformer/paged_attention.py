@@ -1,8 +1,8 @@
 """Attention of a run of frames to a memory bank kept on pages: every frame projected once, no mask, no gathering.
 
-A bank's slots, projected to keys and values, lie on at most M + 1 pages (`model.memory.MergePlan`). Going through the
-run, a frame is written to its page, attends to the pages in use, and one merge rewrites one page per token position:
-the published loop projects up to M + 1 frames' worth of tokens at every frame instead.
+A bank's slots, projected to keys and values, lie on at most M + 1 pages (`model.qformer.memory.MergePlan`). Going
+through the run, a frame is written to its page, attends to the pages in use, and one merge rewrites one page per token
+position: the published loop projects up to M + 1 frames' worth of tokens at every frame instead.
 
 The backward pass goes through the frames in reverse with the pages as each frame saw them, so that what is kept
 for it are the run's own queries, inputs, keys and values, not the M + 1 pages that every frame attends to. Banks are
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.memory import MergePlan
+from model.qformer.memory import MergePlan
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The Q-Former with a memory bank (MA-LMM; paper, section 3.1), in two forms over one set of weights.
 
 `MemoryQFormer.step` takes one frame and a memory and returns the next memory: the plain form, for streaming and as the
-reference. `MemoryQFormer.forward` takes a clip and computes runs of frames at once (`model.clip`). Both give the same
-hidden states and gradients.
+reference. `MemoryQFormer.forward` takes a clip and computes runs of frames at once (`model.qformer.clip`). Both give
+the same hidden states and gradients.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import clip
-from model.memory import append
-from model.parts import QFormerMemory, QFormerOutput, QFormerParts, QFormerRun, TextTokens, feed_forward
+from model.qformer import clip
+from model.qformer.memory import append
+from model.qformer.parts import QFormerMemory, QFormerOutput, QFormerParts, QFormerRun, TextTokens, feed_forward
 
 
 class MemoryQFormer(QFormerParts):

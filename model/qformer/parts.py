@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import InstructBlipQFormerConfig, InstructBlipQFormerModel
 
 from model.config import QFormerConfig
-from model.memory import MemoryBank
+from model.qformer.memory import MemoryBank
 
 # What both forms use of transformers' Q-Former beyond its documented interface, of the model, of a layer that has
 # cross-attention and of each attention.

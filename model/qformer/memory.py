@@ -6,7 +6,7 @@ on its own, the adjacent pair with the highest cosine similarity, weighted by ho
 Banks are values: nothing here changes its arguments, and no module keeps one.
 
 `append` is the plain form, one frame at a time. `plan_merges` makes the same decisions for a run of frames at once
-and returns them as a plan, for the clip form in `model.clip`.
+and returns them as a plan, for the clip form in `model.qformer.clip`.
 """
 
 from dataclasses import dataclass

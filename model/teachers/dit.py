@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.config import TeacherConfig
 from model.frozen import TensorView, load_named
-from model.teacher import Teacher
+from model.teachers.base import Teacher
 
 # Both LayerNorms of the original DiT use 1e-6; diffusers' default for the second is 1e-5.
 DIT_NORM_EPS = 1e-6

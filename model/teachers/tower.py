@@ -8,7 +8,7 @@ from transformers import CLIPVisionConfig, InstructBlipVisionConfig
 
 from model.config import TeacherConfig
 from model.pixels import PixelStatistics
-from model.teacher import Teacher
+from model.teachers.base import Teacher
 from model.vision import VisionEncoder
 
 

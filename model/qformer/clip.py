@@ -2,9 +2,9 @@
 
 Why this is possible: a layer's bank holds that layer's own inputs at earlier frames, so layer l at frame t needs layer
 l-1 at frames <= t and nothing else, as in a causal transformer. Only the merge decisions are sequential, and they are
-cosines (`model.memory.plan_merges`). Why it is fast: a slot is a mean of frames and projections are linear, so each
-frame is projected once and the projected keys and values are merged (`model.paged_attention`), where the loop projects
-up to M + 1 frames' worth at every frame. Between the runs of a clip the projected slots are handed on.
+cosines (`model.qformer.memory.plan_merges`). Why it is fast: a slot is a mean of frames and projections are linear, so
+each frame is projected once and the projected keys and values are merged (`model.qformer.paged_attention`), where the
+loop projects up to M + 1 frames' worth at every frame. Between the runs of a clip the projected slots are handed on.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.memory import MergePlan, plan_merges
-from model.paged_attention import PagedAttention, Remembered, project
-from model.parts import QFormerMemory, QFormerParts, TextTokens, feed_forward
+from model.qformer.memory import MergePlan, plan_merges
+from model.qformer.paged_attention import PagedAttention, Remembered, project
+from model.qformer.parts import QFormerMemory, QFormerParts, TextTokens, feed_forward
 
 
 @dataclass(frozen=True)
 class LayerSlots:
-    """The slots of one layer's banks, projected: as `model.paged_attention.Remembered.projected`.
+    """The slots of one layer's banks, projected: as `model.qformer.paged_attention.Remembered.projected`.
 
     Attributes:
         words: the layer's own past inputs, for self-attention.
@@ -70,7 +70,7 @@ def forward_run(
     embedded, valid = model.embed(text)
     masked = None if valid.all() else valid
     visual = _Visual(model, memory, features)
-    hidden = model.qformer.embeddings.dropout(embedded[:, None].expand(-1, frames, -1, -1))  # [B, c, N, H]
+    hidden = model.qformer.qformer.embeddings.dropout(embedded[:, None].expand(-1, frames, -1, -1))  # [B, c, N, H]
     levels, banks, slots = [hidden], [], []
     for layer, bank, before in zip(model.layers, memory.layers, carried.slots, strict=True):
         plan = plan_merges(bank, hidden, model.config.memory_slots)

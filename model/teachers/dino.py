@@ -11,7 +11,7 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, D
 from model.config import TeacherConfig
 from model.frozen import load_named
 from model.pixels import PixelStatistics
-from model.teacher import Teacher
+from model.teachers.base import Teacher
 
 
 class DinoTeacher(Teacher):

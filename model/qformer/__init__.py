@@ -1,0 +1,1 @@
+"""The memory-bank Q-Former in its two forms."""

@@ -1,0 +1,1 @@
+"""What gives y*, one file for each family of teachers."""
