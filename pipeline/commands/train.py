@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.runs.cached_data import find_training_data
 from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.training import Outcome, _resumed, begin, prepare
+from pipeline.runs.training import Outcome, begin, prepare, resumed_config
 from pipeline.screen.console import Bar, beside_json, emit_json, print_answer, progress_bar, say, table
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, Resolved
@@ -44,7 +44,7 @@ def run(
     config = resolved.config
     path = locations.run_folder(config)
     if resume:
-        config = _resumed(RunFolder.open(path), resolved)
+        config = resumed_config(RunFolder.open(path), resolved)
     else:
         RunFolder.require_free(path)
     if "wandb" in config.train.trackers:

@@ -136,7 +136,7 @@ def prepare(
     return trainer, loaded, stamp
 
 
-def _resumed(run: RunFolder, resolved: Resolved) -> PipelineConfig:
+def resumed_config(run: RunFolder, resolved: Resolved) -> PipelineConfig:
     """The run's own settings with what the command names itself; UserError if that would be another training."""
     saved = run.config()
     given = {key: _at(resolved.config, key) for key in valid_keys() if resolved.given is None or key in resolved.given}

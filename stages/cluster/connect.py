@@ -14,7 +14,7 @@ from ray.job_config import JobConfig
 from stages import own_code
 from stages.errors import UserError
 
-_SHOWN_CHARS = 160
+SHOWN_CHARS = 160
 
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

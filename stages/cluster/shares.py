@@ -12,7 +12,7 @@ from stages.errors import UserError
 from stages.wording import counted
 
 
-class _Place(NamedTuple):
+class WorkerPlace(NamedTuple):
     """Where an actor runs: a node by preference, the GPUs it needs, and the share of the node's cores it may use."""
 
     node_id: str
@@ -20,7 +20,7 @@ class _Place(NamedTuple):
     cores: int
 
 
-def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractConfig) -> list[_Place]:
+def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractConfig) -> list[WorkerPlace]:
     """An actor for each GPU of the cluster, or for each node without any; a node's cores are divided among its own.
 
     With `model_actors` set, so many on each node, as far as its GPUs (or without any GPU its cores) go.
@@ -40,7 +40,7 @@ def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractCo
         cores = int(node["Resources"]["CPU"])
         most = min(cores, int(node["Resources"]["GPU"])) if with_gpu else cores
         actors = min(most, config.model_actors or (most if with_gpu else 1))
-        places += [_Place(node["NodeID"], int(bool(with_gpu)), cores // actors)] * actors
+        places += [WorkerPlace(node["NodeID"], int(bool(with_gpu)), cores // actors)] * actors
     if not places:
         raise UserError("no node of the Ray cluster has a CPU core to give", hint="start a node with CPU cores")
     return places[: max(1, num_tasks)]

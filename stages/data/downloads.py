@@ -56,7 +56,7 @@ def list_downloads(folders: Sequence[Path], target: Path) -> list[Download]:
 
 
 def _members(path: Path) -> Iterator[Download]:
-    with _whole_archive(path):
+    with whole_archive(path):
         if path.name.endswith(_ZIP):
             with zipfile.ZipFile(path) as packed:
                 names = [name for name in packed.namelist() if not name.endswith("/")]
@@ -68,7 +68,7 @@ def _members(path: Path) -> Iterator[Download]:
 
 
 @contextmanager
-def _whole_archive(path: Path) -> Iterator[None]:
+def whole_archive(path: Path) -> Iterator[None]:
     """UserError for what reading a damaged archive raises."""
     try:
         yield
@@ -79,20 +79,21 @@ def _whole_archive(path: Path) -> Iterator[None]:
         raise UserError(f"not a whole archive ({error})", where=path, hint="download it again") from None
 
 
-class _Reader:
+class DownloadReader:
     """Reads downloads; each archive is opened once."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._archives: dict[Path, tarfile.TarFile | zipfile.ZipFile] = {}
 
-    def __enter__(self) -> "_Reader":
+    def __enter__(self) -> "DownloadReader":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def open(self, download: Download) -> IO[bytes]:
+        """The content as a stream; an archive stays open until the reader is closed."""
         if download.member is None:
             return download.path.open("rb")
         archive = self._archives.get(download.path)
@@ -108,5 +109,6 @@ class _Reader:
         return stream
 
     def read(self, download: Download) -> bytes:
-        with _whole_archive(download.path), self.open(download) as stream:
+        """The content, whole."""
+        with whole_archive(download.path), self.open(download) as stream:
             return stream.read()

@@ -15,7 +15,7 @@ from stages.data.annotations import read_annotations
 from stages.data.annotations.lengths import HEADER, read_lengths
 from stages.data.annotations.msvd_release import read_video_names
 from stages.data.card_schema import AnnotationFiles, Card
-from stages.data.downloads import Download, _Reader, _whole_archive
+from stages.data.downloads import Download, DownloadReader, whole_archive
 from stages.data.manifest import ManifestBuilder
 from stages.errors import UserError
 
@@ -77,7 +77,7 @@ def _by_own_names(message: str, staged: Path, folder: Path, plan: Preparation) -
 
 def _find_annotations(card: Card, downloads: Sequence[Download], folder: Path, staged: Path, plan: Preparation) -> None:
     """Choose the annotation files, and lay copies of them, and of those that are in the target, into `staged`."""
-    with _Reader() as reader:
+    with DownloadReader() as reader:
         for form, name in _file_names(card):
             there = folder / name
             copy = staged / name
@@ -114,7 +114,7 @@ def _file_names(card: Card) -> Iterator[tuple[AnnotationFiles, str]]:
 
 
 def _choose(
-    card: Card, form: AnnotationFiles, name: str, downloads: Sequence[Download], reader: "_Reader"
+    card: Card, form: AnnotationFiles, name: str, downloads: Sequence[Download], reader: "DownloadReader"
 ) -> Download | None:
     """The download that is this annotation file, by its name, its first entry and the folder it lies in."""
     parts = PurePosixPath(name).parts
@@ -232,7 +232,7 @@ def put_in_place(files: Mapping[Path, Download], *, copy: bool) -> Iterator[Path
     Files are hard links, symbolic links where the disk is another one, or copies (`copy`, and out of archives).
     """
     # In the archives' own order: going back in a compressed one means reading it from its start.
-    with _Reader() as reader:
+    with DownloadReader() as reader:
         for path, download in sorted(files.items(), key=lambda item: (str(item[1].path), item[1].position)):
             path.parent.mkdir(parents=True, exist_ok=True)
             if copy or download.member is not None:
@@ -242,11 +242,11 @@ def put_in_place(files: Mapping[Path, Download], *, copy: bool) -> Iterator[Path
             yield path
 
 
-def _copy(path: Path, download: Download, reader: _Reader) -> None:
+def _copy(path: Path, download: Download, reader: DownloadReader) -> None:
     if path.exists():
         return
     with (
-        _whole_archive(download.path),
+        whole_archive(download.path),
         atomic_path(path) as temporary,
         reader.open(download) as source,
         temporary.open("wb") as target,

@@ -95,7 +95,7 @@ class FrozenPair:
                 continue
             parts.append(part)
             start += len(part[0])
-        return _joined(parts)
+        return joined(parts)
 
     def _try_pass(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """One pass, None where the memory did not hold it; what it held is free again once this has returned."""
@@ -142,7 +142,8 @@ class FrozenPair:
         return UserError("the memory does not hold both frozen networks and one frame", where=str(self.device))
 
 
-def _joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Features and targets of several passes, one after the other."""
     if len(parts) == 1:
         return parts[0]
     features, targets = zip(*parts, strict=True)

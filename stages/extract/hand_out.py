@@ -17,8 +17,8 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from stages import own_code
-from stages.cluster.connect import _SHOWN_CHARS, last_line
-from stages.cluster.shares import _Place, places_on
+from stages.cluster.connect import SHOWN_CHARS, last_line
+from stages.cluster.shares import WorkerPlace, places_on
 from stages.errors import UserError
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
 from stages.wording import counted
@@ -112,7 +112,7 @@ class _Seat:
     that have been through its networks, as it answered last; `asked` is the reference of its next answer.
     """
 
-    place: _Place
+    place: WorkerPlace
     actor: Any
     readiness: Any
     started_s: float
@@ -162,7 +162,7 @@ class _Flow:
         for seat in self.seats:
             ray.kill(seat.actor)
 
-    def _start_actor(self, place: _Place) -> _Seat:
+    def _start_actor(self, place: WorkerPlace) -> _Seat:
         actor = (
             ray.remote(WorkerActor)
             .options(
@@ -329,4 +329,4 @@ def _again(one: _Try, attempt: int) -> _Try:
 def _way_of_dying(error: RayError) -> str:
     if isinstance(error, OutOfMemoryError):
         return "was ended by Ray because the memory of its node was nearly full"
-    return f"died ({last_line(error)[:_SHOWN_CHARS]})"
+    return f"died ({last_line(error)[:SHOWN_CHARS]})"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stages.errors import UserError
-from stages.extract.frozen_pair import FrozenPair, _joined
+from stages.extract.frozen_pair import FrozenPair, joined
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class FramePacker:
         share.ready.wait()
         if share.error is not None:
             raise UserError(f"the frozen networks failed: {share.error}") from share.error
-        return _joined(share.parts)
+        return joined(share.parts)
 
     def take_times(self) -> tuple[float, float]:
         """Seconds in which the networks computed and in which they had nothing to do, since the last call."""

@@ -1,75 +1,74 @@
 """Imports go one way, and a command imports only what it needs."""
 
-import ast
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.rooms import HOUSE, arrows_of, floors_of, imports_of
+
 ROOT = Path(__file__).parents[2]
+# From the ground up. A room imports rooms of lower floors only; rooms of one floor do not know each other.
+FLOORS = (
+    ("model",),  # config, frozen, pixels, vision, language, alignment: modules without a folder
+    ("model.qformer", "model.teachers"),
+    ("model.diff_lmm", "model.activation_memory"),
+    ("stages",),  # errors, config, atomic, records, ids, device, signals: the ground, which knows no domain
+    ("stages.data", "stages.decode", "stages.cache", "stages.weights", "stages.cluster"),
+    ("stages.frozen",),
+    ("stages.extract", "stages.networks"),
+    ("stages.batches",),
+    ("stages.evaluate",),
+    ("stages.train", "stages.studies"),
+    ("pipeline.settings", "pipeline.screen"),
+    ("pipeline.runs", "pipeline.doctor"),
+    ("pipeline.reporting",),
+    ("pipeline.commands",),
+    ("pipeline.studies",),
+    ("pipeline",),  # options, command groups, the command line: the front door
+)
 MODEL_MAY_IMPORT = {"model", "torch", "transformers", "diffusers", "numpy", "pydantic", *sys.stdlib_module_names}
 HEAVY = ("torch", "transformers", "diffusers", "ray", "zarr", "av", "decord", "numpy", "pydantic", "matplotlib")
 
 
-def imports_of(package):
-    """Every import of a package, at any depth of any file: (file, line, imported module)."""
-    found = []
-    for path in sorted((ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
-                names = [node.module]
-            else:
-                continue
-            found += [(path.relative_to(ROOT), node.lineno, name) for name in names]
-    assert found
-    return found
+def place_of(module):
+    """The room that a module is in, and its floor."""
+    rooms = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+    room = max((room for room in rooms if f"{module}.".startswith(f"{room}.")), key=len)
+    return room, rooms[room]
 
 
 def test_the_model_imports_networks_and_nothing_of_the_house():
-    strangers = [where for where in imports_of("model") if where[2].split(".")[0] not in MODEL_MAY_IMPORT]
+    strangers = [where for where in imports_of(ROOT, "model") if where[1].split(".")[0] not in MODEL_MAY_IMPORT]
     assert strangers == []
 
 
-def test_stages_never_import_the_pipeline():
-    upward = [where for where in imports_of("stages") if where[2].split(".")[0] == "pipeline"]
-    assert upward == []
+def test_imports_lead_to_lower_floors():
+    wrong = []
+    for package in HOUSE:
+        found = list(imports_of(ROOT, package))
+        assert found
+        for module, imported, line in found:
+            if imported.split(".")[0] in HOUSE:
+                (room, floor), (other, other_floor) = place_of(module), place_of(imported)
+                if room != other and other_floor >= floor:
+                    wrong.append(f"{module}:{line} imports {imported}")
+    assert wrong == []
+
+
+def test_no_rooms_import_each_other_in_a_circle():
+    folders = [path.parent for package in HOUSE for path in (ROOT / package).rglob("__init__.py")]
+    for folder in folders:
+        name = ".".join(folder.relative_to(ROOT).parts)
+        assert floors_of(arrows_of(ROOT, name)) is not None, f"{name} has a circle: {arrows_of(ROOT, name)}"
 
 
 def test_nothing_in_the_house_imports_its_tests_benchmarks_or_recipes():
-    strangers = {"tests", "benchmarks", "recipes"}
-    for package in ("model", "stages", "pipeline"):
-        assert [where for where in imports_of(package) if where[2].split(".")[0] in strangers] == []
-
-
-def texts_of(path):
-    """The strings of a source file but its docstrings, save those of commands, which `--help` prints."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    commands = path.name in ("cli.py", "command_groups.py")
-    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    return [
-        " ".join(node.value.split())
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (commands or id(node) not in bare)
-    ]
-
-
-def test_no_message_cites_a_page_that_a_wheel_lacks():
-    """The pages are in the repository alone, so whoever is sent to one is told so."""
-    bare = re.compile(r"docs/[\w-]+\.md(?! in the project's repository)")
-    packages = [ROOT / name for name in ("pipeline", "stages", "model", "data_manifests")]
-    texts = {path: texts_of(path) for package in packages for path in package.rglob("*.py")}
-    for path in (path for package in packages for kind in ("yaml", "html") for path in package.rglob(f"*.{kind}")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        texts[path] = [" ".join(line for line in lines if not line.lstrip().startswith("#"))]
-    cited = [text for found in texts.values() for text in found if "docs/" in text]
-    assert any("docs/evaluation.md in the project's repository" in text for text in cited)
-    assert [text for text in cited if bare.search(text)] == []
+    strangers = {"tests", "benchmarks", "recipes", "experiments"}
+    for package in HOUSE:
+        assert [where for where in imports_of(ROOT, package) if where[1].split(".")[0] in strangers] == []
 
 
 def modules_after(statements):

@@ -89,7 +89,6 @@ def test_nothing_cites_notes_that_no_user_has():
     assert cited == []
 
 
-@pytest.mark.skipif(not (ROOT / "stages" / "extract").is_dir(), reason="the page is about the layout that comes next")
 def test_modules_that_the_architecture_names_exist():
     modules = [f"/{name_of(path)}" for path in SOURCES]
     named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))

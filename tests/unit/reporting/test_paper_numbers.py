@@ -11,7 +11,7 @@ from pipeline.reporting.paper import published_tables
 from stages.data.cards import load_card
 from stages.evaluate.metrics import wilson_interval
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ANNOTATIONS = ROOT.parent / "shared" / "data" / "lvu" / "annotation"
 PAGE = (ROOT / "docs" / "paper-numbers.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", PAGE, flags=re.DOTALL)

@@ -15,7 +15,7 @@ from stages.decode.frames import DecodeError
 from stages.decode.video_file import check_regular_file
 from stages.errors import UserError
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 LVU, MSVD = DATA / "lvu" / "annotation", DATA / "msvd_qa" / "annotation"
 needs_lvu = pytest.mark.skipif(not LVU.is_dir(), reason="the LVU annotations are not here")
 needs_msvd = pytest.mark.skipif(not MSVD.is_dir(), reason="the MSVD-QA annotations are not here")

@@ -7,7 +7,7 @@ import pytest
 from pipeline.reporting.departures import departures, departures_of, in_ranges, is_as_there, remarks_of
 from pipeline.settings.config import resolve, valid_keys
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "method.md").read_text(encoding="utf-8")
 HEADER = "| | what | there | here | why | effect | switch |"
 NUMBERS = {one.name: number for number, one in enumerate(departures(), start=1)}
 RUNS = [("lvu", "year"), ("lvu", "relationship"), ("msvd_qa", "qa")]

@@ -9,7 +9,7 @@ from stages.data.leakage import find_leaks, leakage_sentence, refuse_leakage
 from stages.data.manifest import Manifest, Sample, Video
 from stages.errors import UserError
 
-LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
+LVU = Path(__file__).resolve().parents[4] / "shared" / "data" / "lvu" / "annotation"
 
 
 def manifest(*asked):

@@ -9,7 +9,7 @@ from stages.data.cards import build_manifest, load_card
 from stages.data.frame_plan import plan_frames
 from stages.data.manifest import Manifest, Sample, Video
 
-LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
+LVU = Path(__file__).resolve().parents[4] / "shared" / "data" / "lvu" / "annotation"
 
 
 def window(name, video, start_s, end_s, num_frames):
