@@ -119,9 +119,13 @@ def test_an_index_or_a_count_that_is_off_by_a_few_is_no_damage(tmp_path):
         data[at : at + 4] = (COUNT + 3).to_bytes(4, "little")
     path.write_bytes(data)
     assert np.array_equal(pictures_at(path, [150]), whole)
-    without_index = data[: data.find(b"idx1")]
-    path.write_bytes(without_index)
-    assert np.array_equal(pictures_at(path, [150]), whole)
+    index_at = data.find(b"idx1")
+    for end in (index_at + 100, index_at):  # a cut index, and none
+        path.write_bytes(data[:end])
+        assert np.array_equal(pictures_at(path, [150]), whole)
+    data[index_at + 4 : index_at + 8] = b"\xf0\xff\xff\xff"
+    path.write_bytes(data)
+    assert np.array_equal(pictures_at(path, [150], damaged="refuse"), whole)
 
 
 @pytest.mark.parametrize("name", ["mkv", "ts", "flv", "mp4", "wmv"])
