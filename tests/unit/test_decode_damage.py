@@ -2,6 +2,7 @@
 
 import re
 
+import av
 import numpy as np
 import pytest
 
@@ -109,6 +110,19 @@ def test_chunks_lost_without_a_trace_but_the_index_are_missed_from_there_on(tmp_
         pictures_at(path, [150])
     assert 97 / RATE_FPS - 0.001 <= caught.value.whole_before_s <= 100 / RATE_FPS
     assert np.array_equal(pictures_at(path, [90])[0], whole[90])
+
+
+def test_blocks_lost_without_a_trace_but_their_clusters_length_prove_nothing_of_the_cluster(tmp_path):
+    path = SOURCES["vp9"].write(tmp_path / "video")
+    whole, data = pictures_at(path, list(range(COUNT))), path.read_bytes()
+    with av.open(str(path)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(data[: ends[150]] + data[ends[162] :])
+    with pytest.raises(DecodeError, match="damaged") as caught:
+        pictures_at(path, [155])
+    assert caught.value.whole_before_s <= 150 / RATE_FPS
+    shown = [number for number in range(150) if (number + 0.5) / RATE_FPS < caught.value.whole_before_s]
+    assert np.array_equal(pictures_at(path, shown), whole[: len(shown)])
 
 
 def test_an_index_or_a_count_that_is_off_by_a_few_is_no_damage(tmp_path):
