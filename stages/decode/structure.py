@@ -84,9 +84,10 @@ def _avi_chunks(read: FileBytes) -> tuple[list[_Chunk], Break | None]:
         if name in (b"RIFF", b"LIST") and head[8:12] in _RIFF_ENTERED:
             last, at = at, at + 12
             continue
-        if at + 8 + length > read.size:
-            return chunks, Break(at, "the file ends within a chunk")
         chunks.append((name, at, length))
+        if at + 8 + length > read.size:
+            # An index that is cut takes no frame with it.
+            return chunks, None if name == b"idx1" else Break(at, "the file ends within a chunk")
         last, at = at, at + 8 + length + (length & 1)
     return chunks, None
 

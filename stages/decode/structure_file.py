@@ -48,4 +48,4 @@ class FileBytes:
 
     def __call__(self, at: int, count: int) -> bytes:
         """`count` bytes from `at` on, less at the file's end."""
-        return os.pread(self._file, count, at)
+        return os.pread(self._file, max(0, min(count, self.size - at)), at)

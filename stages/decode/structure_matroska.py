@@ -22,8 +22,11 @@ _CHUNK_BYTES = 2**20
 
 
 def matroska_break(read: FileBytes, _: ReadPackets) -> Break | None:
-    """Walk segments, clusters and blocks. A segment or cluster of unknown length ends where the next one begins."""
-    at = last = segment_end = cluster_end = 0
+    """Walk segments, clusters and blocks. A segment or cluster of unknown length ends where the next one begins.
+
+    Where a cluster is not as long as its elements together, any of them may be missing.
+    """
+    at = last = cluster = segment_end = cluster_end = 0
     is_open = False  # the cluster's length is unknown
     tracks: set[int] = set()
     while at + 2 <= read.size:
@@ -33,14 +36,18 @@ def matroska_break(read: FileBytes, _: ReadPackets) -> Break | None:
             within, cluster_end, is_open = _IN_SEGMENT, at, False
         if name not in within:
             after_all = within is _IN_FILE and segment_end > 0
-            return None if after_all else Break(last, f"no element of this place begins at byte {at}")
+            is_misplaced = name in _IN_FILE | _IN_SEGMENT | _IN_CLUSTER
+            why = f"no element of this place begins at byte {at}"
+            return None if after_all else Break(min(last, cluster) if is_misplaced else last, why)
         end = at + header + length
         if name == _SEGMENT:
             segment_end = end if length >= 0 else read.size
         elif name == _CLUSTER:
-            cluster_end, is_open = (end, False) if length >= 0 else (segment_end, True)
-        elif length < 0 or end > min(read.size, cluster_end if within is _IN_CLUSTER else read.size):
-            return Break(at, f"the element at byte {at} is longer than its place")
+            cluster, cluster_end, is_open = (at, end, False) if length >= 0 else (at, segment_end, True)
+        elif length < 0 or end > read.size:
+            return Break(at, f"the element at byte {at} is longer than the file")
+        elif within is _IN_CLUSTER and end > cluster_end:
+            return Break(cluster, f"the element at byte {at} is longer than its place")
         if name in _CHECKED and length > 0 and end <= read.size and not _checksum_fits(read, at + header, end):
             return Break(at, f"the checksum of the element at byte {at} is wrong")
         if name == _TRACKS:

@@ -2,6 +2,7 @@
 
 import re
 
+import av
 import numpy as np
 import pytest
 
@@ -111,6 +112,19 @@ def test_chunks_lost_without_a_trace_but_the_index_are_missed_from_there_on(tmp_
     assert np.array_equal(pictures_at(path, [90])[0], whole[90])
 
 
+def test_blocks_lost_without_a_trace_but_their_clusters_length_prove_nothing_of_the_cluster(tmp_path):
+    path = SOURCES["vp9"].write(tmp_path / "video")
+    whole, data = pictures_at(path, list(range(COUNT))), path.read_bytes()
+    with av.open(str(path)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(data[: ends[150]] + data[ends[162] :])
+    with pytest.raises(DecodeError, match="damaged") as caught:
+        pictures_at(path, [155])
+    assert caught.value.whole_before_s <= 150 / RATE_FPS
+    shown = [number for number in range(150) if (number + 0.5) / RATE_FPS < caught.value.whole_before_s]
+    assert np.array_equal(pictures_at(path, shown), whole[: len(shown)])
+
+
 def test_an_index_or_a_count_that_is_off_by_a_few_is_no_damage(tmp_path):
     path = SOURCES["xvid"].write(tmp_path / "video")
     whole, data = pictures_at(path, [150]), bytearray(path.read_bytes())
@@ -119,9 +133,13 @@ def test_an_index_or_a_count_that_is_off_by_a_few_is_no_damage(tmp_path):
         data[at : at + 4] = (COUNT + 3).to_bytes(4, "little")
     path.write_bytes(data)
     assert np.array_equal(pictures_at(path, [150]), whole)
-    without_index = data[: data.find(b"idx1")]
-    path.write_bytes(without_index)
-    assert np.array_equal(pictures_at(path, [150]), whole)
+    index_at = data.find(b"idx1")
+    for end in (index_at + 100, index_at):  # a cut index, and none
+        path.write_bytes(data[:end])
+        assert np.array_equal(pictures_at(path, [150]), whole)
+    data[index_at + 4 : index_at + 8] = b"\xf0\xff\xff\xff"
+    path.write_bytes(data)
+    assert np.array_equal(pictures_at(path, [150], damaged="refuse"), whole)
 
 
 @pytest.mark.parametrize("name", ["mkv", "ts", "flv", "mp4", "wmv"])
