@@ -112,7 +112,8 @@ def _frame_times(
 ) -> np.ndarray:
     """Times of the window that begins at `start_s`, by the rule that the run's data set samples frames by."""
     with _refusing(video):
-        length = child.length(LengthRequest(video, clock_fps=rule.index_fps), config.extract.deadline_s)
+        asked = LengthRequest(video, damaged=config.extract.damaged, clock_fps=rule.index_fps)
+        length = child.length(asked, config.extract.deadline_s)
     if not 0 <= start_s < length.seconds:
         raise UserError(
             "the window begins outside the video",
@@ -137,6 +138,7 @@ def _decode(
         sizes_px=((size_px, size_px),),
         decoder=extract.decoder,
         tolerance_s=extract.tolerance_s,
+        damaged=extract.damaged,
         clock_fps=rule.index_fps,
     )
     with _refusing(video):
