@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test claims-test lint format bench setup
+.PHONY: demo test test-all claims-test lint format bench setup
 
 setup: $(VENV)/.installed
 
@@ -19,8 +19,13 @@ demo: setup        ## the whole path on the bundled synthetic videos, CPU only
 	$(BIN)/pipeline demo
 
 # Two processes of one thread each: tests start programs of their own, which would fight over more.
-test: setup        ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: setup        ## the suite without its slow tests
+	$(PYTEST) -m "not slow"
+
+test-all: setup    ## the whole suite
+	$(PYTEST)
 
 claims-test: setup ## the tests of the study in experiments/claims
 	$(BIN)/python -m pytest experiments/claims/tests
