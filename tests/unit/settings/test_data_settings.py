@@ -84,7 +84,7 @@ def test_one_cache_never_gives_the_frames_of_one_offset_for_those_of_another(ann
 
     extract(plans[0]["v1"])
     assert len(cached_samples(cache, manifests[0]).samples) == 1
-    with pytest.raises(UserError, match="1 of 1 videos are not extracted"):
+    with pytest.raises(UserError, match="1 of 1 video is not extracted"):
         cached_samples(cache, manifests[1])
     extract(np.union1d(plans[0]["v1"], plans[1]["v1"]))
     for manifest in manifests:
