@@ -22,7 +22,7 @@ def kept_numbers(model: MemoryQFormer, *, batch: int, frames: int, patches: int,
         patches: P.
         words: L.
     """
-    shape = model.qformer.qformer.config
+    shape = model.qformer.config
     hidden, visual, inner = shape.hidden_size, shape.encoder_hidden_size, shape.intermediate_size
     layers, crossing = len(model.layers), sum(layer.has_cross_attention for layer in model.layers)
     queries, slots = model.num_queries, model.config.memory_slots

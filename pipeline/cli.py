@@ -32,7 +32,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(data_app, name="data")
 
-# What `plan` measures for unless told otherwise, and `extract --dry-run` always.
+# What `plan` measures for by default, and `extract --dry-run` always.
 _CALIBRATE_S = 20.0
 
 
@@ -107,7 +107,7 @@ def plan(
     Give it the options of the extraction. Counts and bytes are exact and need the annotations and the networks'
     configuration files only, so the videos may come later. Times are measured: some planned videos are decoded, go
     through both networks and are written beside the cache, into a folder that is removed again. Without videos or
-    weights there are no times. Nothing is fetched: of absent weights it says what a download would weigh. It warns
+    weights there are no times. Nothing is fetched: for absent weights it prints the size of a download. It warns
     when the disk is too small for what is left.
     """
     from pipeline.commands.plan import run
@@ -132,7 +132,7 @@ def extract(
     retry_failed: RetryFailed = False,
     refresh_changed: RefreshChanged = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would take and do nothing, as `pipeline plan` does.")
+        bool, typer.Option("--dry-run", help="Print what it would take and do nothing, as `pipeline plan` does.")
     ] = False,
     json_lines: Annotated[
         bool, typer.Option("--json-lines", help="Print events on stdout, one JSON object a line; the last is --json's.")
@@ -182,7 +182,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with a run, with its own settings, from its newest checkpoint.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Watch a few steps: a trace in RUN/profile and where the time goes.")
+        bool, typer.Option("--profile", help="Profile a few steps: a trace in RUN/profile and where the time goes.")
     ] = False,
     workers: Annotated[
         int | None,
@@ -256,7 +256,7 @@ def ablate(
     ],
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each member, from train.seed on.")] = 3,
     parallel: Annotated[
-        int | None, typer.Option(min=1, help="Trainings at once; default one a GPU, or as many as have their cores.")
+        int | None, typer.Option(min=1, help="Trainings at once; default one per GPU, or as many as the cores allow.")
     ] = None,
     cpus: Annotated[
         float | None, typer.Option(min=0.01, help="CPU cores of each training; default an equal share.")
@@ -268,10 +268,8 @@ def ablate(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster that this machine is part of, e.g. auto; default this machine.")
     ] = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do again what failed before, videos and trainings.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry failed videos and trainings.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what there is to do, and do nothing.")] = False,
     settings: SettingOptions,
     json: Json = False,
 ) -> None:
@@ -367,7 +365,7 @@ def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; with --paper there may be none.")] = None,
     output: Annotated[Path | None, typer.Option(help="HTML file; default report.html in the first run.")] = None,
     paper: Annotated[
-        bool, typer.Option("--paper", help="Lay the runs beside the paper's tables, on the page and here.")
+        bool, typer.Option("--paper", help="Show the runs beside the paper's tables, on the page and here.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -390,7 +388,7 @@ def doctor(
         bool, typer.Option("--quick", help="Do not open the videos to compare their lengths with the annotations.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 when something that is needed is missing or will not do.")
+        bool, typer.Option("--strict", help="Exit with 3 when something needed is missing or unusable.")
     ] = False,
     settings: SettingOptions,
     json: Json = False,

@@ -44,14 +44,14 @@ def cache_verify(
     root: CacheFolder,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Remove damaged videos, so that the next extraction writes them anew."),
+        typer.Option("--repair", help="Remove damaged videos, so that the next extraction writes them again."),
     ] = False,
     videos: Annotated[
         str | None, typer.Option(help="Folder or URL of the videos: compare the files with those that were extracted.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check every stored byte against its checksum. Exit code 3 when anything is wrong and stays so."""
+    """Check every stored byte against its checksum. Exit code 3 if anything stays wrong."""
     from pipeline.commands.cache import verify
 
     if not verify(root, repair=repair, as_json=json, videos=videos):
@@ -77,12 +77,12 @@ def cache_prune(
     root: CacheFolder,
     videos_not_in: Annotated[
         str | None,
-        typer.Option(help="Committed videos too that this data set (a card's name or path) does not name."),
+        typer.Option(help="Remove committed videos that this data set (card name or path) does not name."),
     ] = None,
     task: TaskName = None,
     annotations: Annotations = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do remove committed videos.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirm that committed videos are removed.")] = False,
     json: Json = False,
 ) -> None:
     """Remove what killed or overtaken writers left behind; committed videos only with --videos-not-in and --yes."""
@@ -103,7 +103,7 @@ def data_prepare(
     ],
     to: Annotated[Path | None, typer.Option(help="Where annotations/ and videos/ go; default data/<dataset>.")] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy instead of linking.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
     json: Json = False,
 ) -> None:
     """Find a data set's annotation files and videos among downloads and link them under the names it expects.

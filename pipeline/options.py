@@ -33,9 +33,9 @@ Videos = Annotated[str | None, typer.Option(help="Folder of the videos; default 
 Annotations = Annotated[
     str | None, typer.Option(help="Folder of the annotation files; default data/<dataset>/annotations.")
 ]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try videos again that failed before.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Retry videos that failed before.")]
 RefreshChanged = Annotated[
-    bool, typer.Option("--refresh-changed", help="Extract videos anew whose files have changed, or may have, since.")
+    bool, typer.Option("--refresh-changed", help="Extract videos again whose files have changed, or may have.")
 ]
 CacheRoot = Annotated[str | None, typer.Option("--cache", help="Directory or URL (s3://bucket/prefix) of the cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

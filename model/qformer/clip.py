@@ -70,7 +70,7 @@ def forward_run(
     embedded, valid = model.embed(text)
     masked = None if valid.all() else valid
     visual = _Visual(model, memory, features)
-    hidden = model.qformer.qformer.embeddings.dropout(embedded[:, None].expand(-1, frames, -1, -1))  # [B, c, N, H]
+    hidden = model.qformer.embeddings.dropout(embedded[:, None].expand(-1, frames, -1, -1))  # [B, c, N, H]
     levels, banks, slots = [hidden], [], []
     for layer, bank, before in zip(model.layers, memory.layers, carried.slots, strict=True):
         plan = plan_merges(bank, hidden, model.config.memory_slots)

@@ -93,7 +93,7 @@ def _changed_files(cache: FeatureCache, videos: str) -> list[CheckResult]:
     if unknown := len(records) - len(recorded):
         print_answer(f"videos whose file the cache does not know, because an earlier version extracted them: {unknown}")
     if changes.outdated:
-        print_answer(f"{outdated_sentence(changes)}; `pipeline extract --refresh-changed` extracts these anew")
+        print_answer(f"{outdated_sentence(changes)}; `pipeline extract --refresh-changed` extracts these again")
     return [
         CheckResult(video, (f"its file has changed since its extraction: {difference}",))
         for video, difference in changes.changed.items()
@@ -117,7 +117,7 @@ def _check(cache: FeatureCache) -> tuple[list[CheckResult], dict[str, str]]:
 
 def _advice(cache: FeatureCache) -> str:
     if cache.store.kind != ZARR:
-        return "export the cache anew"
+        return "export the cache again"
     return f"`pipeline cache verify {cache.root} --repair` removes what is damaged and queues it again"
 
 
@@ -133,7 +133,7 @@ def _repair(cache: FeatureCache, bad: list[CheckResult], *, as_json: bool) -> bo
     damaged, leftovers = counted(len(removed), "damaged video"), counted(len(swept.removed), "leftover")
     print_answer(f"{damaged} and {leftovers} removed")
     if requeued:
-        print_answer(f"run `{cache.extract_command}`: it extracts {counted(len(requeued), 'video')} anew")
+        print_answer(f"run `{cache.extract_command}`: it extracts {counted(len(requeued), 'video')} again")
     return True
 
 

@@ -92,7 +92,7 @@ def _say_changes(changes: Changes, *, refresh_changed: bool) -> None:
     if not changes.outdated:
         return
     if refresh_changed:
-        say(f"{outdated_sentence(changes)}; extracting them anew")
+        say(f"{outdated_sentence(changes)}; extracting them again")
     else:
         kept = "the cache keeps the frames of then, --refresh-changed replaces them"
         say(f"warning: {outdated_sentence(changes)}; {kept}")

@@ -189,7 +189,9 @@ def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]
         return Finding(
             "data", "durations", "ok", f"{counted(len(present), 'file is', 'files are')} as long as annotated"
         )
-    fix = "get these files anew; frames beyond a file's end cannot be extracted, and a longer file may be another video"
+    fix = (
+        "get these files again; frames beyond a file's end cannot be extracted, and a longer file may be another video"
+    )
     detail = f"{len(wrong)} of {counted(len(present), 'file')} of another length: {first_names(wrong)}"
     return Finding("data", "durations", "problem", detail, fix, tuple(wrong))
 
@@ -274,7 +276,7 @@ def _damaged_files(manifest: Manifest, status: LedgerStatus, extract: str) -> Fi
     lost = [one for one in manifest.samples if status.is_beyond_damage(one.video, one.planned_times_s())]
     if not lost:
         return Finding("cache", "damaged files", "ok", found, names=names)
-    fix = f"get these files anew and run `{extract} --refresh-changed`; training leaves those samples out"
+    fix = f"get these files again and run `{extract} --refresh-changed`; training leaves those samples out"
     behind = f"samples that ask for frames behind the damage: {len(lost)}"
     return Finding("cache", "damaged files", "problem", f"{found}; {behind}", fix, names, needed=False)
 

@@ -146,7 +146,7 @@ def check_weights(config: PipelineConfig) -> Iterator[Finding]:
             else:
                 yield _find_checkpoint(setting, source, needs)
         except UserError as error:
-            yield Finding("weights", setting, "problem", str(error), f"get this file of {source} anew")
+            yield Finding("weights", setting, "problem", str(error), f"get this file of {source} again")
 
 
 def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
@@ -156,7 +156,7 @@ def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
     vae = config.vae_source
     if config.source.endswith(ORIGINAL_SUFFIXES):
         if (path := Path(config.source).expanduser()).is_file():
-            yield _whole(_TEACHER, config.source, [path], f"get {config.source} anew")
+            yield _whole(_TEACHER, config.source, [path], f"get {config.source} again")
         else:
             fix = f"set {_TEACHER} to a file that exists"
             yield Finding("weights", _TEACHER, "missing", f"{config.source}: no such file", fix)

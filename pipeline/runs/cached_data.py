@@ -77,9 +77,9 @@ def cached_samples(cache: FeatureCache, manifest: Manifest) -> CachedSamples:
     """
     status = cache.ledger.status(plan_frames(manifest).times_s)
     if status.pending:
-        pending = f"{len(status.pending)} of {counted(len(manifest.videos), 'video')}"
+        pending = f"{len(status.pending)} of {counted(len(manifest.videos), 'video is', 'videos are')} not extracted"
         raise UserError(
-            f"{pending} are not extracted, the first is {min(status.pending)!r}",
+            f"{pending}, the first is {min(status.pending)!r}",
             where=cache.root,
             hint=f"run `{cache.extract_command}`",
         )

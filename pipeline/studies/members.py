@@ -135,7 +135,7 @@ def plan_study(name: str, base: Resolved, num_seeds: int) -> Planned:
 def _require_variable(study: Study, source: str) -> None:
     """UserError if it varies what is not a member's to say, or makes no other model."""
     for key in study.varies:
-        why = "--seeds says how many there are" if key == "train.seed" else "it changes nothing that is learned"
+        why = "--seeds sets how many there are" if key == "train.seed" else "it changes nothing that is learned"
         if key in _OF_THE_COMMAND:
             why = "members are compared on the same samples, from the same preset; give it to the command"
         if key in ("train.seed", *_OF_THE_COMMAND, *_PLACES, *FREE):

@@ -238,7 +238,7 @@ def _committed(source: FeatureCache, video: str) -> tuple[CommitRecord, bytes, d
                 raise DamagedCacheError(
                     f"video {video!r} is damaged ({error}), so nothing was converted",
                     where=source.root,
-                    hint="run `pipeline cache verify --repair` and extract it anew, or export the cache again",
+                    hint="run `pipeline cache verify --repair` and extract it again, or export the cache again",
                 ) from error
 
 

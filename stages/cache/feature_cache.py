@@ -372,7 +372,7 @@ def _joined_source(old: CommitRecord, now: VideoSource | None) -> VideoSource | 
     if old.source.compare(now) == "changed":
         raise CacheWriteError(
             f"video {old.video!r}: its file is another one than that of the frames that it has, so none were added. "
-            "Extract it anew with --refresh-changed"
+            "Extract it again with --refresh-changed"
         )
     return old.source.later(now)
 

@@ -207,7 +207,7 @@ class DecodeChild:
         while chunk := os.read(_open(self._process.stderr).fileno(), _READ_BYTES):
             self._keep_tail(chunk)
         how = f"ended with status {status}" if status >= 0 else f"was ended by {_signal_name(-status)}"
-        said = f"; it last said: {self._stderr_tail}" if self._stderr_tail.strip() else ""
+        said = f"; it last printed: {self._stderr_tail}" if self._stderr_tail.strip() else ""
         self._stop()
         return DecodeError("crash", f"the decode child {how} {when}{said}")
 

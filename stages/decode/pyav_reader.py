@@ -346,7 +346,7 @@ def _timeline(stamps: list[_Stamp], clock_fps: float | None) -> Timeline:
             return Timeline(np.array(ticks, dtype=np.int64), stamps[0].time_base, stamps[-1].duration_ticks)
     if clock_fps is not None:
         return Timeline(np.arange(len(stamps), dtype=np.int64), 1 / Fraction(clock_fps).limit_denominator(1001), 1)
-    raise DecodeError("unreadable", "the frames carry no usable timestamps (writing the file anew as mp4 gives them)")
+    raise DecodeError("unreadable", "the frames carry no usable timestamps (writing the file as a new mp4 gives them)")
 
 
 def _ascend(ticks: np.ndarray) -> bool:

@@ -138,7 +138,7 @@ def _flv_break(read: FileBytes, _: ReadPackets) -> Break | None:
             return Break(at, "the file ends within a tag")
         repeated = int.from_bytes(read(after, 4), "big")
         if after + 4 <= read.size and repeated not in (length + 11, length):
-            return Break(at, f"the tag at byte {at} is not as long as it says")
+            return Break(at, f"the tag at byte {at} is not as long as it states")
         last, at = at, after + 4
     return None
 

@@ -34,7 +34,7 @@ _MAX_PICTURE_PX = 150_000_000
 _PROBED = re.compile(r"Format (\S+) probed")
 
 # Of sizes that FFmpeg itself does not accept it forgets the numbers, and only its message tells them.
-_NO_SIZE = "the file does not say how large its pictures are"
+_NO_SIZE = "the file does not state the size of its pictures"
 _TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) is invalid")
 
 # A video may lack this much of its declared duration before it counts as cut short. Containers round, and encoders
@@ -209,7 +209,7 @@ def _opened(name: str) -> Any:
         found = _format_not_opened(name)
         if found is None:
             raise
-        reason = f"FFmpeg takes it for {found!r}, which is not opened here: write it anew as mp4 or Matroska"
+        reason = f"FFmpeg takes it for {found!r}, which is not opened here: write it as a new mp4 or Matroska"
         raise DecodeError("refused", reason) from error
 
 

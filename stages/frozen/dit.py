@@ -110,7 +110,7 @@ def open_dit(config: TeacherConfig, repository: Repository) -> OpenedDiT:
     _require_keys(dit, _DIT_KEYS, f"{repository.source}/transformer/config.json", "a DiT")
     if config.heads is not None:
         raise UserError(
-            "only an original DiT file is in need of it; transformer/config.json says how many heads there are",
+            "only an original DiT file needs it; transformer/config.json has the number of heads",
             where="teacher.heads",
             received=config.heads,
             allowed="null",

@@ -203,7 +203,7 @@ def _special_tokens(tokenizer: Any, repository: Repository) -> SpecialTokens:
         special = SpecialTokens(start_id=end if start is None else start, end_id=end)
     # Prompts must begin with the start token alone, and answers with none.
     if {special.start_id, special.end_id} & set(tokenizer("a", add_special_tokens=False)["input_ids"]):
-        raise UserError("the tokenizer adds special tokens even where it is told not to", where=source)
+        raise UserError("the tokenizer adds special tokens even with add_special_tokens off", where=source)
     return special
 
 

@@ -63,7 +63,7 @@ def test_verify_repairs_a_flipped_bit_and_extraction_writes_the_video_anew(store
     data[5] ^= 1
     filesystem().pipe_file(chunk, bytes(data))
     assert "has CRC-32C" in pipeline("cache", "verify", place, status=3)[0]
-    assert "it extracts 1 video anew" in pipeline("cache", "verify", place, "--repair")[0]
+    assert "it extracts 1 video again" in pipeline("cache", "verify", place, "--repair")[0]
     assert len(checksums(place)) == 5
     done = stored.run("extract", *stored.options(cache=place), "--json")
     assert json.loads(done.stdout)["extracted_now"] == 1

@@ -141,7 +141,7 @@ def test_a_file_with_more_than_tensors_says_what_to_do(pipeline, tmp_path):
 
 
 def test_a_pipeline_knows_its_own_heads(pipeline):
-    with pytest.raises(UserError, match=r"teacher\.heads: .*config\.json says how many heads"):
+    with pytest.raises(UserError, match=r"teacher\.heads: .*config\.json has the number of heads"):
         load_teacher(TeacherConfig(source=str(pipeline), heads=HEADS))
 
 

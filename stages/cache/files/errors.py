@@ -48,7 +48,7 @@ def damaged(path: Place, what: str) -> DamagedCacheError:
 
 def damaged_export(path: Place | None, what: str) -> DamagedCacheError:
     """The error for an export that contradicts itself."""
-    return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then export the cache anew")
+    return DamagedCacheError(what, where=path, hint="run `pipeline cache verify`, then export the cache again")
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def cannot_begin(path: Path) -> Iterator[None]:
     except OSError as error:
         # Some places (/proc) say that they are not there rather than that they cannot be written.
         raise UserError(
-            f"no cache can be made here: {refusal_of(error) or f'the system says {error.strerror!r}'}",
+            f"no cache can be made here: {refusal_of(error) or f'the system reports {error.strerror!r}'}",
             where=path,
             hint="give another --cache directory",
         ) from error

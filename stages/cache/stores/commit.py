@@ -211,7 +211,7 @@ def parse_commit(content: bytes, path: Place, video: str) -> CommitRecord:
 
 
 def _damaged(path: Place, what: str) -> DamagedCacheError:
-    return DamagedCacheError(what, where=path, hint="run the same `pipeline extract` again: it writes the video anew")
+    return DamagedCacheError(what, where=path, hint="run the same `pipeline extract` again: it writes the video again")
 
 
 FILE_NAME = "fingerprint.json"

@@ -302,7 +302,7 @@ def _parse_npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     np.lib.format.read_magic(stream)
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     if stream.read():
-        raise ValueError("it is longer than it says")
+        raise ValueError("it is longer than it states")
     return shape, fortran, dtype
 
 

@@ -68,7 +68,7 @@ def test_a_file_in_place_of_a_cache_or_above_it(command, below, made, refused, t
 
 def test_a_place_where_the_system_lets_nobody_make_a_folder(made, refused):
     assert refused("extract", *made.options(cache="/proc/cache")) == (
-        "/proc/cache: no cache can be made here: the system says 'No such file or directory'. "
+        "/proc/cache: no cache can be made here: the system reports 'No such file or directory'. "
         "Give another --cache directory"
     )
 

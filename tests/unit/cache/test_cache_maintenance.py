@@ -287,7 +287,7 @@ def test_the_commands_verify_repair_and_prune_go_together(cache):
     assert mended.returncode == 0
     assert json.loads(mended.stdout)["requeued"] == ["bad", "lost"]
     assert "1 damaged video and 1 leftover removed" in mended.stderr
-    assert "it extracts 2 videos anew" in mended.stderr
+    assert "it extracts 2 videos again" in mended.stderr
     assert pipeline_cache("verify", cache.root).returncode == 0
     shutil.copytree(group_of(cache, "good"), cache.root / "videos" / "good.00c0ffee")
     told = json.loads(pipeline_cache("prune", cache.root, "--dry-run", "--json").stdout)
@@ -323,8 +323,10 @@ def test_the_command_verify_says_of_a_cut_shard_what_helps(cache, tmp_path):
     assert " 2/2 " in found.stderr
     assert f"video b: {shard}: this file is cut short\n" in found.stdout
     assert "part shards/000000.tar: this shard has" in found.stdout
-    assert found.stdout.endswith("problems; export the cache anew\n")
-    with pytest.raises(DamagedCacheError, match=r"cut short\. Run `pipeline cache verify`, then export the cache anew"):
+    assert found.stdout.endswith("problems; export the cache again\n")
+    with pytest.raises(
+        DamagedCacheError, match=r"cut short\. Run `pipeline cache verify`, then export the cache again"
+    ):
         FeatureCache.open(target).read("b", [0.0])
 
 

@@ -83,12 +83,12 @@ def test_one_cache_never_gives_the_frames_of_one_offset_for_those_of_another(ann
             ledger.done("v1", checksum=record.checksum, attempts=1)
 
     extract(plans[0]["v1"])
-    assert len(cached_samples(cache, manifests[0])[0]) == 1
-    with pytest.raises(UserError, match="1 of 1 videos are not extracted"):
+    assert len(cached_samples(cache, manifests[0]).samples) == 1
+    with pytest.raises(UserError, match="1 of 1 video is not extracted"):
         cached_samples(cache, manifests[1])
     extract(np.union1d(plans[0]["v1"], plans[1]["v1"]))
     for manifest in manifests:
-        (sample,), _ = cached_samples(cache, manifest)
+        (sample,) = cached_samples(cache, manifest).samples
         window = WindowDataset(cache, [sample], tolerance_s=plain.cache.tolerance_s, with_targets=False)[0]
         np.testing.assert_allclose(window.features[:, 0, 0].numpy(), sample.frame_times_s(), atol=1e-5)
 

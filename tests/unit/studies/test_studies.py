@@ -195,7 +195,7 @@ def test_an_unknown_study_names_the_nearest(tmp_path):
         ("0.01}", "0.01}, paper: {table: nine, row: us}", "members.fast.paper.table: there is no such name"),
         ("0.01}", "0.01}, presets: {tinny: null}", "members.fast.presets: there is no such name; got 'tinny'"),
         ("0.01}", "0.01}, presets: {tiny: null}", "all members but its base are left out with preset tiny"),
-        ("train.lr", "train.seed", "varies: a study cannot vary train.seed: --seeds says how many there are"),
+        ("train.lr", "train.seed", "varies: a study cannot vary train.seed: --seeds sets how many there are"),
         ("train.lr", "train.workers", "a study cannot vary train.workers: it changes nothing that is learned"),
         ("train.lr", "data.task", "a study cannot vary data.task: members are compared on the same samples"),
     ],
