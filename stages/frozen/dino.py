@@ -1,11 +1,16 @@
 """DINOv2 teachers, opened from their checkpoints but not loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from model.config import TeacherConfig
+from torch import Tensor
+
+from model.config import DinoSettings
 from model.pixels import IMAGENET_PIXELS, PixelStatistics
 from stages.cache.fingerprint import Scalar
+from stages.errors import UserError
 from stages.frozen.pixels import pixel_statistics, preprocessor
 from stages.frozen.source import FrozenSource, random_digest
 from stages.weights.instructblip import loading, naming
@@ -30,61 +35,74 @@ _DINO_SIZE_PX = 224
 
 @dataclass(frozen=True)
 class OpenedDino:
-    """A DINOv2's configuration object of transformers, and where its tensors are."""
+    """A DINOv2's configuration object of transformers; its weights are looked for when they are asked for."""
 
+    config: DinoSettings
+    repository: Repository
     family: str
     described: Any
-    tensors: CheckpointTensors | None
     size_px: int
     pixels: PixelStatistics
 
-    def describe(self, config: TeacherConfig) -> FrozenSource:
-        """Input size, digest of what is read, and what the checkpoint says; UserError if settings do not fit."""
-        config.require_fits_dino(self.described.num_hidden_layers)
+    @property
+    def tokens(self) -> int:
+        """Patch tokens that are pooled, or the class token alone."""
+        return 1 if self.config.pooling == "class" else (self.size_px // self.described.patch_size) ** 2
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.described.hidden_size)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The checkpoint's tensors by name, unread; none where weights are random."""
+        return {} if self.config.random_seed is not None else self.repository.tensors()
+
+    def describe(self) -> FrozenSource:
+        """Input size, digest of what is read, and what the checkpoint says."""
         facts: dict[str, Scalar] = {"family": self.family, "pixels": str(self.pixels)}
-        if self.tensors is None:
-            assert config.random_seed is not None
-            digest = random_digest(config.random_seed, self.described.to_dict())
+        if self.config.random_seed is not None:
+            digest = random_digest(self.config.random_seed, self.described.to_dict())
         else:
-            blocks = range(config.dino_block or self.described.num_hidden_layers)
+            assert isinstance(self.tensors, CheckpointTensors)
+            blocks = range(self.config.block or self.described.num_hidden_layers)
             names = (*_DINO_EMBEDDINGS, *(f"encoder.layer.{index}." for index in blocks))
-            digest = self.tensors.digest(names if config.dino_block else (*names, "layernorm."))
+            digest = self.tensors.digest(names if self.config.block else (*names, "layernorm."))
         return FrozenSource(self.size_px, digest, facts, self.loading())
 
     def loading(self) -> tuple[LoadingReport, ...]:
         """What has been read of the checkpoint."""
-        return () if self.tensors is None else (self.tensors.loading(),)
+        return (self.tensors.loading(),) if isinstance(self.tensors, CheckpointTensors) else ()
 
-    def load(self, config: TeacherConfig) -> "Teacher":
+    def load(self) -> "Teacher":
         """Build the network with its weights."""
         from model.teachers.dino import DinoTeacher
 
         return DinoTeacher(
-            config,
+            self.config,
             dino_config=self.described,
-            tensors={} if self.tensors is None else self.tensors,
+            tensors=self.tensors,
             size_px=self.size_px,
             pixels=self.pixels,
         )
 
 
-def open_dino(config: TeacherConfig, repository: Repository, family: str) -> OpenedDino:
-    """Look into a repository of one of `DINOV2_FAMILY`; UserError if a setting asks for another family."""
+def open_dino(config: DinoSettings) -> OpenedDino:
+    """Look into a repository of one of `DINOV2_FAMILY`; UserError if it is none, or has no such block."""
     from transformers import Dinov2Config, Dinov2WithRegistersConfig
 
-    with naming(config.source):
-        config.require_family("dinov2")
+    repository = Repository(config.source)
+    content = repository.json("config.json")
+    family = content.get("model_type")
+    if family not in DINOV2_FAMILY:
+        raise UserError("not a DINOv2", where=config.source, received=family, hint="set teacher.source to one")
     with loading("configuration", config.source):
-        described = (Dinov2Config if family == _DINOV2 else Dinov2WithRegistersConfig).from_dict(
-            repository.json("config.json")
-        )
-    return OpenedDino(
-        family,
-        described,
-        None if config.random_seed is not None else repository.tensors(),
-        _crop_size_px(repository),
-        pixel_statistics(repository, IMAGENET_PIXELS),
-    )
+        described = (Dinov2Config if family == _DINOV2 else Dinov2WithRegistersConfig).from_dict(content)
+    with naming(config.source):
+        config.require_fits(described.num_hidden_layers)
+    size_px, pixels = _crop_size_px(repository), pixel_statistics(repository, IMAGENET_PIXELS)
+    return OpenedDino(config, repository, family, described, size_px, pixels)
 
 
 def _crop_size_px(repository: Repository) -> int:

@@ -30,7 +30,12 @@ def video(tmp_path_factory):
 def clip_and_dinov2(folder):
     save_whole_clip(folder / "clip")
     save_dinov2(build_dinov2("registers"), folder / "dinov2")
-    return [f"encoder.source={folder / 'clip'}", "encoder.layer=2", f"teacher.source={folder / 'dinov2'}"]
+    return [
+        f"encoder.source={folder / 'clip'}",
+        "encoder.layer=2",
+        "teacher.kind=dinov2",
+        f"teacher.source={folder / 'dinov2'}",
+    ]
 
 
 def clip_and_original_dit(folder):
@@ -43,7 +48,12 @@ def clip_and_original_dit(folder):
 
 def clip_and_its_own_tower(folder):
     save_whole_clip(folder / "clip")
-    return [f"encoder.source={folder / 'clip'}", f"teacher.source={folder / 'clip'}", "teacher.tower_block=2"]
+    return [
+        f"encoder.source={folder / 'clip'}",
+        "teacher.kind=tower",
+        f"teacher.source={folder / 'clip'}",
+        "teacher.block=2",
+    ]
 
 
 def configure(overrides):
@@ -80,7 +90,7 @@ def test_a_cache_knows_its_networks(tmp_path):
     named = {name: made.fields[name] for name in ("encoder.family", "encoder.layer", "teacher.family")}
     assert named == {"encoder.family": "clip", "encoder.layer": 2, "teacher.family": "dinov2_with_registers"}
     made.require_match(feature_fields(config), "cache")
-    for changed in ("teacher.dino_block=1", "teacher.dino_pooling=class", "teacher.random_seed=1", "encoder.layer=1"):
+    for changed in ("teacher.block=1", "teacher.pooling=class", "teacher.random_seed=1", "encoder.layer=1"):
         other = configure([*overrides, changed])
         with pytest.raises(UserError, match=changed.partition("=")[0]):
             made.require_match(feature_fields(other), "cache")
