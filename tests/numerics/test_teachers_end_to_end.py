@@ -16,7 +16,7 @@ from stages.decode.reader import decode
 from stages.errors import UserError
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import feature_fields, fingerprint, settle_precision
-from stages.frozen.load import load_encoder, load_teacher
+from stages.frozen.load import load_encoder, load_teacher, open_encoder, open_teacher
 from tests.video_files import write_video
 
 TIMES = np.array([0.0, 0.5, 1.5])
@@ -81,6 +81,28 @@ def test_a_video_is_extracted_with_these_networks(networks, video, tmp_path):
         assert stored.shape[-1] == network.width
         assert relative_difference(torch.from_numpy(stored), expected) <= 10 * FLOAT32_NETWORK
         assert relative_difference(expected[0], expected[-1]) > 0.01, "all frames look alike to it"
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        lambda _: [],
+        clip_and_dinov2,
+        clip_and_original_dit,
+        clip_and_its_own_tower,
+        lambda folder: [*clip_and_dinov2(folder), "teacher.pooling=class"],
+        lambda folder: [*clip_and_its_own_tower(folder), "teacher.pooling=class"],
+    ],
+)
+def test_what_is_opened_knows_the_shapes_of_what_is_loaded(networks, tmp_path):
+    config = configure(networks(tmp_path))
+    opened, teacher = open_teacher(config.teacher), load_teacher(config.teacher)
+    size = opened.size_px
+    tokens = teacher.tokens(torch.zeros(2, size, size, 3, dtype=torch.uint8))
+    assert (teacher.size_px, tuple(tokens.shape)) == (size, (2, opened.tokens, opened.width))
+    opened, encoder = open_encoder(config.encoder), load_encoder(config.encoder)
+    features = encoder(torch.zeros(2, opened.size_px, opened.size_px, 3, dtype=torch.uint8))
+    assert tuple(features.shape) == (2, opened.tokens, opened.width)
 
 
 def test_a_cache_knows_its_networks(tmp_path):
