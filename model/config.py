@@ -127,7 +127,12 @@ class TowerSettings(_TransformerSettings):
 
 
 TeacherConfig = Annotated[DiTSettings | DinoSettings | TowerSettings, Field(discriminator="kind")]
-"""Settings of the frozen teacher, by its kind. A family that is added gets a class here."""
+TEACHERS: dict[str, type[DiTSettings | DinoSettings | TowerSettings]] = {
+    "dit": DiTSettings,
+    "dinov2": DinoSettings,
+    "tower": TowerSettings,
+}
+"""Settings of the frozen teacher by its kind. A family that is added gets a class."""
 
 
 class QFormerConfig(Settings):

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from model.config import DinoSettings, DiTSettings, ModelConfig, TeacherConfig, TowerSettings
+from model.config import TEACHERS, DiTSettings, ModelConfig, TeacherConfig
 from stages.config import CacheConfig, DataConfig, EvaluateConfig, ExtractConfig, RunConfig, TrainConfig
 from stages.data.cards import load_card
 from stages.errors import UserError
@@ -187,11 +187,10 @@ def _validate(layers: Sequence[Layer]) -> Resolved:
 
 def _teacher_of(kind: Any, source: str | None) -> TeacherConfig:
     """Default settings of a teacher of this kind."""
-    kinds = {one.model_fields["kind"].default: one for one in (DiTSettings, DinoSettings, TowerSettings)}
-    if kind not in list(kinds):
-        allowed, hint = ", ".join(kinds), nearest_hint(str(kind), list(kinds))
+    if not isinstance(kind, str) or kind not in TEACHERS:
+        allowed, hint = ", ".join(TEACHERS), nearest_hint(str(kind), TEACHERS)
         raise UserError("unknown kind of teacher", where=source, received=kind, allowed=allowed, hint=hint)
-    return kinds[kind]()
+    return TEACHERS[kind]()
 
 
 def _unknown_key(key: str, source: str, known: Sequence[str]) -> UserError:

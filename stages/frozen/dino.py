@@ -1,20 +1,16 @@
 """DINOv2 teachers, opened from their checkpoints but not loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from model.config import DinoSettings
-from model.pixels import IMAGENET_PIXELS, PixelStatistics
-from stages.cache.fingerprint import Scalar
+from model.pixels import IMAGENET_PIXELS
 from stages.errors import UserError
 from stages.frozen.pixels import pixel_statistics, preprocessor
-from stages.frozen.source import FrozenSource, random_digest
+from stages.frozen.transformer import OpenedTransformer
 from stages.weights.instructblip import loading, naming
-from stages.weights.repository import CheckpointTensors, LoadingReport, Repository
+from stages.weights.repository import Repository
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
@@ -34,46 +30,20 @@ _DINO_SIZE_PX = 224
 
 
 @dataclass(frozen=True)
-class OpenedDino:
-    """A DINOv2's configuration object of transformers; its weights are looked for when they are asked for."""
+class OpenedDino(OpenedTransformer):
+    """A DINOv2."""
 
     config: DinoSettings
-    repository: Repository
-    family: str
-    described: Any
-    size_px: int
-    pixels: PixelStatistics
 
     @property
     def tokens(self) -> int:
-        """Patch tokens that are pooled, or the class token alone."""
-        return 1 if self.config.pooling == "class" else (self.size_px // self.described.patch_size) ** 2
+        """Tokens that are pooled: the patches, or the class token alone."""
+        return 1 if self.config.pooling == "class" else self.patches
 
-    @property
-    def width(self) -> int:
-        """D."""
-        return int(self.described.hidden_size)
-
-    @cached_property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The checkpoint's tensors by name, unread; none where weights are random."""
-        return {} if self.config.random_seed is not None else self.repository.tensors()
-
-    def describe(self) -> FrozenSource:
-        """Input size, digest of what is read, and what the checkpoint says."""
-        facts: dict[str, Scalar] = {"family": self.family, "pixels": str(self.pixels)}
-        if self.config.random_seed is not None:
-            digest = random_digest(self.config.random_seed, self.described.to_dict())
-        else:
-            assert isinstance(self.tensors, CheckpointTensors)
-            blocks = range(self.config.block or self.described.num_hidden_layers)
-            names = (*_DINO_EMBEDDINGS, *(f"encoder.layer.{index}." for index in blocks))
-            digest = self.tensors.digest(names if self.config.block else (*names, "layernorm."))
-        return FrozenSource(self.size_px, digest, facts, self.loading())
-
-    def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoint."""
-        return (self.tensors.loading(),) if isinstance(self.tensors, CheckpointTensors) else ()
+    def names(self) -> Iterable[str]:
+        """Embeddings, blocks and the last LayerNorm."""
+        last = ("layernorm.",) if self.layer is None else ()
+        return (*_DINO_EMBEDDINGS, *(f"encoder.layer.{index}." for index in self.blocks), *last)
 
     def load(self) -> "Teacher":
         """Build the network with its weights."""
@@ -102,7 +72,7 @@ def open_dino(config: DinoSettings) -> OpenedDino:
     with naming(config.source):
         config.require_fits(described.num_hidden_layers)
     size_px, pixels = _crop_size_px(repository), pixel_statistics(repository, IMAGENET_PIXELS)
-    return OpenedDino(config, repository, family, described, size_px, pixels)
+    return OpenedDino(repository, family, described, size_px, pixels, config.block, config.random_seed, config)
 
 
 def _crop_size_px(repository: Repository) -> int:

@@ -82,7 +82,7 @@ class OpenedDiT:
     @cached_property
     def _vae(self) -> tuple[dict[str, Any], CheckpointTensors]:
         """`config.json` and tensors of the VAE: the pipeline's, another pipeline's, or one with its own source."""
-        source = vae_source_of(self.config)
+        source = dit_sources(self.config).get("vae_source")
         repository = Repository(source or self.config.source)
         folder = "vae" if source is None or repository.find("vae/config.json") is not None else ""
         vae = repository.json(f"{folder}/config.json".lstrip("/"))
@@ -138,7 +138,12 @@ def open_dit(config: DiTSettings) -> OpenedDiT:
         UserError: it is neither, or a setting does not fit it.
     """
     if is_original(config.source):
-        opened = _open_original(config)
+        path = Path(config.source).expanduser()
+        if not path.is_file():
+            raise UserError("no such file", where="teacher.source", received=config.source)
+        tensors = _OriginalTensors(path)
+        with naming(config.source):
+            opened = OpenedDiT(config, original_dit_config(tensors, config.heads), original=tensors)
     else:
         repository = Repository(config.source)
         dit = repository.json("transformer/config.json")
@@ -161,18 +166,15 @@ def is_original(source: str) -> bool:
     return source.endswith(_ORIGINAL_SUFFIXES)
 
 
-def vae_source_of(config: DiTSettings) -> str | None:
-    """Where the VAE is read from, if that is another place than the DiT's."""
-    return config.vae_source or (_ORIGINAL_VAE if is_original(config.source) else None)
+def is_dit(source: str) -> bool:
+    """Whether this is a DiT, from either origin."""
+    return is_original(source) or Repository(source).find("transformer/config.json") is not None
 
 
-def _open_original(config: DiTSettings) -> OpenedDiT:
-    path = Path(config.source).expanduser()
-    if not path.is_file():
-        raise UserError("no such file", where="teacher.source", received=config.source)
-    tensors = _OriginalTensors(path)
-    with naming(config.source):
-        return OpenedDiT(config, original_dit_config(tensors, config.heads), original=tensors)
+def dit_sources(config: DiTSettings) -> dict[str, str]:
+    """The checkpoints that are read: the DiT's, and the VAE's if that is another."""
+    vae = config.vae_source or (_ORIGINAL_VAE if is_original(config.source) else None)
+    return {"source": config.source, **({} if vae is None else {"vae_source": vae})}
 
 
 class _OriginalTensors(CheckpointTensors):

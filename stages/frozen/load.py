@@ -5,45 +5,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from model.config import EncoderConfig, TeacherConfig
 from stages.errors import UserError
-from stages.frozen.dino import DINOV2_FAMILY, open_dino
-from stages.frozen.dit import is_original, open_dit, vae_source_of
+from stages.frozen.dino import DINOV2_FAMILY, OpenedDino, open_dino
+from stages.frozen.dit import OpenedDiT, dit_sources, is_dit, is_original, open_dit
 from stages.frozen.source import FrozenSource, remembered
-from stages.frozen.towers import TOWER_FAMILY, open_encoder, open_tower
+from stages.frozen.towers import TOWER_FAMILY, OpenedTower, open_encoder, open_tower
 from stages.weights.instructblip import naming
-from stages.weights.repository import LoadingReport, OnLoaded, Repository, log_loading
+from stages.weights.repository import OnLoaded, Repository, log_loading
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
     from model.vision import VisionEncoder
-
-
-class OpenedTeacher(Protocol):
-    """A teacher's checkpoint whose configuration was read and fits the settings; its weights were not looked for."""
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens of a frame are pooled."""
-
-    @property
-    def width(self) -> int:
-        """D of its targets."""
-
-    @property
-    def size_px(self) -> int:
-        """Side of its square picture."""
-
-    def describe(self) -> FrozenSource:
-        """Input size, digest of the weights that are read, and what else the checkpoint decides."""
-
-    def load(self) -> "Teacher":
-        """Build the network with its weights."""
-
-    def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of each checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -51,47 +26,37 @@ class Family:
     """One family of teachers.
 
     Attributes:
-        open: from its settings to its checkpoint, opened; UserError if that is none of the family or does not fit.
+        open: from its settings to its checkpoint, opened: `tokens` that are pooled of a frame, `width` D, `size_px`,
+            `describe`, `load` and what `loading` read; UserError if it is none of the family or does not fit.
         recognises: whether a source is a checkpoint of the family.
         sources: every checkpoint that its settings name, by the setting: `source` and what else there is.
     """
 
-    open: Callable[[Any], OpenedTeacher]
+    open: Callable[[Any], OpenedDiT | OpenedDino | OpenedTower]
     recognises: Callable[[str], bool]
     sources: Callable[[Any], dict[str, str]] = lambda config: {"source": config.source}
-
-
-def _is_dit(source: str) -> bool:
-    return is_original(source) or Repository(source).find("transformer/config.json") is not None
 
 
 def _states(model_types: tuple[str, ...]) -> Callable[[str], bool]:
     """Whether a source's `config.json` states one of these."""
 
     def recognises(source: str) -> bool:
-        if is_original(source):
+        if is_original(source) or Repository(source).find("config.json") is None:
             return False
-        repository = Repository(source)
-        stated = None if repository.find("config.json") is None else repository.json("config.json").get("model_type")
-        return stated in model_types
+        return Repository(source).json("config.json").get("model_type") in model_types
 
     return recognises
 
 
-def _dit_sources(config: Any) -> dict[str, str]:
-    vae = vae_source_of(config)
-    return {"source": config.source, **({} if vae is None else {"vae_source": vae})}
-
-
 FAMILIES = {
-    "dit": Family(open_dit, _is_dit, _dit_sources),
+    "dit": Family(open_dit, is_dit, dit_sources),
     "dinov2": Family(open_dino, _states(DINOV2_FAMILY)),
     "tower": Family(open_tower, _states(TOWER_FAMILY)),
 }
 """What opens each kind of teacher."""
 
 
-def open_teacher(config: TeacherConfig) -> OpenedTeacher:
+def open_teacher(config: TeacherConfig) -> OpenedDiT | OpenedDino | OpenedTower:
     """Open the teacher's checkpoint.
 
     Raises:

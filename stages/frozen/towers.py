@@ -1,20 +1,16 @@
 """The vision towers of InstructBLIP and CLIP, opened from their checkpoints but not loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from model.config import EncoderConfig, TowerSettings
 from model.pixels import CLIP_PIXELS, PixelStatistics
-from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
 from stages.frozen.pixels import pixel_statistics
-from stages.frozen.source import FrozenSource, random_digest
+from stages.frozen.transformer import OpenedTransformer
 from stages.weights.instructblip import INSTRUCTBLIP, instructblip_config, loading, naming
-from stages.weights.repository import CheckpointTensors, LoadingReport, Repository
+from stages.weights.repository import Repository
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
@@ -32,45 +28,13 @@ _PREFIX = "vision_model."
 TOWER_FAMILY = (INSTRUCTBLIP, _CLIP, _CLIP_VISION)
 
 
-@dataclass(frozen=True)
-class OpenedEncoder:
-    """A vision tower's configuration object of transformers; its weights are looked for when they are asked for.
-
-    Attributes:
-        repository: where it is.
-        family: instructblip or clip.
-        described: transformers' configuration of the tower.
-        pixels: how it sees them.
-        layer: the block that is read; None: the last.
-        random_seed: of weights that are not the checkpoint's.
-    """
-
-    repository: Repository
-    family: str
-    described: Any
-    pixels: PixelStatistics
-    layer: int | None
-    random_seed: int | None = None
+class OpenedEncoder(OpenedTransformer):
+    """A vision tower."""
 
     @property
     def tokens(self) -> int:
         """P, patch tokens with the class token."""
-        return (self.described.image_size // self.described.patch_size) ** 2 + 1
-
-    @property
-    def width(self) -> int:
-        """C."""
-        return int(self.described.hidden_size)
-
-    @property
-    def size_px(self) -> int:
-        """Side of its square picture."""
-        return int(self.described.image_size)
-
-    @cached_property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The checkpoint's tensors by name, unread; none where weights are random."""
-        return {} if self.random_seed is not None else self.repository.tensors()
+        return self.patches + 1
 
     @property
     def prefix(self) -> str:
@@ -78,54 +42,23 @@ class OpenedEncoder:
         bare = self.family == _CLIP and not any(name.startswith(_PREFIX) for name in self.tensors)
         return "" if bare else _PREFIX
 
-    def describe(self) -> FrozenSource:
-        """Of the tower up to the layer that is read."""
-        if self.random_seed is not None:
-            digest = random_digest(self.random_seed, self.described.to_dict())
-        else:
-            assert isinstance(self.tensors, CheckpointTensors)
-            layers = range(self.layer or self.described.num_hidden_layers)
-            names = (*_VISION_EMBEDDINGS, *(f"encoder.layers.{index}." for index in layers))
-            if self.family == INSTRUCTBLIP and self.layer is None:
-                names = (*names, "post_layernorm.")
-            digest = self.tensors.digest(self.prefix + name for name in names)
-        facts: dict[str, Scalar] = {"family": self.family, "pixels": str(self.pixels)}
-        return FrozenSource(self.size_px, digest, facts, self.loading())
-
-    def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoint."""
-        return (self.tensors.loading(),) if isinstance(self.tensors, CheckpointTensors) else ()
+    def names(self) -> Iterable[str]:
+        """Embeddings, blocks, and an InstructBLIP's last LayerNorm."""
+        last = ("post_layernorm.",) if self.family == INSTRUCTBLIP and self.layer is None else ()
+        names = (*_VISION_EMBEDDINGS, *(f"encoder.layers.{index}." for index in self.blocks), *last)
+        return (self.prefix + name for name in names)
 
 
 @dataclass(frozen=True)
-class OpenedTower:
+class OpenedTower(OpenedEncoder):
     """The visual encoder that is the teacher."""
 
     config: TowerSettings
-    encoder: OpenedEncoder
 
     @property
     def tokens(self) -> int:
-        """Patch tokens that are pooled, without the class token; or the class token alone."""
-        return 1 if self.config.pooling == "class" else self.encoder.tokens - 1
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.encoder.width
-
-    @property
-    def size_px(self) -> int:
-        """Side of its square picture."""
-        return self.encoder.size_px
-
-    def describe(self) -> FrozenSource:
-        """As that of the encoder."""
-        return self.encoder.describe()
-
-    def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoint."""
-        return self.encoder.loading()
+        """Tokens that are pooled: the patches, or the class token alone."""
+        return 1 if self.config.pooling == "class" else self.patches
 
     def load(self) -> "Teacher":
         """Build the tower with its weights."""
@@ -133,10 +66,10 @@ class OpenedTower:
 
         return TowerTeacher(
             self.config,
-            vision_config=self.encoder.described,
-            tensors=self.encoder.tensors,
-            prefix=self.encoder.prefix,
-            pixels=self.encoder.pixels,
+            vision_config=self.described,
+            tensors=self.tensors,
+            prefix=self.prefix,
+            pixels=self.pixels,
         )
 
 
@@ -146,22 +79,23 @@ def open_encoder(config: EncoderConfig) -> OpenedEncoder:
     Raises:
         UserError: it is of another family, or has no such layer.
     """
-    opened = _open(config)
+    repository, family, described, pixels = _look_into(config.source)
     with naming(config.source):
-        config.require_fits(opened.described.num_hidden_layers)
-    return opened
+        config.require_fits(described.num_hidden_layers)
+    return OpenedEncoder(repository, family, described, described.image_size, pixels, config.layer, None)
 
 
 def open_tower(config: TowerSettings) -> OpenedTower:
     """The same as a teacher."""
-    opened = _open(config.as_encoder(), config.random_seed)
+    repository, family, described, pixels = _look_into(config.source)
     with naming(config.source):
-        config.require_fits(opened.described.num_hidden_layers)
-    return OpenedTower(config, opened)
+        config.require_fits(described.num_hidden_layers)
+    size_px, seed = described.image_size, config.random_seed
+    return OpenedTower(repository, family, described, size_px, pixels, config.block, seed, config)
 
 
-def _open(config: EncoderConfig, random_seed: int | None = None) -> OpenedEncoder:
-    repository = Repository(config.source)
+def _look_into(source: str) -> tuple[Repository, str, Any, PixelStatistics]:
+    repository = Repository(source)
     family = repository.json("config.json").get("model_type")
     if family == INSTRUCTBLIP:
         described = instructblip_config(repository).vision_config
@@ -170,13 +104,12 @@ def _open(config: EncoderConfig, random_seed: int | None = None) -> OpenedEncode
     else:
         raise UserError(
             "not a visual encoder that is known here",
-            where=config.source,
+            where=source,
             received=family,
             allowed=f"config.json with model_type {INSTRUCTBLIP}, {_CLIP} or {_CLIP_VISION}",
             hint="set encoder.source to an InstructBLIP or CLIP folder or hub id",
         )
-    pixels = pixel_statistics(repository, CLIP_PIXELS)
-    return OpenedEncoder(repository, family, described, pixels, config.layer, random_seed)
+    return repository, family, described, pixel_statistics(repository, CLIP_PIXELS)
 
 
 def _clip_vision_config(repository: Repository, family: str) -> Any:
