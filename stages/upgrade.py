@@ -45,8 +45,9 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     if _KIND in settings or not {_SOURCE, *_DEFAULTS} <= settings.keys():
         return dict(settings)
     kind = _kind_of(settings)
-    kept = {key: value for key, value in settings.items() if key not in _DEFAULTS}
-    return {**kept, _KIND: kind, **{new: settings[old] for old, (new, _default) in _FORMER[kind].items()}}
+    dropped = _DEFAULTS.keys() - _FORMER[kind].keys()
+    names = {old: new for old, (new, _default) in _FORMER[kind].items()}
+    return {_KIND: kind, **{names.get(key, key): value for key, value in settings.items() if key not in dropped}}
 
 
 def as_first_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
