@@ -115,7 +115,7 @@ def _shown(value: Any) -> str:
 
 def _other_sources(config: PipelineConfig) -> list[tuple[str, str]]:
     """The networks that are not read from the published hub ids: name and source."""
-    published = ModelConfig()
+    published = ModelConfig(teacher=type(config.teacher)())
     found = []
     for key, name in _SOURCES.items():
         branch, field = key.split(".")

@@ -76,6 +76,9 @@ def test_the_members_have_the_values_of_the_paper(preset, tmp_path):
     assert levels["last"] == (last,)
     assert sorted(levels["lower"] + levels["higher"]) == list(levels["all"])
     assert values("levels", "alignment.kd_weight")["none"] == 0
+    kinds, blocks = values("teacher", "teacher.kind"), values("teacher", "teacher.block")
+    assert {name: blocks[name] for name, kind in kinds.items() if kind != "dit"}.keys() >= {"tower"}
+    assert {blocks[name] for name, kind in kinds.items() if kind != "dit"} == {None}, "a DiT's block is no tower's"
     if preset == "diff-lmm-7b":
         assert (levels["lower"], levels["higher"]) == ((1, 2, 3, 4, 5, 6, 7), (8, 9, 10, 11, 12, 13))
 
