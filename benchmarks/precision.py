@@ -25,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 
-from model.config import TeacherConfig
+from model.config import DiTSettings
 from model.pixels import CLIP_PIXELS
 from model.teachers.dit import DiTTeacher
 from stages.data.synthetic import generate
@@ -73,7 +73,7 @@ def teacher(arguments):
     """Targets y* [T, 1, D], by precision."""
     with torch.device("meta"):
         described = dict(DiTTransformer2DModel(num_layers=1).config) | {"num_layers": 28}
-    config = TeacherConfig(random_seed=0, **({"block": arguments.blocks} if arguments.blocks else {}))
+    config = DiTSettings(random_seed=0, **({"block": arguments.blocks} if arguments.blocks else {}))
 
     def run(frames, dtype):
         torch.manual_seed(0)

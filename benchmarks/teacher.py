@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 
-from model.config import TeacherConfig
+from model.config import DiTSettings
 from model.teachers.dit import DIT_NORM_EPS, DiTTeacher
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,7 +108,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
-    config, dtype = TeacherConfig(), getattr(torch, arguments.dtype)
+    config, dtype = DiTSettings(), getattr(torch, arguments.dtype)
     whole, teacher = build(config, arguments.device, dtype)
     shape = {
         "width": teacher.width,

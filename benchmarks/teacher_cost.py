@@ -34,7 +34,7 @@ from torch import nn
 from transformers import InstructBlipQFormerConfig
 
 from model.alignment import Alignment, AlignmentReport
-from model.config import AlignmentConfig, QFormerConfig, TeacherConfig
+from model.config import AlignmentConfig, DiTSettings, QFormerConfig
 from model.diff_lmm import Clips, DiffLMM
 from model.language import FrozenLanguageModel
 from model.qformer.qformer import MemoryQFormer
@@ -86,7 +86,7 @@ def build_teacher(device, dtype):
     whole = DiTTransformer2DModel(norm_eps=DIT_NORM_EPS)
     vae = AutoencoderKL(**SD_VAE)
     teacher = DiTTeacher(
-        TeacherConfig(),
+        DiTSettings(),
         dit_config=dict(whole.config),
         dit_tensors=whole.state_dict(),
         vae_config=dict(vae.config),

@@ -45,63 +45,42 @@ class EncoderConfig(Settings):
             raise ValueError(f"encoder.layer is {self.layer}, but the encoder has {layers} layers")
 
 
-TeacherFamily = Literal["dit", "dinov2", "tower"]
-
-_READ_BY: dict[TeacherFamily, tuple[str, ...]] = {
-    "dit": ("block", "timestep", "timestep_embedding", "class_label", "vae_source", "heads"),
-    "dinov2": ("dino_block", "dino_pooling"),
-    "tower": ("tower_block", "tower_pooling"),
-}
+_KIND = "Family of the teacher: dit, dinov2 or tower. Each has settings of its own and a default source."
 
 
-class TeacherConfig(Settings):
-    """The frozen teacher (paper section 3.2): SD-VAE encoder and the first blocks of a DiT; or a DINOv2; or the
-    vision tower of a CLIP or an InstructBLIP.
+class TeacherSettings(Settings):
+    """What every family of frozen teachers is asked (paper section 3.2)."""
 
-    The checkpoint decides which of them it is. What only another family reads must stay at its default.
-    """
+    kind: str
+    source: str
+    random_seed: int | None = None
+    """Seed of random weights in place of the trained ones, as a control; a DiT's VAE keeps its own. null: trained."""
 
+
+class DiTSettings(TeacherSettings):
+    """SD-VAE encoder and the first blocks of a DiT, the paper's teacher."""
+
+    kind: Literal["dit"] = Field("dit", description=_KIND)
     source: str = "facebook/DiT-XL-2-256"
-    """Hub id or local folder of a DiT pipeline in diffusers' layout (subfolders transformer and vae) or of a DINOv2, a
-    CLIP or an InstructBLIP of transformers, or the path of an original DiT file (DiT-XL-2-256x256.pt)."""
+    """Hub id or local folder of a DiT pipeline in diffusers' layout (subfolders transformer and vae), or the path of an
+    original DiT file (DiT-XL-2-256x256.pt)."""
     block: PositiveInt = 8
-    """DiT: the block, counted from 1, after which the residual stream is read."""
+    """The block, counted from 1, after which the residual stream is read."""
     timestep: Annotated[int, Field(ge=0, le=999)] = 0
-    """DiT: index of the diffusion step, an integer; 0 is the clean end."""
+    """Index of the diffusion step, an integer; 0 is the clean end."""
     timestep_embedding: Literal["original", "diffusers"] = "original"
-    """DiT: frequencies of the step's embedding. The published weights were trained with `original`; `diffusers` spreads
-    them a little wider (docs/teachers.md). The same at step 0."""
+    """Frequencies of the step's embedding. The published weights were trained with `original`; `diffusers` spreads them
+    a little wider (docs/teachers.md). The same at step 0."""
     class_label: Annotated[int, Field(ge=0)] | None = None
-    """DiT: row of the class table. null: the last, which is the null class (1000 of the published DiT)."""
+    """Row of the class table. null: the last, which is the null class (1000 of the published DiT)."""
     vae_source: str | None = None
-    """DiT: hub id or local folder of another VAE. null: the pipeline's own; for an original file, which has none,
+    """Hub id or local folder of another VAE. null: the pipeline's own; for an original file, which has none,
     stabilityai/sd-vae-ft-mse."""
     heads: PositiveInt | None = None
-    """DiT, original file: attention heads. null: those of the published size of that width."""
-    dino_block: PositiveInt | None = None
-    """DINOv2: the block, counted from 1, whose output is read as it is. null: the last, after the final LayerNorm."""
-    dino_pooling: Literal["mean", "class"] = "mean"
-    """DINOv2: y* is the mean over the patch tokens (no class or register tokens), or the class token."""
-    tower_block: PositiveInt | None = None
-    """CLIP and InstructBLIP: the block, counted from 1, whose output is read as it is. null: the last, after the final
-    LayerNorm for InstructBLIP, without one for CLIP, as `encoder.layer` has it."""
-    tower_pooling: Literal["mean", "class"] = "mean"
-    """CLIP and InstructBLIP: y* is the mean over the patch tokens (no class token), or the class token."""
-    random_seed: int | None = None
-    """Seed of random weights in place of the trained ones, as a control; the VAE keeps its own. null: trained."""
-
-    def require_family(self, family: TeacherFamily) -> None:
-        """Raise ValueError if a setting that only another family reads was changed."""
-        for name in (name for other, names in _READ_BY.items() if other != family for name in names):
-            value, default = getattr(self, name), type(self).model_fields[name].default
-            if value != default:
-                raise ValueError(
-                    f"teacher.{name} is {value}, but a {family} teacher does not read it; leave it at {default}"
-                )
+    """Original file: attention heads. null: those of the published size of that width."""
 
     def require_fits(self, dit_config: Mapping[str, Any]) -> None:
         """Raise ValueError unless the DiT that this `config.json` describes has the block and the class."""
-        self.require_family("dit")
         blocks, null_class = dit_config["num_layers"], dit_config["num_embeds_ada_norm"]
         if self.block > blocks:
             raise ValueError(f"teacher.block is {self.block}, but the DiT has {blocks} blocks")
@@ -111,21 +90,49 @@ class TeacherConfig(Settings):
                 "(the last is the null class)"
             )
 
-    def require_fits_dino(self, blocks: int) -> None:
-        """Raise ValueError unless a DINOv2 of so many blocks has the one asked for."""
-        self.require_family("dinov2")
-        if self.dino_block is not None and self.dino_block > blocks:
-            raise ValueError(f"teacher.dino_block is {self.dino_block}, but the network has {blocks} blocks")
 
-    def require_fits_tower(self, blocks: int) -> None:
-        """Raise ValueError unless a vision tower of so many blocks has the one asked for."""
-        self.require_family("tower")
-        if self.tower_block is not None and self.tower_block > blocks:
-            raise ValueError(f"teacher.tower_block is {self.tower_block}, but the network has {blocks} blocks")
+class _TransformerSettings(TeacherSettings):
+    """A vision transformer with a class token."""
+
+    block: PositiveInt | None = None
+    """The block, counted from 1, whose output is read as it is. null: the last, after the final LayerNorm; a CLIP's
+    without one, as `encoder.layer` has it."""
+    pooling: Literal["mean", "class"] = "mean"
+    """y* is the mean over the patch tokens (no class or register tokens), or the class token."""
+
+    def require_fits(self, blocks: int) -> None:
+        """Raise ValueError unless a network of so many blocks has the one asked for."""
+        if self.block is not None and self.block > blocks:
+            raise ValueError(f"teacher.block is {self.block}, but the network has {blocks} blocks")
+
+
+class DinoSettings(_TransformerSettings):
+    """A DINOv2 of transformers, with or without registers."""
+
+    kind: Literal["dinov2"] = Field("dinov2", description=_KIND)
+    source: str = "facebook/dinov2-base"
+    """Hub id or local folder of a DINOv2 of transformers."""
+
+
+class TowerSettings(_TransformerSettings):
+    """The vision tower of a CLIP or an InstructBLIP of transformers."""
+
+    kind: Literal["tower"] = Field("tower", description=_KIND)
+    source: str = "Salesforce/instructblip-vicuna-7b"
+    """Hub id or local folder of a CLIP or an InstructBLIP; `bundled:NAME` is a tiny one of this project."""
 
     def as_encoder(self) -> EncoderConfig:
-        """The visual encoder whose tokens are pooled, for the vision tower of a CLIP or an InstructBLIP."""
-        return EncoderConfig(source=self.source, layer=self.tower_block)
+        """The visual encoder whose tokens are pooled."""
+        return EncoderConfig(source=self.source, layer=self.block)
+
+
+TeacherConfig = Annotated[DiTSettings | DinoSettings | TowerSettings, Field(discriminator="kind")]
+TEACHERS: dict[str, type[DiTSettings | DinoSettings | TowerSettings]] = {
+    "dit": DiTSettings,
+    "dinov2": DinoSettings,
+    "tower": TowerSettings,
+}
+"""Settings of the frozen teacher by its kind. A family that is added gets a class."""
 
 
 class QFormerConfig(Settings):
@@ -231,7 +238,7 @@ class ModelConfig(Settings):
     """Every network of the method."""
 
     encoder: EncoderConfig = EncoderConfig()
-    teacher: TeacherConfig = TeacherConfig()
+    teacher: TeacherConfig = DiTSettings()
     qformer: QFormerConfig = QFormerConfig()
     alignment: AlignmentConfig = AlignmentConfig()
     language: LanguageConfig = LanguageConfig()

@@ -203,6 +203,8 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
     for part in location:
         if isinstance(here, type) and issubclass(here, BaseModel):
             here = _without_none(here.model_fields[str(part)].annotation)
+        elif typing.get_origin(here) in (typing.Union, types.UnionType):  # `part` is the tag of one of several models
+            here = next(one for one in typing.get_args(here) if part in {f.default for f in one.model_fields.values()})
         else:  # dict[K, V] and tuple[V, ...]: the value type is what the next key is looked up in
             arguments = typing.get_args(here)
             here = arguments[1] if typing.get_origin(here) is dict else arguments[0]
@@ -210,6 +212,8 @@ def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[st
 
 
 def _without_none(annotation: Any) -> Any:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(part for part in typing.get_args(annotation) if part is not type(None))
-    return annotation
+    """What an annotation is beside None; a choice of several models as it is."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    parts = [part for part in typing.get_args(annotation) if part is not type(None)]
+    return annotation if len(parts) > 1 and all(hasattr(part, "model_fields") for part in parts) else parts[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-from model.config import TeacherConfig
+from model.config import DinoSettings
 from model.frozen import load_named
 from model.pixels import PixelStatistics
 from model.teachers.base import Teacher
@@ -33,7 +33,7 @@ class DinoTeacher(Teacher):
 
     def __init__(
         self,
-        config: TeacherConfig,
+        config: DinoSettings,
         *,
         dino_config: Dinov2Config | Dinov2WithRegistersConfig,
         tensors: Mapping[str, Tensor],
@@ -41,10 +41,10 @@ class DinoTeacher(Teacher):
         pixels: PixelStatistics,
     ) -> None:
         super().__init__()
-        config.require_fits_dino(dino_config.num_hidden_layers)
+        config.require_fits(dino_config.num_hidden_layers)
         if size_px % dino_config.patch_size:
             raise ValueError(f"pictures of {size_px} px do not consist of patches of {dino_config.patch_size} px")
-        self.pooling, self.pixels = config.dino_pooling, pixels
+        self.pooling, self.pixels = config.pooling, pixels
         self.size_px, self.width = size_px, int(dino_config.hidden_size)
         self.network: Any = _build(dino_config, config)
         self.special_tokens = 1 + getattr(dino_config, "num_register_tokens", 0)
@@ -60,10 +60,10 @@ class DinoTeacher(Teacher):
         return hidden[:, :1] if self.pooling == "class" else hidden[:, self.special_tokens :]
 
 
-def _build(dino_config: Dinov2Config | Dinov2WithRegistersConfig, config: TeacherConfig) -> Any:
+def _build(dino_config: Dinov2Config | Dinov2WithRegistersConfig, config: DinoSettings) -> Any:
     """The network up to the block that is read, with transformers' own random weights, drawn from the seed if any."""
     truncated = copy.deepcopy(dino_config)
-    truncated.num_hidden_layers = config.dino_block or dino_config.num_hidden_layers
+    truncated.num_hidden_layers = config.block or dino_config.num_hidden_layers
     registers = isinstance(dino_config, Dinov2WithRegistersConfig)
     with torch.random.fork_rng(devices=[]):
         if config.random_seed is not None:
@@ -71,7 +71,7 @@ def _build(dino_config: Dinov2Config | Dinov2WithRegistersConfig, config: Teache
         network = (Dinov2WithRegistersModel if registers else Dinov2Model)(truncated)
     # Stands in for masked patches in pre-training only.
     network.embeddings.mask_token = None
-    if config.dino_block is not None:
+    if config.block is not None:
         network.layernorm = nn.Identity()
     return network
 

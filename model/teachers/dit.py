@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.vae import Encoder
 from diffusers.models.embeddings import PatchEmbed, Timesteps
 from torch import Tensor, nn
 
-from model.config import TeacherConfig
+from model.config import DiTSettings
 from model.frozen import TensorView, load_named
 from model.teachers.base import Teacher
 
@@ -98,7 +98,7 @@ class DiTTeacher(Teacher):
 
     def __init__(
         self,
-        config: TeacherConfig,
+        config: DiTSettings,
         *,
         dit_config: Mapping[str, Any],
         dit_tensors: Mapping[str, Tensor],
@@ -173,7 +173,7 @@ def _patch_embed(dit_config: Mapping[str, Any], width: int) -> PatchEmbed:
     )
 
 
-def _folded_block(index: int, config: TeacherConfig, dit_config: Mapping[str, Any], weights: _Weights) -> FoldedBlock:
+def _folded_block(index: int, config: DiTSettings, dit_config: Mapping[str, Any], weights: _Weights) -> FoldedBlock:
     """Fill one real diffusers block, compute its adaLN constants with its own embedder, fold them, drop the rest."""
     heads, head_width = dit_config["num_attention_heads"], dit_config["attention_head_dim"]
     block = BasicTransformerBlock(

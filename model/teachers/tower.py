@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, InstructBlipVisionConfig
 
-from model.config import TeacherConfig
+from model.config import TowerSettings
 from model.pixels import PixelStatistics
 from model.teachers.base import Teacher
 from model.vision import VisionEncoder
@@ -28,7 +28,7 @@ class TowerTeacher(Teacher):
 
     def __init__(
         self,
-        config: TeacherConfig,
+        config: TowerSettings,
         *,
         vision_config: InstructBlipVisionConfig | CLIPVisionConfig,
         tensors: Mapping[str, Tensor],
@@ -36,8 +36,8 @@ class TowerTeacher(Teacher):
         pixels: PixelStatistics,
     ) -> None:
         super().__init__()
-        config.require_fits_tower(vision_config.num_hidden_layers)
-        self.pooling = config.tower_pooling
+        config.require_fits(vision_config.num_hidden_layers)
+        self.pooling = config.pooling
         self.encoder = VisionEncoder(
             config.as_encoder(),
             vision_config=vision_config,

@@ -1,11 +1,7 @@
 """`pipeline config show`."""
 
-import typing
-
-from pydantic import BaseModel
-
 from pipeline.screen.console import emit_json, print_answer
-from pipeline.settings.config import PipelineConfig, Resolved, valid_keys
+from pipeline.settings.config import Resolved, leaves, meaning_of
 
 
 def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:
@@ -14,29 +10,10 @@ def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:
     if as_json:
         emit_json({"config": tree, "sources": resolved.sources})
         return
-    keys = list(valid_keys())
-    width = max(len(key) for key in keys)
-    for key in keys:
+    values = dict(leaves(tree))
+    width = max(len(key) for key in values)
+    for key, value in values.items():
         source = f"   # {resolved.sources[key]}" if key in resolved.sources else ""
-        line = f"{key:<{width}} = {_value_at(tree, key)}{source}"
-        print_answer(line)
+        print_answer(f"{key:<{width}} = {'null' if value is None else value}{source}")
         if explain:
-            print_answer(f"{'':<{width}}   {_meaning_of(key)}")
-
-
-def _value_at(tree: dict[str, typing.Any], key: str) -> typing.Any:
-    value: typing.Any = tree
-    for part in key.split("."):
-        value = value[part]
-    return "null" if value is None else value
-
-
-def _meaning_of(key: str) -> str:
-    branch: type[BaseModel] = PipelineConfig
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        kind = branch.model_fields[parent].annotation
-        assert isinstance(kind, type)
-        assert issubclass(kind, BaseModel)
-        branch = kind
-    return " ".join((branch.model_fields[leaf].description or "").split())
+            print_answer(f"{'':<{width}}   {meaning_of(resolved.config, key)}")

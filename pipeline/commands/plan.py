@@ -32,7 +32,7 @@ from stages.extract.estimate import (
 )
 from stages.extract.worker import VideoTask
 from stages.frozen.identity import feature_fields, settle_precision
-from stages.frozen.load import ORIGINAL_VAE
+from stages.frozen.load import teacher_sources
 from stages.frozen.shapes import FrameShape, frame_shape
 from stages.urls import is_url
 from stages.weights.repository import Repository, local_only
@@ -138,11 +138,8 @@ def _look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) 
 
 
 def _absent_weights(config: PipelineConfig) -> dict[str, str]:
-    sources = {
-        "encoder.source": config.encoder.source,
-        "teacher.source": config.teacher.source,
-        "teacher.vae_source": config.teacher.vae_source or ORIGINAL_VAE,
-    }
+    teacher = {f"teacher.{setting}": source for setting, source in teacher_sources(config.teacher).items()}
+    sources = {"encoder.source": config.encoder.source, **teacher}
     found = [finding for finding in check_weights(config) if finding.item in sources and finding.status != "ok"]
     return {sources[finding.item]: finding.detail for finding in found}
 

@@ -41,9 +41,15 @@ class _Needs:
 
 
 _TEACHER = "teacher.source"
-_CHECKPOINTS = {
-    "encoder.source": _Needs(("config.json",), prefixes=("vision_model.",)),
-    _TEACHER: _Needs(("transformer/config.json", "vae/config.json"), ("transformer", "vae")),
+_TEACHERS = {
+    "dit": _Needs(("transformer/config.json", "vae/config.json"), ("transformer", "vae")),
+    "dit without its vae": _Needs(("transformer/config.json",), ("transformer",)),
+    "dinov2": _Needs(("config.json",)),
+    "tower": _Needs(("config.json",), prefixes=("vision_model.",)),
+}
+_CHECKPOINTS: dict[str, _Needs | None] = {
+    "encoder.source": _TEACHERS["tower"],
+    _TEACHER: None,
     "qformer.source": _Needs(
         ("config.json", "qformer_tokenizer/tokenizer_config.json"),
         prefixes=("qformer.", "query_tokens", "language_projection."),
@@ -141,34 +147,30 @@ def check_weights(config: PipelineConfig) -> Iterator[Finding]:
     for setting, needs in _CHECKPOINTS.items():
         source = getattr(config, setting.partition(".")[0]).source
         try:
-            if setting == _TEACHER:
-                yield from _find_teacher(config.teacher, needs)
+            if needs is None:
+                yield from _find_teacher(config.teacher)
             else:
                 yield _find_checkpoint(setting, source, needs)
         except UserError as error:
             yield Finding("weights", setting, "problem", str(error), f"get this file of {source} again")
 
 
-def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
-    """A DiT pipeline, a DINOv2, a vision tower, or an original DiT file with a VAE of its own (docs/teachers.md)."""
-    from stages.frozen.load import DINOV2_FAMILY, ORIGINAL_SUFFIXES, ORIGINAL_VAE, TOWER_FAMILY
+def _find_teacher(config: TeacherConfig) -> Iterator[Finding]:
+    """Every checkpoint that a teacher of its kind reads (docs/teachers.md)."""
+    from stages.frozen.dit import is_original
+    from stages.frozen.load import teacher_sources
 
-    vae = config.vae_source
-    if config.source.endswith(ORIGINAL_SUFFIXES):
-        if (path := Path(config.source).expanduser()).is_file():
-            yield _whole(_TEACHER, config.source, [path], f"get {config.source} again")
-        else:
-            fix = f"set {_TEACHER} to a file that exists"
-            yield Finding("weights", _TEACHER, "missing", f"{config.source}: no such file", fix)
-        vae = vae or ORIGINAL_VAE
-    elif (family := _model_type(config.source)) in DINOV2_FAMILY:
-        yield _find_checkpoint(_TEACHER, config.source, _Needs(("config.json",)))
-    elif family in TOWER_FAMILY:
-        yield _find_checkpoint(_TEACHER, config.source, _CHECKPOINTS["encoder.source"])
+    source, vae = config.source, teacher_sources(config).get("vae_source")
+    if (kind := _other_kind(config)) is not None:
+        fix = f"set teacher.kind={kind}, or {_TEACHER} to another"
+        yield Finding("weights", _TEACHER, "problem", f"{source}: not of kind {config.kind}", fix)
+    elif not is_original(source):
+        yield _find_checkpoint(_TEACHER, source, _TEACHERS["dit without its vae" if vae else config.kind])
+    elif (path := Path(source).expanduser()).is_file():
+        yield _whole(_TEACHER, source, [path], f"get {source} again")
     else:
-        whole = vae is None
-        yield _find_checkpoint(
-            _TEACHER, config.source, pipeline if whole else _Needs(pipeline.files[:1], pipeline.components[:1])
+        yield Finding(
+            "weights", _TEACHER, "missing", f"{source}: no such file", f"set {_TEACHER} to a file that exists"
         )
     if vae is not None:
         inner = "vae/config.json"
@@ -177,16 +179,16 @@ def _find_teacher(config: TeacherConfig, pipeline: _Needs) -> Iterator[Finding]:
         yield _find_checkpoint("teacher.vae_source", vae, needs)
 
 
-def _model_type(source: str) -> str | None:
-    """`model_type` of the config.json of a folder, or of a hub repository on this machine; None without one."""
-    from stages.weights.repository import Repository
+def _other_kind(config: TeacherConfig) -> str | None:
+    """The kind of the teacher's checkpoint, if it is here and is of another than the settings'."""
+    from stages.frozen.load import other_kind
+    from stages.weights.repository import local_only
 
-    folder = Repository(source).folder or _hub_snapshot_if_id(source, "config.json")
-    path = None if folder is None else folder / "config.json"
-    if path is None or not path.is_file():
-        return None
-    stated: str | None = _json(path).get("model_type")
-    return stated
+    try:
+        with local_only():
+            return other_kind(config)
+    except UserError:
+        return None  # it is not on this machine
 
 
 def _json(path: Path) -> dict[str, Any]:

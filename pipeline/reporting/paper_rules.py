@@ -98,6 +98,8 @@ def _differences(mine: PipelineConfig, theirs: PipelineConfig, branch: str) -> l
 
     Sources are looked at elsewhere, and what does as MA-LMM or the paper is no difference.
     """
+    if type(getattr(mine, branch)) is not type(getattr(theirs, branch)):
+        return [f"{branch}.kind is {getattr(mine, branch).kind}, not {getattr(theirs, branch).kind}"]
     pairs = zip(getattr(mine, branch), getattr(theirs, branch), strict=True)
     skipped = (*_WITHOUT_EFFECT, *_SOURCES, "data.dataset", "data.task")
     return [
@@ -113,13 +115,13 @@ def _shown(value: Any) -> str:
 
 def _other_sources(config: PipelineConfig) -> list[tuple[str, str]]:
     """The networks that are not read from the published hub ids: name and source."""
-    published = ModelConfig()
+    published = ModelConfig(teacher=type(config.teacher)())
     found = []
     for key, name in _SOURCES.items():
         branch, field = key.split(".")
-        given = getattr(getattr(config, branch), field)
+        given = getattr(getattr(config, branch), field, None)  # not every kind of teacher has a VAE
         is_used = branch != "teacher" or config.alignment.kd_weight > 0
-        if is_used and given != getattr(getattr(published, branch), field):
+        if is_used and given is not None and given != getattr(getattr(published, branch), field):
             found.append((name, given))
     return found
 

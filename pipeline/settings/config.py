@@ -9,19 +9,25 @@ remembers where it came from (`Resolved.sources`).
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from model.config import ModelConfig
+from model.config import TEACHERS, DiTSettings, ModelConfig, TeacherConfig
 from stages.config import CacheConfig, DataConfig, EvaluateConfig, ExtractConfig, RunConfig, TrainConfig
 from stages.data.cards import load_card
 from stages.errors import UserError
-from stages.records import parse_yaml, read_yaml, text_hint
+from stages.records import nearest_hint, parse_yaml, read_yaml, text_hint
+from stages.upgrade import RENAMED, upgraded
+
+KIND = "teacher.kind"
+"""The key that decides which other settings the teacher has."""
+_TEACHER = "teacher."
 
 
 class PipelineConfig(ModelConfig):
@@ -69,14 +75,26 @@ def preset_names() -> list[str]:
     )
 
 
-def valid_keys(branch: type[BaseModel] = PipelineConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the tree that holds a value."""
+def valid_keys(branch: type[BaseModel] = PipelineConfig, prefix: str = "") -> list[str]:
+    """Every dotted key that holds a value in some tree; which of the teacher's there are depends on its kind."""
+    keys = []
     for name, field in branch.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from valid_keys(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")]
+        below = [key for kind in kinds for key in valid_keys(kind, f"{prefix}{name}.")]
+        keys += below or [prefix + name]
+    return list(dict.fromkeys(keys))
+
+
+def settings_of(config: BaseModel) -> dict[str, Any]:
+    """Every dotted key that this tree has, with its value."""
+    return _flatten(config.model_dump())
+
+
+def meaning_of(config: BaseModel, key: str) -> str:
+    """What a key of this tree means."""
+    *parents, leaf = key.split(".")
+    description = type(reduce(getattr, parents, config)).model_fields[leaf].description
+    return " ".join((description or "").split())
 
 
 def resolve(
@@ -99,7 +117,7 @@ def resolve(
     """
     from_file = [] if config_file is None else [_layer_of(config_file)]
     chosen = {key: value for key, value in (options or {}).items() if value is not None}
-    command = [Layer("command line", chosen), *(_parse_override(text) for text in overrides)]
+    command = [Layer("command line", chosen), *_parse_overrides(overrides)]
     later = [*from_file, *command]
     given = {key for layer in later for key in layer.values}
     if preset is not None:
@@ -124,7 +142,8 @@ def dump_yaml(config: PipelineConfig) -> str:
 
 def resolve_run(path: Path, overrides: Sequence[str]) -> PipelineConfig:
     """Read a run's resolved configuration and apply `--set` overrides to it."""
-    return _validate([_layer_of(path), *map(_parse_override, overrides)]).config
+    stored = _layer_of(path)
+    return _validate([Layer(stored.source, upgraded(stored.values)), *_parse_overrides(overrides)]).config
 
 
 def overlay(config: PipelineConfig, values: Mapping[str, Any], source: str) -> PipelineConfig:
@@ -139,33 +158,54 @@ def load_yaml(path: Path) -> PipelineConfig:
 
 
 def _validate(layers: Sequence[Layer]) -> Resolved:
-    known = list(valid_keys())
-    values: dict[str, Any] = {}
+    known = valid_keys()
+    values: dict[str, Any] = {KIND: DiTSettings().kind}
     sources: dict[str, str] = {}
     for layer in layers:
+        if layer.values.get(KIND, values[KIND]) != values[KIND]:
+            # What was said of a teacher of another kind is not about this one.
+            values = {key: value for key, value in values.items() if not key.startswith(_TEACHER)}
+            sources = {key: source for key, source in sources.items() if not key.startswith(_TEACHER)}
         for key, value in layer.values.items():
             if key not in known:
                 raise _unknown_key(key, layer.source, known)
             values[key], sources[key] = value, layer.source
+    usual = _flatten(PipelineConfig(teacher=_teacher_of(values[KIND], sources.get(KIND))).model_dump(mode="json"))
+    for key in values:
+        if key not in usual:
+            of_kind = ", ".join(name for name in usual if name.startswith(_TEACHER))
+            what = f"a teacher of kind {values[KIND]} does not read it"
+            raise UserError(what, where=sources[key], received=key, allowed=of_kind)
     try:
         config = PipelineConfig.model_validate(_nest(values))
     except ValidationError as error:
         raise _bad_value(error, sources) from error
-    default = _flatten(PipelineConfig().model_dump(mode="json"))
     actual = _flatten(config.model_dump(mode="json"))
+    default = {**usual, KIND: DiTSettings().kind}
     return Resolved(config, {key: sources[key] for key in actual if actual[key] != default[key]})
+
+
+def _teacher_of(kind: Any, source: str | None) -> TeacherConfig:
+    """Default settings of a teacher of this kind."""
+    if not isinstance(kind, str) or kind not in TEACHERS:
+        allowed, hint = ", ".join(TEACHERS), nearest_hint(str(kind), TEACHERS)
+        raise UserError("unknown kind of teacher", where=source, received=kind, allowed=allowed, hint=hint)
+    return TEACHERS[kind]()
 
 
 def _unknown_key(key: str, source: str, known: Sequence[str]) -> UserError:
     leaf = key.rpartition(".")[2]
     near = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.endswith(f".{leaf}")][:1]
     hint = f"did you mean {near[0]}?" if near else "`pipeline config show --all` lists every key"
+    if key in RENAMED:
+        hint = f"it is now {RENAMED[key]}"
     return UserError("unknown configuration key", where=source, received=key, hint=hint)
 
 
 def _bad_value(error: ValidationError, sources: Mapping[str, str]) -> UserError:
     def key_of(entry: ErrorDetails) -> str:
-        parts = [str(part) for part in entry["loc"]]
+        # The kind of teacher stands behind `teacher` there, and in no key.
+        parts = [str(part) for index, part in enumerate(entry["loc"]) if (index, entry["loc"][0]) != (1, "teacher")]
         prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
         return next((prefix for prefix in prefixes if prefix in sources), ".".join(parts))
 
@@ -176,6 +216,11 @@ def _bad_value(error: ValidationError, sources: Mapping[str, str]) -> UserError:
     where = sources.get(key, "configuration")
     what, value = f"{key}: {' or: '.join(dict.fromkeys(reasons))}", first["input"]
     return UserError(what, where=where, received=value, hint=text_hint(first["type"], value))
+
+
+def _parse_overrides(texts: Sequence[str]) -> list[Layer]:
+    """`--set` by `--set`; the kind of teacher comes first, in whichever order they are given."""
+    return sorted(map(_parse_override, texts), key=lambda layer: KIND not in layer.values)
 
 
 def _parse_override(text: str) -> Layer:

@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from pipeline.settings.config import PipelineConfig, resolve
+from pipeline.settings.config import KIND, PipelineConfig, resolve, settings_of
 from stages.cache.files.places import Place, place_of
 from stages.data.card_schema import Card
 from stages.data.cards import build_manifest, load_card
@@ -75,14 +75,13 @@ def _as_yaml(value: object) -> str:
 
 def _own_settings(config: PipelineConfig) -> list[tuple[str, object]]:
     """What extraction depends on and the run's preset does not say."""
-    usual = resolve(preset=config.preset, options={"data.dataset": config.data.dataset}).config
-    named = [("data", name) for name in ("jitter", "frame_offset")]
-    named += [(branch, name) for branch in ("encoder", "teacher", "extract") for name, _ in getattr(config, branch)]
-    return [
-        (f"{branch}.{name}", value)
-        for branch, name in named
-        if (value := getattr(getattr(config, branch), name)) != getattr(getattr(usual, branch), name)
-    ]
+    mine, named = settings_of(config), {"data.dataset": config.data.dataset}
+    usual = settings_of(resolve(preset=config.preset, options=named).config)
+    if mine[KIND] != usual[KIND]:
+        # With this kind the preset says nothing of the teacher.
+        usual = {**settings_of(resolve(preset=config.preset, options={**named, KIND: mine[KIND]}).config), KIND: None}
+    branches = ("data.jitter", "data.frame_offset", "encoder.", "teacher.", "extract.")
+    return [(key, value) for key, value in mine.items() if key.startswith(branches) and value != usual[key]]
 
 
 def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with_videos: bool = False) -> Manifest:

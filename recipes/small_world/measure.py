@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import EncoderConfig, TeacherConfig
+from model.config import DiTSettings, EncoderConfig
 from model.teachers.dit import DiTTeacher
 from recipes.small_world.assemble import TEACHER_FOLDER, TOWER_FOLDER
 from recipes.small_world.probes import class_accuracy, explained
@@ -81,8 +81,8 @@ def _features(networks: Path) -> Iterator[tuple[str, Features]]:
     yield "tower mean", lambda frames: encoder(frames)[:, 1:].mean(1)
     yield "tower patches", lambda frames: encoder(frames)[:, 1:].flatten(1)
     source = str(networks / TEACHER_FOLDER)
-    teachers = {f"y* block {block}": TeacherConfig(source=source, block=block) for block in BLOCKS}
-    teachers[UNTRAINED] = TeacherConfig(source=source, random_seed=_UNTRAINED_SEED)
+    teachers = {f"y* block {block}": DiTSettings(source=source, block=block) for block in BLOCKS}
+    teachers[UNTRAINED] = DiTSettings(source=source, random_seed=_UNTRAINED_SEED)
     for number, (name, config) in enumerate(teachers.items()):
         teacher = load_teacher(config)
         assert isinstance(teacher, DiTTeacher)

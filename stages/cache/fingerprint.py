@@ -1,7 +1,8 @@
 """The fingerprint: everything that changes a cached feature, hashed; one cache directory holds exactly one.
 
 `fingerprint.json` at the root of a cache is `{"format_version": 1, "fields": {...}, "digest": "..."}`, where the digest
-is the SHA-256 of the fields as canonical JSON (sorted keys, no blanks, UTF-8).
+is the SHA-256 of the fields as canonical JSON (sorted keys, no blanks, UTF-8). The file, and hence the digest, keeps
+the names that the fields had in version 0.1.0 (`stages.upgrade`), so that older caches and their runs still fit.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from stages.cache.files.files import SmallFiles
 from stages.cache.stores.commit import FILE_NAME
 from stages.errors import UserError
 from stages.records import parse_record
+from stages.upgrade import as_first_stored, upgraded
 
 FORMAT_VERSION = 1
 ABSENT = "(absent)"
@@ -35,8 +37,8 @@ class Fingerprint(BaseModel):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the fields as canonical JSON, 64 hexadecimal digits."""
-        return hashlib.sha256(_canonical(self.fields).encode()).hexdigest()
+        """SHA-256 of the fields, under their names in the file, as canonical JSON; 64 hexadecimal digits."""
+        return _digest(as_first_stored(self.fields))
 
     def differences(self, other: "Fingerprint") -> list[tuple[str, Scalar, Scalar]]:
         """Return (field, mine, theirs) for each field that differs; `ABSENT` stands for a field one side lacks."""
@@ -83,7 +85,8 @@ class _FingerprintFile(BaseModel):
 
 def fingerprint_content(fingerprint: Fingerprint) -> bytes:
     """What stands in `fingerprint.json`."""
-    content = {"format_version": FORMAT_VERSION, "fields": fingerprint.fields, "digest": fingerprint.digest}
+    fields = as_first_stored(fingerprint.fields)
+    content = {"format_version": FORMAT_VERSION, "fields": fields, "digest": fingerprint.digest}
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -119,16 +122,20 @@ def load_fingerprint(files: SmallFiles, *, extract_command: str = "pipeline extr
             hint="use the version of this program that made it, or extract into another --cache directory",
         )
     record = parse_record(_FingerprintFile, content, str(path))
-    fingerprint = parse_record(Fingerprint, {"fields": record.fields}, str(path))
-    if fingerprint.digest != record.digest:
+    stored = parse_record(Fingerprint, {"fields": record.fields}, str(path)).fields
+    if (digest := _digest(stored)) != record.digest:
         raise UserError(
             "the digest does not belong to the fields, so the file was changed after it was written",
             where=path,
             received=record.digest,
-            allowed=fingerprint.digest,
+            allowed=digest,
             hint="put the original file back, or extract into another --cache directory",
         )
-    return fingerprint
+    return Fingerprint(fields=upgraded(stored))
+
+
+def _digest(fields: Mapping[str, Scalar]) -> str:
+    return hashlib.sha256(_canonical(fields).encode()).hexdigest()
 
 
 def _canonical(value: object) -> str:

@@ -1,15 +1,16 @@
 """DINOv2 teachers, opened from their checkpoints but not loaded."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from model.config import TeacherConfig
-from model.pixels import IMAGENET_PIXELS, PixelStatistics
-from stages.cache.fingerprint import Scalar
+from model.config import DinoSettings
+from model.pixels import IMAGENET_PIXELS
+from stages.errors import UserError
 from stages.frozen.pixels import pixel_statistics, preprocessor
-from stages.frozen.source import FrozenSource, random_digest
+from stages.frozen.transformer import OpenedTransformer
 from stages.weights.instructblip import loading, naming
-from stages.weights.repository import CheckpointTensors, LoadingReport, Repository
+from stages.weights.repository import Repository
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
@@ -29,62 +30,49 @@ _DINO_SIZE_PX = 224
 
 
 @dataclass(frozen=True)
-class OpenedDino:
-    """A DINOv2's configuration object of transformers, and where its tensors are."""
+class OpenedDino(OpenedTransformer):
+    """A DINOv2."""
 
-    family: str
-    described: Any
-    tensors: CheckpointTensors | None
-    size_px: int
-    pixels: PixelStatistics
+    config: DinoSettings
 
-    def describe(self, config: TeacherConfig) -> FrozenSource:
-        """Input size, digest of what is read, and what the checkpoint says; UserError if settings do not fit."""
-        config.require_fits_dino(self.described.num_hidden_layers)
-        facts: dict[str, Scalar] = {"family": self.family, "pixels": str(self.pixels)}
-        if self.tensors is None:
-            assert config.random_seed is not None
-            digest = random_digest(config.random_seed, self.described.to_dict())
-        else:
-            blocks = range(config.dino_block or self.described.num_hidden_layers)
-            names = (*_DINO_EMBEDDINGS, *(f"encoder.layer.{index}." for index in blocks))
-            digest = self.tensors.digest(names if config.dino_block else (*names, "layernorm."))
-        return FrozenSource(self.size_px, digest, facts, self.loading())
+    @property
+    def tokens(self) -> int:
+        """Tokens that are pooled: the patches, or the class token alone."""
+        return 1 if self.config.pooling == "class" else self.patches
 
-    def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoint."""
-        return () if self.tensors is None else (self.tensors.loading(),)
+    def names(self) -> Iterable[str]:
+        """Embeddings, blocks and the last LayerNorm."""
+        last = ("layernorm.",) if self.layer is None else ()
+        return (*_DINO_EMBEDDINGS, *(f"encoder.layer.{index}." for index in self.blocks), *last)
 
-    def load(self, config: TeacherConfig) -> "Teacher":
+    def load(self) -> "Teacher":
         """Build the network with its weights."""
         from model.teachers.dino import DinoTeacher
 
         return DinoTeacher(
-            config,
+            self.config,
             dino_config=self.described,
-            tensors={} if self.tensors is None else self.tensors,
+            tensors=self.tensors,
             size_px=self.size_px,
             pixels=self.pixels,
         )
 
 
-def open_dino(config: TeacherConfig, repository: Repository, family: str) -> OpenedDino:
-    """Look into a repository of one of `DINOV2_FAMILY`; UserError if a setting asks for another family."""
+def open_dino(config: DinoSettings) -> OpenedDino:
+    """Look into a repository of one of `DINOV2_FAMILY`; UserError if it is none, or has no such block."""
     from transformers import Dinov2Config, Dinov2WithRegistersConfig
 
-    with naming(config.source):
-        config.require_family("dinov2")
+    repository = Repository(config.source)
+    content = repository.json("config.json")
+    family = content.get("model_type")
+    if family not in DINOV2_FAMILY:
+        raise UserError("not a DINOv2", where=config.source, received=family, hint="set teacher.source to one")
     with loading("configuration", config.source):
-        described = (Dinov2Config if family == _DINOV2 else Dinov2WithRegistersConfig).from_dict(
-            repository.json("config.json")
-        )
-    return OpenedDino(
-        family,
-        described,
-        None if config.random_seed is not None else repository.tensors(),
-        _crop_size_px(repository),
-        pixel_statistics(repository, IMAGENET_PIXELS),
-    )
+        described = (Dinov2Config if family == _DINOV2 else Dinov2WithRegistersConfig).from_dict(content)
+    with naming(config.source):
+        config.require_fits(described.num_hidden_layers)
+    size_px, pixels = _crop_size_px(repository), pixel_statistics(repository, IMAGENET_PIXELS)
+    return OpenedDino(repository, family, described, size_px, pixels, config.block, config.random_seed, config)
 
 
 def _crop_size_px(repository: Repository) -> int:

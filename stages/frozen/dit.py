@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from model.config import TeacherConfig
+from model.config import DiTSettings
 from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
 from stages.frozen.source import FrozenSource, random_digest
@@ -42,92 +43,138 @@ _VAE_KEYS = (
 # What the VAE reads from its checkpoint, by name: the digest in the cache's fingerprint covers just this.
 _VAE_PREFIXES = ("encoder.", "quant_conv.")
 
-ORIGINAL_SUFFIXES = (".pt", ".pth")
+_ORIGINAL_SUFFIXES = (".pt", ".pth")
 # The VAE that DiT's own sampler takes by default; original files hold none.
-ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
+_ORIGINAL_VAE = "stabilityai/sd-vae-ft-mse"
 
 
 @dataclass(frozen=True)
 class OpenedDiT:
-    """A DiT's and a VAE's configuration, and where their tensors are.
+    """A DiT's configuration; its VAE and the weights of both are looked for when they are asked for.
 
     Attributes:
+        config: the settings.
         dit: diffusers' `transformer/config.json`, or the same deduced from an original file.
-        dit_tensors: of the transformer; none are needed for random weights.
-        original: whether they have the original file's names.
-        vae: the VAE's `config.json`.
+        pipeline: where the transformer is; None for an original file.
+        original: the tensors of an original file, by its names.
     """
 
+    config: DiTSettings
     dit: Mapping[str, Any]
-    dit_tensors: CheckpointTensors | None
-    original: bool
-    vae: Mapping[str, Any]
-    vae_tensors: CheckpointTensors
+    pipeline: Repository | None = None
+    original: CheckpointTensors | None = None
 
-    def describe(self, config: TeacherConfig) -> FrozenSource:
-        """Input size, digest of what is read, and what the checkpoint says; UserError if settings do not fit."""
-        config.require_fits(self.dit)
-        if config.random_seed is not None:
-            digest = random_digest(config.random_seed, self.dit)
-        elif self.original:
-            digest = self._tensors().digest(self._shown(config).originals)
+    @property
+    def tokens(self) -> int:
+        """Tokens that are pooled: the patches of the latent."""
+        return int(self.dit["sample_size"] // self.dit["patch_size"]) ** 2
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.dit["num_attention_heads"] * self.dit["attention_head_dim"])
+
+    @property
+    def size_px(self) -> int:
+        """Side of its square picture."""
+        return int(self.dit["sample_size"] * 2 ** (len(self._vae[0]["block_out_channels"]) - 1))
+
+    @cached_property
+    def _vae(self) -> tuple[dict[str, Any], CheckpointTensors]:
+        """`config.json` and tensors of the VAE: the pipeline's, another pipeline's, or one with its own source."""
+        source = dit_sources(self.config).get("vae_source")
+        repository = Repository(source or self.config.source)
+        folder = "vae" if source is None or repository.find("vae/config.json") is not None else ""
+        vae = repository.json(f"{folder}/config.json".lstrip("/"))
+        _require_keys(vae, _VAE_KEYS, f"{repository.source}/{folder}/config.json", "an SD VAE")
+        return vae, repository.tensors(folder)
+
+    @cached_property
+    def tensors(self) -> CheckpointTensors | None:
+        """Of the transformer; none are needed for random weights."""
+        if self.original is not None or self.config.random_seed is not None or self.pipeline is None:
+            return self.original
+        return self.pipeline.tensors("transformer")
+
+    def describe(self) -> FrozenSource:
+        """Input size, digest of what is read, and what the checkpoint says; UserError if it is no such network."""
+        if self.config.random_seed is not None:
+            digest = random_digest(self.config.random_seed, self.dit)
         else:
-            blocks = (f"transformer_blocks.{index}." for index in range(config.block))
-            digest = self._tensors().digest(("pos_embed.", *blocks))
-        size = self.dit["sample_size"] * 2 ** (len(self.vae["block_out_channels"]) - 1)
+            assert self.tensors is not None
+            blocks = (f"transformer_blocks.{index}." for index in range(self.config.block))
+            shown = ("pos_embed.", *blocks) if self.original is None else self._shown().originals
+            digest = self.tensors.digest(shown)
         facts: dict[str, Scalar] = {"family": "dit", "latent": "posterior mode", "pooling": "mean over tokens"}
-        digest = f"{digest}-{self.vae_tensors.digest(_VAE_PREFIXES)}"
-        return FrozenSource(size, digest, facts, self.loading())
+        digest = f"{digest}-{self._vae[1].digest(_VAE_PREFIXES)}"
+        return FrozenSource(self.size_px, digest, facts, self.loading())
 
-    def load(self, config: TeacherConfig) -> "Teacher":
+    def load(self) -> "Teacher":
         """Build the network with its weights."""
         from model.teachers.dit import DiTTeacher
 
-        config.require_fits(self.dit)
         tensors: Mapping[str, Tensor] = {}
-        if config.random_seed is None:
-            tensors = self._shown(config) if self.original else self._tensors()
+        if self.config.random_seed is None:
+            assert self.tensors is not None
+            tensors = self.tensors if self.original is None else self._shown()
+        vae, vae_tensors = self._vae
         return DiTTeacher(
-            config, dit_config=self.dit, dit_tensors=tensors, vae_config=self.vae, vae_tensors=self.vae_tensors
+            self.config, dit_config=self.dit, dit_tensors=tensors, vae_config=vae, vae_tensors=vae_tensors
         )
 
     def loading(self) -> tuple[LoadingReport, ...]:
         """What has been read of the checkpoints."""
-        read = (self.dit_tensors, self.vae_tensors)
-        return tuple(tensors.loading() for tensors in read if tensors is not None)
+        return tuple(tensors.loading() for tensors in (self.tensors, self._vae[1]) if tensors is not None)
 
-    def _tensors(self) -> CheckpointTensors:
-        assert self.dit_tensors is not None
-        return self.dit_tensors
-
-    def _shown(self, config: TeacherConfig) -> DiffusersNames:
-        return DiffusersNames(self._tensors(), config.block)
+    def _shown(self) -> DiffusersNames:
+        assert self.original is not None
+        return DiffusersNames(self.original, self.config.block)
 
 
-def open_dit(config: TeacherConfig, repository: Repository) -> OpenedDiT:
-    """Look into a pipeline in diffusers' layout; UserError if it is none, or a setting does not belong to one."""
-    dit = repository.json("transformer/config.json")
-    _require_keys(dit, _DIT_KEYS, f"{repository.source}/transformer/config.json", "a DiT")
-    if config.heads is not None:
-        raise UserError(
-            "only an original DiT file needs it; transformer/config.json has the number of heads",
-            where="teacher.heads",
-            received=config.heads,
-            allowed="null",
-        )
-    tensors = None if config.random_seed is not None else repository.tensors("transformer")
-    return OpenedDiT(dit, tensors, False, *_open_vae(config.vae_source, pipeline=repository))
+def open_dit(config: DiTSettings) -> OpenedDiT:
+    """Look into a pipeline in diffusers' layout, or into one of DiT's own files, which names no VAE.
 
-
-def open_original_dit(config: TeacherConfig) -> OpenedDiT:
-    """Look into one of DiT's own files, which name no VAE; UserError if it is none."""
-    path = Path(config.source).expanduser()
-    if not path.is_file():
-        raise UserError("no such file", where="teacher.source", received=config.source)
-    tensors = _OriginalTensors(path)
+    Raises:
+        UserError: it is neither, or a setting does not fit it.
+    """
+    if is_original(config.source):
+        path = Path(config.source).expanduser()
+        if not path.is_file():
+            raise UserError("no such file", where="teacher.source", received=config.source)
+        tensors = _OriginalTensors(path)
+        with naming(config.source):
+            opened = OpenedDiT(config, original_dit_config(tensors, config.heads), original=tensors)
+    else:
+        repository = Repository(config.source)
+        dit = repository.json("transformer/config.json")
+        _require_keys(dit, _DIT_KEYS, f"{repository.source}/transformer/config.json", "a DiT")
+        if config.heads is not None:
+            raise UserError(
+                "only an original DiT file needs it; transformer/config.json has the number of heads",
+                where="teacher.heads",
+                received=config.heads,
+                allowed="null",
+            )
+        opened = OpenedDiT(config, dit, pipeline=repository)
     with naming(config.source):
-        dit = original_dit_config(tensors, config.heads)
-    return OpenedDiT(dit, tensors, True, *_open_vae(config.vae_source or ORIGINAL_VAE, pipeline=None))
+        config.require_fits(opened.dit)
+    return opened
+
+
+def is_original(source: str) -> bool:
+    """Whether this names one of DiT's own files."""
+    return source.endswith(_ORIGINAL_SUFFIXES)
+
+
+def is_dit(source: str) -> bool:
+    """Whether this is a DiT, from either origin."""
+    return is_original(source) or Repository(source).find("transformer/config.json") is not None
+
+
+def dit_sources(config: DiTSettings) -> dict[str, str]:
+    """The checkpoints that are read: the DiT's, and the VAE's if that is another."""
+    vae = config.vae_source or (_ORIGINAL_VAE if is_original(config.source) else None)
+    return {"source": config.source, **({} if vae is None else {"vae_source": vae})}
 
 
 class _OriginalTensors(CheckpointTensors):
@@ -144,19 +191,6 @@ class _OriginalTensors(CheckpointTensors):
         self._opened[path.name] = tensors
 
 
-def _open_vae(source: str | None, *, pipeline: Repository | None) -> tuple[dict[str, Any], CheckpointTensors]:
-    """The VAE of the pipeline, or that of a repository of its own or of another pipeline."""
-    if source is None:
-        assert pipeline is not None
-        repository, folder = pipeline, "vae"
-    else:
-        repository = Repository(source)
-        folder = "" if repository.find("vae/config.json") is None else "vae"
-    vae = repository.json(f"{folder}/config.json".lstrip("/"))
-    _require_keys(vae, _VAE_KEYS, f"{repository.source}/{folder}/config.json", "an SD VAE")
-    return vae, repository.tensors(folder)
-
-
 def _require_keys(described: Mapping[str, Any], keys: tuple[str, ...], where: str, what: str) -> None:
     """UserError if a configuration lacks what every network of its kind states: it is another kind."""
     missing = [key for key in keys if key not in described]
@@ -165,5 +199,5 @@ def _require_keys(described: Mapping[str, Any], keys: tuple[str, ...], where: st
             f"not {what}: {missing[0]} is missing",
             where=where,
             received=described.get("_class_name"),
-            hint="set teacher.source to a DiT pipeline, an original DiT file, a DINOv2 or a vision tower",
+            hint="set teacher.source to a DiT pipeline or an original DiT file, or teacher.kind to another family",
         )

@@ -1,34 +1,90 @@
-"""The networks of Stage 1 from their checkpoints: visual encoder and teacher, described or loaded.
+"""The networks of Stage 1 from their checkpoints: visual encoder and teacher, opened, described or loaded.
 
-What a checkpoint says of itself (`model_type` in its config.json, the subfolders of a DiT pipeline, the name of an
-original DiT file) decides which network it is.
+`FAMILIES` is the one registry of teachers: `teacher.kind` chooses the family, and its checkpoint must be one of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.config import EncoderConfig, TeacherConfig
+from stages.errors import UserError
 from stages.frozen.dino import DINOV2_FAMILY, OpenedDino, open_dino
-from stages.frozen.dit import ORIGINAL_SUFFIXES, ORIGINAL_VAE, OpenedDiT, open_dit, open_original_dit
+from stages.frozen.dit import OpenedDiT, dit_sources, is_dit, is_original, open_dit
 from stages.frozen.source import FrozenSource, remembered
-from stages.frozen.towers import TOWER_FAMILY, OpenedEncoder, open_encoder
+from stages.frozen.towers import TOWER_FAMILY, OpenedTower, open_encoder, open_tower
 from stages.weights.instructblip import naming
-from stages.weights.repository import LoadingReport, OnLoaded, Repository, log_loading
+from stages.weights.repository import OnLoaded, Repository, log_loading
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
     from model.vision import VisionEncoder
 
-__all__ = [
-    "DINOV2_FAMILY",
-    "ORIGINAL_SUFFIXES",
-    "ORIGINAL_VAE",
-    "TOWER_FAMILY",
-    "describe_encoder",
-    "describe_teacher",
-    "load_encoder",
-    "load_teacher",
-]
+
+@dataclass(frozen=True)
+class Family:
+    """One family of teachers.
+
+    Attributes:
+        open: from its settings to its checkpoint, opened: `tokens` that are pooled of a frame, `width` D, `size_px`,
+            `describe`, `load` and what `loading` read; UserError if it is none of the family or does not fit.
+        recognises: whether a source is a checkpoint of the family.
+        sources: every checkpoint that its settings name, by the setting: `source` and what else there is.
+    """
+
+    open: Callable[[Any], OpenedDiT | OpenedDino | OpenedTower]
+    recognises: Callable[[str], bool]
+    sources: Callable[[Any], dict[str, str]] = lambda config: {"source": config.source}
+
+
+def _states(model_types: tuple[str, ...]) -> Callable[[str], bool]:
+    """Whether a source's `config.json` states one of these."""
+
+    def recognises(source: str) -> bool:
+        if is_original(source) or Repository(source).find("config.json") is None:
+            return False
+        return Repository(source).json("config.json").get("model_type") in model_types
+
+    return recognises
+
+
+FAMILIES = {
+    "dit": Family(open_dit, is_dit, dit_sources),
+    "dinov2": Family(open_dino, _states(DINOV2_FAMILY)),
+    "tower": Family(open_tower, _states(TOWER_FAMILY)),
+}
+"""What opens each kind of teacher."""
+
+
+def open_teacher(config: TeacherConfig) -> OpenedDiT | OpenedDino | OpenedTower:
+    """Open the teacher's checkpoint.
+
+    Raises:
+        UserError: it is of another family than `teacher.kind`, or of none, or settings do not fit it.
+    """
+    if (kind := other_kind(config)) is not None:
+        raise UserError(
+            f"this checkpoint is of another family than teacher.kind={config.kind}",
+            where=f"teacher.source {config.source}",
+            hint=f"set teacher.kind={kind}, or teacher.source to a checkpoint of kind {config.kind}",
+        )
+    return FAMILIES[config.kind].open(config)
+
+
+def other_kind(config: TeacherConfig) -> str | None:
+    """The kind of the teacher's checkpoint if that is another than `teacher.kind`; None where it is of no family, too.
+
+    Raises:
+        UserError: the checkpoint cannot be had.
+    """
+    if FAMILIES[config.kind].recognises(config.source):
+        return None
+    return next((kind for kind, family in FAMILIES.items() if family.recognises(config.source)), None)
+
+
+def teacher_sources(config: TeacherConfig) -> dict[str, str]:
+    """Every checkpoint that the teacher is read from, by its setting below `teacher`."""
+    return FAMILIES[config.kind].sources(config)
 
 
 def describe_encoder(config: EncoderConfig) -> FrozenSource:
@@ -37,14 +93,7 @@ def describe_encoder(config: EncoderConfig) -> FrozenSource:
     Raises:
         UserError: no InstructBLIP or CLIP checkpoint, or one without the layer asked for.
     """
-    return remembered("encoder", config, lambda: _describe_encoder(config))
-
-
-def _describe_encoder(config: EncoderConfig) -> FrozenSource:
-    opened = open_encoder(config)
-    with naming(config.source):
-        config.require_fits(opened.described.num_hidden_layers)
-    return opened.describe(config.layer)
+    return remembered("encoder", config, lambda: open_encoder(config).describe())
 
 
 def load_encoder(config: EncoderConfig, on_loaded: OnLoaded = log_loading) -> "VisionEncoder":
@@ -60,7 +109,7 @@ def load_encoder(config: EncoderConfig, on_loaded: OnLoaded = log_loading) -> "V
         encoder = VisionEncoder(
             config,
             vision_config=opened.described,
-            tensors=opened.stored(),
+            tensors=opened.tensors,
             prefix=opened.prefix,
             pixels=opened.pixels,
         )
@@ -73,66 +122,26 @@ def describe_teacher(config: TeacherConfig) -> FrozenSource:
     """Input size and weight digest of the teacher, without building it.
 
     Raises:
-        UserError: neither a DiT, a DINOv2 nor a vision tower, or one that settings do not fit.
+        UserError: as `open_teacher`.
     """
     return remembered("teacher", config, lambda: _describe_teacher(config))
 
 
 def _describe_teacher(config: TeacherConfig) -> FrozenSource:
-    opened = _open_teacher(config)
+    opened = open_teacher(config)
     with naming(config.source):
-        return opened.describe(config)
+        return opened.describe()
 
 
 def load_teacher(config: TeacherConfig, on_loaded: OnLoaded = log_loading) -> "Teacher":
     """Build the teacher and read the weights that it needs, and only those; `on_loaded` is told what was read.
 
     Raises:
-        UserError: neither a DiT, a DINOv2 nor a vision tower, or one that settings do not fit or that lacks a tensor.
+        UserError: as `open_teacher`, or the checkpoint lacks a tensor.
     """
-    opened = _open_teacher(config)
+    opened = open_teacher(config)
     with naming(config.source):
-        teacher = opened.load(config)
+        teacher = opened.load()
     for report in opened.loading():
         on_loaded(report)
     return teacher
-
-
-@dataclass(frozen=True)
-class _OpenedTower:
-    """The visual encoder that is the teacher."""
-
-    encoder: OpenedEncoder
-
-    def describe(self, config: TeacherConfig) -> FrozenSource:
-        config.require_fits_tower(self.encoder.described.num_hidden_layers)
-        return self.encoder.describe(config.tower_block, config.random_seed)
-
-    def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoint."""
-        return self.encoder.loading()
-
-    def load(self, config: TeacherConfig) -> "Teacher":
-        from model.teachers.tower import TowerTeacher
-
-        return TowerTeacher(
-            config,
-            vision_config=self.encoder.described,
-            tensors=self.encoder.stored(),
-            prefix=self.encoder.prefix,
-            pixels=self.encoder.pixels,
-        )
-
-
-def _open_teacher(config: TeacherConfig) -> OpenedDiT | OpenedDino | _OpenedTower:
-    if config.source.endswith(ORIGINAL_SUFFIXES):
-        return open_original_dit(config)
-    repository = Repository(config.source)
-    found = repository.find("config.json")
-    # A DiT pipeline has no configuration at its root.
-    family = None if found is None else repository.json("config.json").get("model_type")
-    if family in DINOV2_FAMILY:
-        return open_dino(config, repository, family)
-    if family in TOWER_FAMILY:
-        return _OpenedTower(open_encoder(config.as_encoder(), trained=config.random_seed is None))
-    return open_dit(config, repository)

@@ -14,7 +14,7 @@ from stages.cache.files.places import Place
 from stages.cache.fingerprint import Fingerprint
 from stages.errors import UserError
 from stages.frozen.identity import checkpoint_fields
-from stages.frozen.load import ORIGINAL_SUFFIXES, ORIGINAL_VAE, describe_encoder, describe_teacher
+from stages.frozen.load import describe_encoder, describe_teacher, teacher_sources
 from stages.frozen.source import FrozenSource
 from stages.weights.repository import BUNDLED_PREFIX
 
@@ -67,18 +67,15 @@ def _encoder_here(config: EncoderConfig) -> FrozenSource | None:
 
 
 def _teacher_here(config: TeacherConfig) -> FrozenSource | None:
-    original = config.source.endswith(ORIGINAL_SUFFIXES)
-    places = {"source": config.source if original else _here(config.source)}
-    if original or config.vae_source is not None:
-        places["vae_source"] = _here(config.vae_source or ORIGINAL_VAE)
+    places = {setting: _here(source) for setting, source in teacher_sources(config).items()}
     if None in places.values():
         return None
     return _described("teacher", config.source, lambda: describe_teacher(config.model_copy(update=places)))
 
 
 def _here(source: str) -> str | None:
-    """The folder in which a checkpoint lies on this machine; None if it would have to be fetched."""
-    if source.startswith(BUNDLED_PREFIX) or Path(source).expanduser().is_dir():
+    """Where a checkpoint lies on this machine; None if it would have to be fetched."""
+    if source.startswith(BUNDLED_PREFIX) or Path(source).expanduser().exists():
         return source
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -1,19 +1,19 @@
 """The vision towers of InstructBLIP and CLIP, opened from their checkpoints but not loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from model.config import EncoderConfig
+from model.config import EncoderConfig, TowerSettings
 from model.pixels import CLIP_PIXELS, PixelStatistics
-from stages.cache.fingerprint import Scalar
 from stages.errors import UserError
 from stages.frozen.pixels import pixel_statistics
-from stages.frozen.source import FrozenSource, random_digest
-from stages.weights.instructblip import INSTRUCTBLIP, instructblip_config, loading
-from stages.weights.repository import CheckpointTensors, LoadingReport, Repository
+from stages.frozen.transformer import OpenedTransformer
+from stages.weights.instructblip import INSTRUCTBLIP, instructblip_config, loading, naming
+from stages.weights.repository import Repository
+
+if TYPE_CHECKING:
+    from model.teachers.base import Teacher
 
 # What a tower reads from its checkpoint, by name: the digest in the cache's fingerprint covers just this.
 _VISION_EMBEDDINGS = (
@@ -24,68 +24,92 @@ _VISION_EMBEDDINGS = (
 )
 
 _CLIP, _CLIP_VISION = "clip", "clip_vision_model"
+_PREFIX = "vision_model."
 TOWER_FAMILY = (INSTRUCTBLIP, _CLIP, _CLIP_VISION)
 
 
+class OpenedEncoder(OpenedTransformer):
+    """A vision tower."""
+
+    @property
+    def tokens(self) -> int:
+        """P, patch tokens with the class token."""
+        return self.patches + 1
+
+    @property
+    def prefix(self) -> str:
+        """Of the tensors' names: transformers 5 writes a bare CLIP vision model without it, earlier ones with it."""
+        bare = self.family == _CLIP and not any(name.startswith(_PREFIX) for name in self.tensors)
+        return "" if bare else _PREFIX
+
+    def names(self) -> Iterable[str]:
+        """Embeddings, blocks, and an InstructBLIP's last LayerNorm."""
+        last = ("post_layernorm.",) if self.family == INSTRUCTBLIP and self.layer is None else ()
+        names = (*_VISION_EMBEDDINGS, *(f"encoder.layers.{index}." for index in self.blocks), *last)
+        return (self.prefix + name for name in names)
+
+
 @dataclass(frozen=True)
-class OpenedEncoder:
-    """A vision tower's configuration object of transformers, and where its tensors are, unless they are random."""
+class OpenedTower(OpenedEncoder):
+    """The visual encoder that is the teacher."""
 
-    family: str
-    described: Any
-    tensors: CheckpointTensors | None
-    prefix: str
-    pixels: PixelStatistics
+    config: TowerSettings
 
-    def describe(self, layer: int | None, random_seed: int | None = None) -> FrozenSource:
-        """Of the tower up to a layer, or up to its end."""
-        if self.tensors is None:
-            assert random_seed is not None
-            digest = random_digest(random_seed, self.described.to_dict())
-        else:
-            layers = range(layer or self.described.num_hidden_layers)
-            names = (*_VISION_EMBEDDINGS, *(f"encoder.layers.{index}." for index in layers))
-            if self.family == INSTRUCTBLIP and layer is None:
-                names = (*names, "post_layernorm.")
-            digest = self.tensors.digest(self.prefix + name for name in names)
-        facts: dict[str, Scalar] = {"family": self.family, "pixels": str(self.pixels)}
-        return FrozenSource(int(self.described.image_size), digest, facts, self.loading())
+    @property
+    def tokens(self) -> int:
+        """Tokens that are pooled: the patches, or the class token alone."""
+        return 1 if self.config.pooling == "class" else self.patches
 
-    def stored(self) -> Mapping[str, Tensor]:
-        """The checkpoint's tensors by name, unread."""
-        return {} if self.tensors is None else self.tensors
+    def load(self) -> "Teacher":
+        """Build the tower with its weights."""
+        from model.teachers.tower import TowerTeacher
 
-    def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoint."""
-        return () if self.tensors is None else (self.tensors.loading(),)
+        return TowerTeacher(
+            self.config,
+            vision_config=self.described,
+            tensors=self.tensors,
+            prefix=self.prefix,
+            pixels=self.pixels,
+        )
 
 
-def open_encoder(config: EncoderConfig, *, trained: bool = True) -> OpenedEncoder:
-    """Look into a repository of one of `TOWER_FAMILY`; without its tensors unless `trained`.
+def open_encoder(config: EncoderConfig) -> OpenedEncoder:
+    """Look into a repository of one of `TOWER_FAMILY`.
 
     Raises:
-        UserError: it is of another family.
+        UserError: it is of another family, or has no such layer.
     """
-    repository = Repository(config.source)
+    repository, family, described, pixels = _look_into(config.source)
+    with naming(config.source):
+        config.require_fits(described.num_hidden_layers)
+    return OpenedEncoder(repository, family, described, described.image_size, pixels, config.layer, None)
+
+
+def open_tower(config: TowerSettings) -> OpenedTower:
+    """The same as a teacher."""
+    repository, family, described, pixels = _look_into(config.source)
+    with naming(config.source):
+        config.require_fits(described.num_hidden_layers)
+    size_px, seed = described.image_size, config.random_seed
+    return OpenedTower(repository, family, described, size_px, pixels, config.block, seed, config)
+
+
+def _look_into(source: str) -> tuple[Repository, str, Any, PixelStatistics]:
+    repository = Repository(source)
     family = repository.json("config.json").get("model_type")
-    tensors = repository.tensors() if trained else None
-    prefix = "vision_model."
     if family == INSTRUCTBLIP:
         described = instructblip_config(repository).vision_config
     elif family in (_CLIP, _CLIP_VISION):
-        described = _clip_vision_config(repository, family)
-        # transformers 5 writes a bare vision model without the prefix, earlier versions with it.
-        prefix = prefix if any(name.startswith(prefix) for name in tensors or ()) else ""
-        family = _CLIP
+        described, family = _clip_vision_config(repository, family), _CLIP
     else:
         raise UserError(
             "not a visual encoder that is known here",
-            where=config.source,
+            where=source,
             received=family,
             allowed=f"config.json with model_type {INSTRUCTBLIP}, {_CLIP} or {_CLIP_VISION}",
             hint="set encoder.source to an InstructBLIP or CLIP folder or hub id",
         )
-    return OpenedEncoder(family, described, tensors, prefix, pixel_statistics(repository, CLIP_PIXELS))
+    return repository, family, described, pixel_statistics(repository, CLIP_PIXELS)
 
 
 def _clip_vision_config(repository: Repository, family: str) -> Any:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
 from stages.networks.build import TRAINED_FILE
 from stages.records import parse_record, read_json
+from stages.upgrade import upgraded
 from stages.weights.instructblip import is_instructblip
 from stages.weights.repository import Repository
 from stages.wording import counted
@@ -58,6 +59,19 @@ class About(_Record):
     card: Card
     task: str
     precision: Precision
+
+    @field_validator("networks", mode="before")
+    @classmethod
+    def _of_this_version(cls, networks: Any) -> Any:
+        """What earlier versions wrote is read, too."""
+        if not isinstance(networks, dict) or not all(isinstance(part, dict) for part in networks.values()):
+            return networks
+        flat = {f"{branch}.{name}": value for branch, part in networks.items() for name, value in part.items()}
+        tree: dict[str, dict[str, Any]] = {branch: {} for branch in networks}
+        for key, value in upgraded(flat).items():
+            branch, _, name = key.partition(".")
+            tree[branch][name] = value
+        return tree
 
     @classmethod
     def of(cls, config: ModelConfig, card: Card, task: str, precision: Precision) -> "About":

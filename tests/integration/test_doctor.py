@@ -295,12 +295,15 @@ def test_a_teacher_of_another_family_needs_other_files(tmp_path, capsys):
     dino = tmp_path / "dino"
     dino.mkdir()
     (dino / "config.json").write_text(json.dumps({"model_type": "dinov2"}))
-    settings = resolved(tmp_path, f"teacher.source={dino}")
+    settings = resolved(tmp_path, "teacher.kind=dinov2", f"teacher.source={dino}")
     assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without weights in dino/")
     write_weights(dino / "model.safetensors")
     found = diagnose(settings, capsys)
     assert found["weights/teacher.source"]["status"] == "ok"
     assert "weights/teacher.vae_source" not in found
+    other = diagnose(resolved(tmp_path, f"teacher.source={dino}"), capsys)["weights/teacher.source"]
+    assert (other["status"], other["detail"]) == ("problem", f"{dino}: not of kind dit")
+    assert other["fix"].startswith("set teacher.kind=dinov2,")
 
 
 def test_a_vision_tower_as_the_teacher_needs_its_own_shards_alone(tmp_path, capsys):
@@ -310,7 +313,7 @@ def test_a_vision_tower_as_the_teacher_needs_its_own_shards_alone(tmp_path, caps
     (clip / "config.json").write_text(json.dumps({"model_type": "clip"}))
     index = {"weight_map": {"text_model.a": "part-1.safetensors", "vision_model.a": "part-2.safetensors"}}
     (clip / "model.safetensors.index.json").write_text(json.dumps(index))
-    settings = resolved(tmp_path, f"teacher.source={clip}")
+    settings = resolved(tmp_path, "teacher.kind=tower", f"teacher.source={clip}")
     assert diagnose(settings, capsys)["weights/teacher.source"]["detail"].endswith("without part-2.safetensors")
     write_weights(clip / "part-2.safetensors")
     assert diagnose(settings, capsys)["weights/teacher.source"]["status"] == "ok"

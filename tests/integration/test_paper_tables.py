@@ -179,6 +179,7 @@ REFUSED = {
     "the tiny networks": ({"preset": "tiny"}, {}, "bundled tiny network"),
     "a bundled teacher alone": ({"overrides": ["teacher.source=bundled:tiny-dit"]}, {}, "teacher is a bundled tiny"),
     "a random teacher": ({"overrides": ["teacher.random_seed=1"]}, {}, "teacher.random_seed is 1, not None"),
+    "another kind of teacher": ({"overrides": ["teacher.kind=tower"]}, {}, "teacher.kind is tower, not dit"),
     "another lambda": ({"overrides": ["alignment.kd_weight=0.5"]}, {}, "alignment.kd_weight is 0.5, not 1.0"),
     "another memory": ({"overrides": ["qformer.memory_slots=10"]}, {}, "qformer.memory_slots is 10, not 20"),
     "a part of the training set": ({"samples": {"train": 100, "val": 103}}, {}, "100 train samples, not 298"),

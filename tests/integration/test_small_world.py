@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from model.config import EncoderConfig, TeacherConfig
+from model.config import DiTSettings, EncoderConfig
 from recipes.small_world import __main__ as recipe
 from recipes.small_world.record import PROBE_TOLERANCE, load_record
 from recipes.small_world.settings import CONFIG, read_settings
@@ -48,7 +48,7 @@ def made(few, tmp_path_factory):
 
 def test_what_is_made_loads_as_published_checkpoints_do(made):
     encoder = load_encoder(EncoderConfig(source=str(made / "tiny-instructblip")))
-    teacher = load_teacher(TeacherConfig(source=str(made / "tiny-dit")))
+    teacher = load_teacher(DiTSettings(source=str(made / "tiny-dit")))
     frames = torch.zeros(2, 112, 112, 3, dtype=torch.uint8)
     assert encoder(frames).shape == (2, 65, 96)
     assert teacher.tokens(frames[:, :64, :64]).shape == (2, 16, 112)

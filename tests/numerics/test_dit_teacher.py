@@ -17,14 +17,14 @@ from tiny_dit import (
 )
 from tolerances import BFLOAT16_HIDDEN, FLOAT32_NETWORK, WRONG_BY, relative_difference, rms_difference
 
-from model.config import TeacherConfig
+from model.config import DiTSettings
 from model.frozen import FrozenModule
 from model.teachers.dit import DiTTeacher
 
 
 def build_teacher(dit_tensors=None, vae_tensors=None, **settings):
     return DiTTeacher(
-        TeacherConfig(**settings),
+        DiTSettings(**settings),
         dit_config=dict(the_transformer().config),
         dit_tensors=the_transformer().state_dict() if dit_tensors is None else dit_tensors,
         vae_config=dict(the_vae().config),

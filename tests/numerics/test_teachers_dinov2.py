@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tiny_dinov2 import BLOCKS, CROP_PX, PATCHES, REGISTERS, VARIANTS, WIDTH, build, save
 from tolerances import FLOAT32_NETWORK, WRONG_BY, relative_difference
 
-from model.config import ModelConfig, TeacherConfig
+from model.config import DinoSettings, DiTSettings, ModelConfig
 from stages.errors import UserError
 from stages.frozen.identity import feature_fields
 from stages.frozen.load import describe_teacher, load_teacher
@@ -42,7 +42,7 @@ def frames():
 
 
 def settings(folder, **changed):
-    return TeacherConfig(source=str(folder), **changed)
+    return DinoSettings(source=str(folder), **changed)
 
 
 @torch.no_grad()
@@ -69,14 +69,14 @@ def test_the_target_is_the_mean_over_the_last_patch_tokens(variant, network, fol
 
 
 def test_the_class_token_alone_may_be_the_target(network, folder, frames):
-    teacher = load_teacher(settings(folder, dino_pooling="class"))
+    teacher = load_teacher(settings(folder, pooling="class"))
     expected = outputs_of_the_class(network, frames).pooler_output
     assert relative_difference(teacher(frames), expected) <= FLOAT32_NETWORK
 
 
 @pytest.mark.parametrize("block", range(1, BLOCKS + 1))
 def test_a_block_is_read_as_it_is_and_blocks_above_are_not_built(variant, network, folder, frames, block):
-    teacher = load_teacher(settings(folder, dino_block=block))
+    teacher = load_teacher(settings(folder, block=block))
     states = outputs_of_the_class(network, frames).hidden_states
     assert len(states) == BLOCKS + 1
     tokens = teacher.tokens(frames)
@@ -112,9 +112,9 @@ def test_only_the_shards_with_needed_tensors_are_opened(network, folder, frames,
     assert len(unneeded) > 2
     for shard in unneeded:
         (tmp_path / shard).unlink()
-    asked = settings(tmp_path, dino_block=1)
-    assert torch.equal(load_teacher(asked)(frames), load_teacher(settings(folder, dino_block=1))(frames))
-    assert describe_teacher(asked).digest == describe_teacher(settings(folder, dino_block=1)).digest
+    asked = settings(tmp_path, block=1)
+    assert torch.equal(load_teacher(asked)(frames), load_teacher(settings(folder, block=1))(frames))
+    assert describe_teacher(asked).digest == describe_teacher(settings(folder, block=1)).digest
     with pytest.raises(UserError, match="is missing"):
         load_teacher(settings(tmp_path))
 
@@ -140,10 +140,10 @@ def test_the_fingerprint_names_family_block_and_pooling(folder, variant):
     described = describe_teacher(settings(folder))
     family = "dinov2_with_registers" if variant == "registers" else "dinov2"
     assert described.facts["family"] == family
-    teacher = settings(folder, dino_block=2, dino_pooling="class", random_seed=5)
+    teacher = settings(folder, block=2, pooling="class", random_seed=5)
     fields = feature_fields(ModelConfig(teacher=teacher))
-    assert fields["teacher.dino_block"] == 2
-    assert fields["teacher.dino_pooling"] == "class"
+    assert fields["teacher.block"] == 2
+    assert fields["teacher.pooling"] == "class"
     assert fields["teacher.random_seed"] == 5
 
 
@@ -157,18 +157,15 @@ def test_the_digest_covers_what_is_read_and_nothing_else(plain, tmp_path):
     assert digest(None) == describe_teacher(settings(plain)).digest
     assert digest("layernorm.bias") != digest(None)
     assert digest("embeddings.mask_token") == digest(None)
-    assert digest("encoder.layer.1.mlp.fc1.bias", dino_block=2) != digest(None, dino_block=2)
+    assert digest("encoder.layer.1.mlp.fc1.bias", block=2) != digest(None, block=2)
     for unread in ("layernorm.bias", "encoder.layer.2.mlp.fc1.bias"):
-        assert digest(unread, dino_block=2) == digest(None, dino_block=2)
+        assert digest(unread, block=2) == digest(None, block=2)
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"dino_block": 4}, "teacher.dino_block is 4, but the network has 3 blocks"),
-        ({"block": 3}, "teacher.block is 3, but a dinov2 teacher does not read it; leave it at 8"),
-        ({"timestep": 5}, "teacher.timestep is 5, but a dinov2 teacher does not read it; leave it at 0"),
-        ({"vae_source": "x"}, "teacher.vae_source is x, but a dinov2 teacher does not read it; leave it at None"),
+        ({"block": 4}, "teacher.block is 4, but the network has 3 blocks"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(plain, changed, said):
@@ -178,9 +175,12 @@ def test_settings_that_do_not_fit_are_refused(plain, changed, said):
         assert str(caught.value) == f"{plain}: {said}"
 
 
-def test_settings_of_dinov2_say_nothing_about_a_dit():
-    with pytest.raises(UserError, match=r"teacher\.dino_pooling is class, but a dit teacher does not read it"):
-        load_teacher(TeacherConfig(source="bundled:tiny-dit", dino_pooling="class"))
+def test_a_checkpoint_of_another_family_is_refused_with_the_kind_to_set(plain):
+    for config, kind in ((settings("bundled:tiny-instructblip"), "tower"), (DiTSettings(source=str(plain)), "dinov2")):
+        with pytest.raises(
+            UserError, match=rf"another family than teacher\.kind={config.kind}.*Set teacher\.kind={kind},"
+        ):
+            load_teacher(config)
 
 
 def test_a_picture_that_patches_do_not_fill_is_refused(plain, tmp_path):

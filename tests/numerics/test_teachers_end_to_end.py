@@ -16,7 +16,7 @@ from stages.decode.reader import decode
 from stages.errors import UserError
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import feature_fields, fingerprint, settle_precision
-from stages.frozen.load import load_encoder, load_teacher
+from stages.frozen.load import load_encoder, load_teacher, open_encoder, open_teacher
 from tests.video_files import write_video
 
 TIMES = np.array([0.0, 0.5, 1.5])
@@ -30,7 +30,12 @@ def video(tmp_path_factory):
 def clip_and_dinov2(folder):
     save_whole_clip(folder / "clip")
     save_dinov2(build_dinov2("registers"), folder / "dinov2")
-    return [f"encoder.source={folder / 'clip'}", "encoder.layer=2", f"teacher.source={folder / 'dinov2'}"]
+    return [
+        f"encoder.source={folder / 'clip'}",
+        "encoder.layer=2",
+        "teacher.kind=dinov2",
+        f"teacher.source={folder / 'dinov2'}",
+    ]
 
 
 def clip_and_original_dit(folder):
@@ -43,7 +48,12 @@ def clip_and_original_dit(folder):
 
 def clip_and_its_own_tower(folder):
     save_whole_clip(folder / "clip")
-    return [f"encoder.source={folder / 'clip'}", f"teacher.source={folder / 'clip'}", "teacher.tower_block=2"]
+    return [
+        f"encoder.source={folder / 'clip'}",
+        "teacher.kind=tower",
+        f"teacher.source={folder / 'clip'}",
+        "teacher.block=2",
+    ]
 
 
 def configure(overrides):
@@ -73,6 +83,28 @@ def test_a_video_is_extracted_with_these_networks(networks, video, tmp_path):
         assert relative_difference(expected[0], expected[-1]) > 0.01, "all frames look alike to it"
 
 
+@pytest.mark.parametrize(
+    "networks",
+    [
+        lambda _: [],
+        clip_and_dinov2,
+        clip_and_original_dit,
+        clip_and_its_own_tower,
+        lambda folder: [*clip_and_dinov2(folder), "teacher.pooling=class"],
+        lambda folder: [*clip_and_its_own_tower(folder), "teacher.pooling=class"],
+    ],
+)
+def test_what_is_opened_knows_the_shapes_of_what_is_loaded(networks, tmp_path):
+    config = configure(networks(tmp_path))
+    opened, teacher = open_teacher(config.teacher), load_teacher(config.teacher)
+    size = opened.size_px
+    tokens = teacher.tokens(torch.zeros(2, size, size, 3, dtype=torch.uint8))
+    assert (teacher.size_px, tuple(tokens.shape)) == (size, (2, opened.tokens, opened.width))
+    opened, encoder = open_encoder(config.encoder), load_encoder(config.encoder)
+    features = encoder(torch.zeros(2, opened.size_px, opened.size_px, 3, dtype=torch.uint8))
+    assert tuple(features.shape) == (2, opened.tokens, opened.width)
+
+
 def test_a_cache_knows_its_networks(tmp_path):
     overrides = clip_and_dinov2(tmp_path)
     config = configure(overrides)
@@ -80,7 +112,7 @@ def test_a_cache_knows_its_networks(tmp_path):
     named = {name: made.fields[name] for name in ("encoder.family", "encoder.layer", "teacher.family")}
     assert named == {"encoder.family": "clip", "encoder.layer": 2, "teacher.family": "dinov2_with_registers"}
     made.require_match(feature_fields(config), "cache")
-    for changed in ("teacher.dino_block=1", "teacher.dino_pooling=class", "teacher.random_seed=1", "encoder.layer=1"):
+    for changed in ("teacher.block=1", "teacher.pooling=class", "teacher.random_seed=1", "encoder.layer=1"):
         other = configure([*overrides, changed])
         with pytest.raises(UserError, match=changed.partition("=")[0]):
             made.require_match(feature_fields(other), "cache")

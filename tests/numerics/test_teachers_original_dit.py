@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_dit import BLOCKS, HEADS, SIZE_PX, original_tensors, save_pipeline, the_transformer
 
-from model.config import TeacherConfig
+from model.config import DiTSettings
 from stages.errors import UserError
 from stages.frozen.load import describe_teacher, load_teacher
 from stages.weights.dit_original import HEADS_BY_WIDTH, original_dit_config
@@ -23,7 +23,7 @@ def frames():
 
 
 def settings(path, pipeline, **changed):
-    return TeacherConfig(**{"source": str(path), "vae_source": str(pipeline), "heads": HEADS, **changed})
+    return DiTSettings(**{"source": str(path), "vae_source": str(pipeline), "heads": HEADS, **changed})
 
 
 def save(tmp_path, content):
@@ -39,7 +39,7 @@ def test_the_original_file_gives_the_targets_of_the_diffusers_folder(frames, pip
     others = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     path = save(tmp_path, tensors if form == "plain" else {"model": others, "ema": tensors})
     teacher = load_teacher(settings(path, pipeline, block=block))
-    expected = load_teacher(TeacherConfig(source=str(pipeline), block=block))
+    expected = load_teacher(DiTSettings(source=str(pipeline), block=block))
     assert torch.equal(teacher(frames), expected(frames))
     assert (teacher.size_px, teacher.width) == (expected.size_px, expected.width)
     assert describe_teacher(settings(path, pipeline)).size_px == SIZE_PX
@@ -53,15 +53,15 @@ def test_a_vae_may_have_a_repository_of_its_own(frames, pipeline, tmp_path):
 
 def test_a_pipeline_may_take_another_vae(frames, pipeline, tmp_path):
     (tmp_path / "transformer").symlink_to(pipeline / "transformer")
-    teacher = load_teacher(TeacherConfig(source=str(tmp_path), vae_source=str(pipeline / "vae")))
-    assert torch.equal(teacher(frames), load_teacher(TeacherConfig(source=str(pipeline)))(frames))
+    teacher = load_teacher(DiTSettings(source=str(tmp_path), vae_source=str(pipeline / "vae")))
+    assert torch.equal(teacher(frames), load_teacher(DiTSettings(source=str(pipeline)))(frames))
 
 
 def test_later_blocks_and_the_output_layers_need_not_exist(frames, pipeline, tmp_path):
     read = ("x_embedder.", "t_embedder.", "y_embedder.", "pos_embed", "blocks.0.", "blocks.1.")
     tensors = {name: tensor for name, tensor in original_tensors().items() if name.startswith(read)}
     teacher = load_teacher(settings(save(tmp_path, tensors), pipeline, block=2))
-    assert torch.equal(teacher(frames), load_teacher(TeacherConfig(source=str(pipeline), block=2))(frames))
+    assert torch.equal(teacher(frames), load_teacher(DiTSettings(source=str(pipeline), block=2))(frames))
 
 
 def test_the_digest_covers_what_is_read_and_nothing_else(pipeline, tmp_path):
@@ -142,15 +142,15 @@ def test_a_file_with_more_than_tensors_says_what_to_do(pipeline, tmp_path):
 
 def test_a_pipeline_knows_its_own_heads(pipeline):
     with pytest.raises(UserError, match=r"teacher\.heads: .*config\.json has the number of heads"):
-        load_teacher(TeacherConfig(source=str(pipeline), heads=HEADS))
+        load_teacher(DiTSettings(source=str(pipeline), heads=HEADS))
 
 
 def test_random_weights_take_the_architecture_alone(frames, pipeline, tmp_path):
     (tmp_path / "vae").symlink_to(pipeline / "vae")
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_bytes((pipeline / "transformer" / "config.json").read_bytes())
-    untrained = TeacherConfig(source=str(tmp_path), random_seed=3)
+    untrained = DiTSettings(source=str(tmp_path), random_seed=3)
     from_file = settings(save(tmp_path, original_tensors()), pipeline, random_seed=3)
     assert torch.equal(load_teacher(untrained)(frames), load_teacher(from_file)(frames))
     digests = {describe_teacher(untrained.model_copy(update={"random_seed": seed})).digest for seed in (3, 4)}
-    assert len(digests | {describe_teacher(TeacherConfig(source=str(pipeline))).digest}) == 3
+    assert len(digests | {describe_teacher(DiTSettings(source=str(pipeline))).digest}) == 3

@@ -20,7 +20,7 @@ from tiny_towers import (
 from tolerances import FLOAT32_NETWORK, WRONG_BY, relative_difference
 from transformers import CLIPImageProcessorPil
 
-from model.config import EncoderConfig, ModelConfig, TeacherConfig
+from model.config import EncoderConfig, ModelConfig, TowerSettings
 from stages.errors import UserError
 from stages.frozen.identity import feature_fields
 from stages.frozen.load import describe_encoder, describe_teacher, load_encoder, load_teacher
@@ -36,7 +36,7 @@ def frames():
 
 
 def settings(folder, **changed):
-    return TeacherConfig(source=str(folder), **changed)
+    return TowerSettings(source=str(folder), **changed)
 
 
 @pytest.mark.parametrize("save", SAVES)
@@ -54,7 +54,7 @@ def test_the_target_is_the_mean_over_the_last_patch_tokens(save, frames, tmp_pat
 @pytest.mark.parametrize("save", FAMILIES)
 def test_the_class_token_alone_may_be_the_target(save, frames, tmp_path):
     outputs = outputs_of_the_class(save(tmp_path), frames)
-    target = load_teacher(settings(tmp_path, tower_pooling="class"))(frames)
+    target = load_teacher(settings(tmp_path, pooling="class"))(frames)
     assert relative_difference(target, outputs.last_hidden_state[:, 0]) <= FLOAT32_NETWORK
     assert relative_difference(target, outputs.pooler_output) > WRONG_BY * FLOAT32_NETWORK, "one LayerNorm more"
 
@@ -64,7 +64,7 @@ def test_the_class_token_alone_may_be_the_target(save, frames, tmp_path):
 def test_a_block_is_read_as_it_is_and_blocks_above_are_not_built(save, frames, block, tmp_path):
     states = outputs_of_the_class(save(tmp_path), frames).hidden_states
     assert len(states) == LAYERS + 1
-    teacher = load_teacher(settings(tmp_path, tower_block=block))
+    teacher = load_teacher(settings(tmp_path, block=block))
     tokens = teacher.tokens(frames)
     for index, state in enumerate(states):
         difference = relative_difference(tokens, state[:, 1:])
@@ -79,7 +79,7 @@ def test_a_block_is_read_as_it_is_and_blocks_above_are_not_built(save, frames, b
 def test_it_is_the_visual_encoder_of_the_same_source(save, layer, frames, tmp_path):
     save(tmp_path)
     encoder = EncoderConfig(source=str(tmp_path), layer=layer)
-    teacher = settings(tmp_path, tower_block=layer)
+    teacher = settings(tmp_path, block=layer)
     expected = load_encoder(encoder)(frames)[:, 1:].mean(dim=1)
     assert torch.equal(load_teacher(teacher)(frames), expected)
     assert describe_teacher(teacher) == describe_encoder(encoder)
@@ -94,7 +94,7 @@ def test_shards_of_other_parts_and_of_later_blocks_may_be_absent(build, frames, 
     needed = {shard for name, shard in shard_of.items() if name.startswith(read)}
     for shard in set(shard_of.values()) - needed:
         (tmp_path / "some" / shard).unlink()
-    some, whole = (settings(tmp_path / name, tower_block=1) for name in ("some", "all"))
+    some, whole = (settings(tmp_path / name, block=1) for name in ("some", "all"))
     assert torch.equal(load_teacher(some)(frames), load_teacher(whole)(frames))
     assert describe_teacher(some).digest == describe_teacher(whole).digest
     with pytest.raises(UserError, match="is missing"):
@@ -117,10 +117,10 @@ def test_the_checkpoint_says_how_its_pixels_are_normalised(frames, tmp_path):
 def test_the_fingerprint_names_family_block_and_pooling(save, family, tmp_path):
     save(tmp_path)
     assert describe_teacher(settings(tmp_path)).facts["family"] == family
-    teacher = settings(tmp_path, tower_block=2, tower_pooling="class", random_seed=5)
+    teacher = settings(tmp_path, block=2, pooling="class", random_seed=5)
     fields = feature_fields(ModelConfig(teacher=teacher))
-    named = {name: fields[f"teacher.{name}"] for name in ("tower_block", "tower_pooling", "random_seed")}
-    assert named == {"tower_block": 2, "tower_pooling": "class", "random_seed": 5}
+    named = {name: fields[f"teacher.{name}"] for name in ("block", "pooling", "random_seed")}
+    assert named == {"block": 2, "pooling": "class", "random_seed": 5}
 
 
 def test_the_digest_covers_what_is_read_and_nothing_else(tmp_path):
@@ -132,19 +132,16 @@ def test_the_digest_covers_what_is_read_and_nothing_else(tmp_path):
         return describe_teacher(settings(tmp_path, **changed)).digest
 
     assert digest("vision_model.post_layernorm.bias") != digest()
-    assert digest("vision_model.encoder.layers.1.mlp.fc1.bias", tower_block=2) != digest(tower_block=2)
+    assert digest("vision_model.encoder.layers.1.mlp.fc1.bias", block=2) != digest(block=2)
     for unread in ("vision_model.post_layernorm.bias", "vision_model.encoder.layers.2.mlp.fc1.bias"):
-        assert digest(unread, tower_block=2) == digest(tower_block=2)
+        assert digest(unread, block=2) == digest(block=2)
     assert digest("qformer.encoder.layer.0.output.dense.bias") == digest()
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"tower_block": 4}, "teacher.tower_block is 4, but the network has 3 blocks"),
-        ({"block": 3}, "teacher.block is 3, but a tower teacher does not read it; leave it at 8"),
-        ({"vae_source": "x"}, "teacher.vae_source is x, but a tower teacher does not read it; leave it at None"),
-        ({"dino_block": 2}, "teacher.dino_block is 2, but a tower teacher does not read it; leave it at None"),
+        ({"block": 4}, "teacher.block is 4, but the network has 3 blocks"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, changed, said):
@@ -155,10 +152,14 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, changed, said):
         assert str(caught.value) == f"{tmp_path}: {said}"
 
 
-@pytest.mark.parametrize(("name", "value"), [("tower_block", 2), ("tower_pooling", "class")])
-def test_settings_of_a_tower_say_nothing_about_a_dit(name, value):
-    with pytest.raises(UserError, match=rf"teacher\.{name} is {value}, but a dit teacher does not read it"):
-        load_teacher(TeacherConfig(source="bundled:tiny-dit", **{name: value}))
+def test_a_checkpoint_of_another_family_is_refused_with_the_kind_to_set():
+    for look in (load_teacher, describe_teacher):
+        with pytest.raises(UserError) as caught:
+            look(settings("bundled:tiny-dit"))
+        assert str(caught.value) == (
+            "teacher.source bundled:tiny-dit: this checkpoint is of another family than teacher.kind=tower. "
+            "Set teacher.kind=dit, or teacher.source to a checkpoint of kind tower"
+        )
 
 
 @pytest.mark.parametrize("save", FAMILIES)
@@ -183,9 +184,9 @@ def test_random_weights_need_no_checkpoint_and_follow_the_seed(save, frames, tmp
 @pytest.mark.parametrize("save", FAMILIES)
 def test_an_untrained_tower_is_one_network_whichever_block_is_read(save, frames, tmp_path):
     save(tmp_path)
-    whole = load_teacher(settings(tmp_path, random_seed=1, tower_block=LAYERS)).encoder
+    whole = load_teacher(settings(tmp_path, random_seed=1, block=LAYERS)).encoder
     states = outputs_of_the_class(whole.vision_model, frames).hidden_states
-    tokens = load_teacher(settings(tmp_path, random_seed=1, tower_block=1)).tokens(frames)
+    tokens = load_teacher(settings(tmp_path, random_seed=1, block=1)).tokens(frames)
     assert relative_difference(tokens, states[1][:, 1:]) <= FLOAT32_NETWORK
     for before, after in pairwise(states):
         assert relative_difference(after, before) > WRONG_BY * FLOAT32_NETWORK, "a block is the identity"

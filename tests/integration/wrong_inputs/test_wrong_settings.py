@@ -79,7 +79,8 @@ def test_settings_that_do_not_fit_the_networks_leave_no_run_behind(made, refused
         ),
         (
             "teacher.tower_block=2",
-            "bundled:tiny-dit: teacher.tower_block is 2, but a dit teacher does not read it; leave it at None",
+            "--set teacher.tower_block=2: unknown configuration key; got 'teacher.tower_block'. "
+            "It is now teacher.block with teacher.kind=tower",
         ),
     ],
 )

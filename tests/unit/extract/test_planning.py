@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import EncoderConfig, ModelConfig, TeacherConfig
+from model.config import DinoSettings, DiTSettings, EncoderConfig, ModelConfig, TowerSettings
 from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
@@ -46,9 +46,9 @@ def plan_of(**frames):
 # --- shapes
 
 
-def config_of(encoder="bundled:tiny-instructblip", teacher="bundled:tiny-dit", **teacher_settings):
+def config_of(encoder="bundled:tiny-instructblip", teacher="bundled:tiny-dit", kind=DiTSettings, **teacher_settings):
     return ModelConfig(
-        encoder=EncoderConfig(source=str(encoder)), teacher=TeacherConfig(source=str(teacher), **teacher_settings)
+        encoder=EncoderConfig(source=str(encoder)), teacher=kind(source=str(teacher), **teacher_settings)
     )
 
 
@@ -81,7 +81,7 @@ def test_a_clip_is_read_whole_or_as_its_vision_tower(tmp_path, inside):
 @pytest.mark.parametrize("family", ["dinov2", "dinov2_with_registers"])
 def test_a_dinov2_has_its_hidden_width(tmp_path, family):
     folder = describe(tmp_path / "dino", model_type=family, hidden_size=36, num_hidden_layers=2, num_attention_heads=2)
-    assert frame_shape(config_of(teacher=folder)).teacher_width == 36
+    assert frame_shape(config_of(teacher=folder, kind=DinoSettings)).teacher_width == 36
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -91,13 +91,15 @@ def test_a_vision_tower_as_the_teacher_has_its_hidden_width(tmp_path, inside):
         folder = describe(tmp_path / "clip", model_type="clip", vision_config=vision)
     else:
         folder = describe(tmp_path / "clip", model_type="clip_vision_model", **vision)
-    assert frame_shape(config_of(teacher=folder)).teacher_width == 48
-    assert frame_shape(config_of(teacher="bundled:tiny-instructblip")).teacher_width == 96
+    assert frame_shape(config_of(teacher=folder, kind=TowerSettings)).teacher_width == 48
+    assert frame_shape(config_of(teacher="bundled:tiny-instructblip", kind=TowerSettings)).teacher_width == 96
 
 
 def test_the_published_encoder_as_its_own_teacher_need_not_be_on_this_machine():
     source = "Salesforce/instructblip-vicuna-7b"
-    assert frame_shape(config_of(encoder=source, teacher=source)) == FrameShape(257, 1408, 1408, (source,))
+    assert frame_shape(config_of(encoder=source, teacher=source, kind=TowerSettings)) == FrameShape(
+        257, 1408, 1408, (source,)
+    )
 
 
 def test_an_original_dit_file_has_the_width_of_its_tensors(tmp_path):
@@ -116,8 +118,11 @@ def test_an_original_dit_file_has_the_width_of_its_tensors(tmp_path):
     [
         ({"encoder": "no/such-thing"}, "got 'no/such-thing'"),
         ({"encoder": "bundled:tiny-dit"}, "file config.json is missing"),
-        ({"teacher": "bundled:tiny-instructblip", "tower_block": 5}, "teacher.tower_block is 5, but the network has 4"),
-        ({"teacher": "bundled:tiny-instructblip", "block": 3}, "a tower teacher does not read it; leave it at 8"),
+        (
+            {"teacher": "bundled:tiny-instructblip", "kind": TowerSettings, "block": 5},
+            "teacher.block is 5, but the network has 4",
+        ),
+        ({"teacher": "bundled:tiny-instructblip"}, "Set teacher.kind=tower"),
         ({"teacher": "nowhere.pt"}, "teacher.source: no such file; got 'nowhere.pt'"),
         ({"block": 11}, "teacher.block is 11, but the DiT has 10 blocks"),
     ],

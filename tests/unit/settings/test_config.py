@@ -1,14 +1,27 @@
 """The layers of the configuration, where each value came from, and the options that the commands have."""
 
+import shlex
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 from pydantic import ValidationError
 
+from model.config import DinoSettings, DiTSettings, TowerSettings
 from pipeline.cli import app
-from pipeline.settings.config import PipelineConfig, dump_yaml, preset_names, resolve, resolve_run, valid_keys
+from pipeline.settings import locations
+from pipeline.settings.config import (
+    PipelineConfig,
+    dump_yaml,
+    preset_names,
+    resolve,
+    resolve_run,
+    settings_of,
+    valid_keys,
+)
 from stages.errors import UserError
 
 SETTINGS = {"--preset", "--config", "--set", "--json"}
@@ -74,14 +87,8 @@ def options_of(command, path=()):
 
 
 def differing(one: PipelineConfig, other: PipelineConfig) -> dict[str, tuple]:
-    mine, theirs = one.model_dump(), other.model_dump()
-
-    def at(tree, key):
-        for part in key.split("."):
-            tree = tree[part]
-        return tree
-
-    pairs = {key: (at(mine, key), at(theirs, key)) for key in valid_keys()}
+    mine, theirs = settings_of(one), settings_of(other)
+    pairs = {key: (mine[key], theirs[key]) for key in mine}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -348,6 +355,89 @@ def test_a_saved_run_takes_overrides_but_no_unknown_key(tmp_path):
         resolve_run(file, ["language.num_beam=1"])
 
 
+# --- the teacher's kind
+
+
+@pytest.mark.parametrize(
+    "overrides", [["teacher.kind=tower", "teacher.block=2"], ["teacher.block=2", "teacher.kind=tower"]]
+)
+def test_another_kind_of_teacher_takes_nothing_from_the_presets(overrides):
+    resolved = resolve(preset="tiny", overrides=overrides)
+    assert resolved.config.teacher == TowerSettings(block=2)
+    named = {key: source for key, source in resolved.sources.items() if key.startswith("teacher.")}
+    assert named == {
+        f"teacher.{name}": f"--set teacher.{name}={value}" for name, value in [("kind", "tower"), ("block", 2)]
+    }
+
+
+def test_a_preset_says_more_of_the_teacher_where_its_kind_stays():
+    config = resolve(preset="tiny", overrides=["teacher.kind=dit", "teacher.block=2"]).config
+    assert config.teacher == DiTSettings(source="bundled:tiny-dit", block=2)
+
+
+def test_a_run_may_be_asked_with_another_kind_of_teacher(tmp_path):
+    file = write(tmp_path / "config.yaml", dump_yaml(resolve(preset="tiny", overrides=["teacher.timestep=3"]).config))
+    assert resolve_run(file, ["teacher.pooling=class", "teacher.kind=dinov2"]).teacher == DinoSettings(pooling="class")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["teacher.kind=dinov"],
+            "--set teacher.kind=dinov: unknown kind of teacher; got 'dinov'; allowed: dit, dinov2, tower. "
+            "Did you mean 'dinov2'?",
+        ),
+        (
+            ["teacher.kind=tower", "teacher.timestep=2"],
+            "--set teacher.timestep=2: a teacher of kind tower does not read it; got 'teacher.timestep'; allowed: "
+            "teacher.kind, teacher.source, teacher.random_seed, teacher.block, teacher.pooling",
+        ),
+        (
+            ["teacher.kind=tower", "teacher.pooling=max"],
+            "--set teacher.pooling=max: teacher.pooling: Input should be 'mean' or 'class'; got 'max'",
+        ),
+        (
+            ["teacher.blok=2"],
+            "--set teacher.blok=2: unknown configuration key; got 'teacher.blok'. Did you mean teacher.block?",
+        ),
+    ],
+)
+def test_what_a_kind_of_teacher_does_not_read_is_refused_in_one_line(overrides, line):
+    with pytest.raises(UserError) as refused:
+        resolve(overrides=overrides)
+    assert str(refused.value) == line
+
+
+@pytest.mark.parametrize(
+    ("key", "now"),
+    [
+        ("dino_block", "teacher.block with teacher.kind=dinov2"),
+        ("dino_pooling", "teacher.pooling with teacher.kind=dinov2"),
+        ("tower_block", "teacher.block with teacher.kind=tower"),
+        ("tower_pooling", "teacher.pooling with teacher.kind=tower"),
+    ],
+)
+def test_a_former_setting_of_a_teacher_is_refused_with_its_new_name(tmp_path, key, now):
+    file = write(tmp_path / "settings.yaml", f"teacher: {{{key}: 2}}\n")
+    for given, where in (
+        ({"overrides": [f"teacher.{key}=2"]}, f"--set teacher.{key}=2"),
+        ({"config_file": file}, str(file)),
+    ):
+        with pytest.raises(UserError) as refused:
+            resolve(**given)
+        assert str(refused.value) == f"{where}: unknown configuration key; got 'teacher.{key}'. It is now {now}"
+
+
+@pytest.mark.parametrize("overrides", [[], ["teacher.kind=dinov2"], ["teacher.kind=tower", "teacher.block=3"]])
+@pytest.mark.parametrize("preset", ["tiny", "diff-lmm-7b"])
+def test_the_command_that_fills_a_cache_names_the_kind_of_teacher(overrides, preset):
+    config = resolve(preset=preset, options={"data.dataset": "lvu"}, overrides=overrides).config
+    words = shlex.split(locations.extract_command(config))
+    named = [value for option, value in pairwise(words) if option == "--set"]
+    assert resolve(preset=preset, options={"data.dataset": "lvu"}, overrides=named).config == config
+
+
 def test_nothing_in_the_tree_can_be_changed():
     config = resolve().config
     with pytest.raises(ValidationError, match="frozen"):
@@ -361,9 +451,9 @@ def test_nothing_in_the_tree_can_be_changed():
 def test_every_key_says_what_it_means():
     def descriptions(branch):
         for field in branch.model_fields.values():
-            kind = field.annotation
-            yield from descriptions(kind) if hasattr(kind, "model_fields") else [field.description]
+            kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if hasattr(kind, "model_fields")]
+            yield from [text for kind in kinds for text in descriptions(kind)] or [field.description]
 
     found = list(descriptions(PipelineConfig))
-    assert len(found) == len(list(valid_keys()))
+    assert len(found) >= len(valid_keys())
     assert all(found)
