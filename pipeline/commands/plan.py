@@ -30,7 +30,7 @@ from stages.extract.estimate import (
     total_bytes,
     video_sizes,
 )
-from stages.extract.worker import VideoTask
+from stages.extract.worker import ExtractionJob, VideoTask
 from stages.frozen.identity import feature_fields, settle_precision
 from stages.frozen.load import ORIGINAL_VAE
 from stages.frozen.shapes import FrameShape, frame_shape
@@ -165,6 +165,8 @@ def _measure(survey: _Survey, seconds: float | None) -> tuple[Calibration | None
     config, root = survey.config, locations.cache_root(survey.config)
     # Beside the cache, never in it, and on its disk; the writing into an object store is not measured.
     beside = nearest_folder(root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir()))
+    clock_fps = locations.card_of(config).frame_rule.index_fps
+    job = ExtractionJob(config.encoder, config.teacher, config.extract, "", clock_fps)
     say(f"measuring this machine for {seconds:g} s; --no-calibrate leaves it out")
     with progress_bar("calibrate", ceil(seconds), "second") as bar:
         shown = 0
@@ -176,7 +178,7 @@ def _measure(survey: _Survey, seconds: float | None) -> tuple[Calibration | None
             bar.advance(steps, note)
 
         try:
-            measured = calibrate(config, config.extract, survey.found, seconds=seconds, beside=beside, on_step=on_step)
+            measured = calibrate(job, survey.found, seconds=seconds, beside=beside, on_step=on_step)
         except UserError as error:
             return None, str(error)
         bar.advance(ceil(seconds) - shown, "")

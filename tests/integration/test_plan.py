@@ -265,7 +265,7 @@ def test_no_ray_is_loaded(world):
     code = (
         f"import sys\nfrom pipeline.cli import main\nsys.argv = {arguments!r}\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "assert 'stages.extract.extraction' in sys.modules\nassert 'ray' not in sys.modules"
+        "assert 'stages.extract.worker' in sys.modules\nassert 'ray' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
