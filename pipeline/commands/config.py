@@ -1,11 +1,9 @@
 """`pipeline config show`."""
 
-import typing
-
 from pydantic import BaseModel
 
 from pipeline.screen.console import emit_json, print_answer
-from pipeline.settings.config import PipelineConfig, Resolved, valid_keys
+from pipeline.settings.config import PipelineConfig, Resolved, leaves, valid_keys
 
 
 def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:
@@ -16,19 +14,13 @@ def run(resolved: Resolved, *, explain: bool, as_json: bool) -> None:
         return
     keys = list(valid_keys())
     width = max(len(key) for key in keys)
+    values = dict(leaves(tree))
     for key in keys:
         source = f"   # {resolved.sources[key]}" if key in resolved.sources else ""
-        line = f"{key:<{width}} = {_value_at(tree, key)}{source}"
+        line = f"{key:<{width}} = {'null' if values[key] is None else values[key]}{source}"
         print_answer(line)
         if explain:
             print_answer(f"{'':<{width}}   {_meaning_of(key)}")
-
-
-def _value_at(tree: dict[str, typing.Any], key: str) -> typing.Any:
-    value: typing.Any = tree
-    for part in key.split("."):
-        value = value[part]
-    return "null" if value is None else value
 
 
 def _meaning_of(key: str) -> str:

@@ -10,7 +10,7 @@ from pipeline.runs.models import LoadedModel, build_for_training, warn_of_long_q
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.small_world import warn_of_unknown_data
 from pipeline.screen.console import say
-from pipeline.settings.config import PipelineConfig, Resolved, overlay, valid_keys
+from pipeline.settings.config import PipelineConfig, Resolved, overlay, setting, valid_keys
 from stages.batches.control_targets import ShuffledTargets
 from stages.batches.windows import WindowDataset
 from stages.data.leakage import leakage_sentence
@@ -139,9 +139,11 @@ def prepare(
 def resumed_config(run: RunFolder, resolved: Resolved) -> PipelineConfig:
     """The run's own settings with what the command names itself; UserError if that would be another training."""
     saved = run.config()
-    given = {key: _at(resolved.config, key) for key in valid_keys() if resolved.given is None or key in resolved.given}
+    given = {
+        key: setting(resolved.config, key) for key in valid_keys() if resolved.given is None or key in resolved.given
+    }
     for key, value in given.items():
-        was = _at(saved, key)
+        was = setting(saved, key)
         if value != was and key not in _MAY_CHANGE and not key.startswith("run."):
             raise UserError(
                 f"--resume keeps the run's own settings, but the command differs in {key} ({was!r}, now {value!r})",
@@ -170,10 +172,3 @@ def _keep_changes(run: RunFolder, config: PipelineConfig) -> None:
         run.note_more_epochs(step=step, before=before, now=now)
     if saved != config:
         run.keep(config)
-
-
-def _at(config: PipelineConfig, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

@@ -9,6 +9,7 @@ remembers where it came from (`Resolved.sources`).
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ def valid_keys(branch: type[BaseModel] = PipelineConfig, prefix: str = "") -> It
             yield from valid_keys(kind, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def setting(config: PipelineConfig, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
 
 
 def resolve(

@@ -15,10 +15,11 @@ from pipeline.runs.results import EvaluationRecord, result_path
 from pipeline.runs.run_folder import CONFIG
 from pipeline.runs.training import FREE
 from pipeline.settings import locations
-from pipeline.settings.config import PipelineConfig, Resolved, load_yaml, overlay, preset_names, valid_keys
+from pipeline.settings.config import PipelineConfig, Resolved, load_yaml, overlay, preset_names, setting, valid_keys
 from stages.errors import UserError
 from stages.evaluate.answering import methods_of
 from stages.evaluate.scoring import Method
+from stages.files import sha256_of
 from stages.networks.build import TRAINED_FILE
 from stages.networks.checkpoint import Checkpoints
 from stages.records import nearest_hint
@@ -258,14 +259,6 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:_DIGEST_CHARS]
 
 
-def setting(config: PipelineConfig, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
 def is_trained(one: Training) -> bool:
     """Whether its training has come to its end."""
     checkpoints = Checkpoints(one.path)
@@ -279,8 +272,7 @@ def is_trained(one: Training) -> bool:
 def is_evaluated(one: Training) -> bool:
     """Whether the answers in its folder are those of its best checkpoint, asked with its settings."""
     checkpoints = Checkpoints(one.path)
-    with (checkpoints.folder / checkpoints.best() / TRAINED_FILE).open("rb") as file:
-        model = hashlib.file_digest(file, "sha256").hexdigest()
+    model = sha256_of(checkpoints.folder / checkpoints.best() / TRAINED_FILE)
     card, task = locations.card_of(one.config), one.config.data.task
     ranked = any(part.labels for name, part in card.tasks.items() if task in (name, "all"))
     return all(_is_answered(one, method, model) for method in methods_of(one.config.evaluate, candidates=ranked))

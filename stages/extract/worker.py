@@ -20,14 +20,12 @@ from stages.cache.files.errors import CacheWriteError, DamagedCacheError
 from stages.cache.source import VideoSource, look_at
 from stages.cache.storage import refuse_unstorable
 from stages.cache.stores.commit import CommitRecord, load_record
-from stages.config import ExtractConfig
+from stages.config import GIB, ExtractConfig
 from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest, local_copy
 from stages.errors import UserError
 from stages.extract.frozen_pair import ExtractionJob, FrozenPair
 from stages.extract.packing import FramePacker
 from stages.urls import is_url, without_secrets
-
-_GIB = 2**30
 
 # Decoded pictures of one video that are held at once: a longer one is decoded and encoded part after part.
 _PART_BYTES = 2**28
@@ -100,7 +98,7 @@ class ExtractionWorker:
         self.packer = FramePacker(self.networks)
         self._encoded: dict[str, int] = {}
         self._part_frames = max(1, part_bytes // sum(3 * height * width for height, width in self.networks.sizes_px))
-        memory_bytes = int(job.extract.memory_gb * _GIB)
+        memory_bytes = int(job.extract.memory_gb * GIB)
         self.children = [
             DecodeChild(memory_bytes=memory_bytes, device=job.extract.decode_device)
             for _ in range(num_decode_children(job.extract, cores))
@@ -175,7 +173,7 @@ class ExtractionWorker:
                         child,
                         task.path,
                         folder=extract.scratch,
-                        limit_bytes=int(extract.download_gb * _GIB),
+                        limit_bytes=int(extract.download_gb * GIB),
                         deadline_s=extract.deadline_s,
                     )
                 )
@@ -330,9 +328,9 @@ class _Gathered:
     ) -> None:
         dtype = np.dtype(np.float16 if extract.storage == "float16" else np.float32)
         needed = frames * (dtype.itemsize * int(np.prod(features.shape[1:])) + targets[0].nbytes)
-        if needed > extract.video_gb * _GIB:
+        if needed > extract.video_gb * GIB:
             raise CacheWriteError(
-                f"video {video!r}: its {frames} frames ask for {needed / _GIB:.3g} GiB of memory; extract.video_gb "
+                f"video {video!r}: its {frames} frames ask for {needed / GIB:.3g} GiB of memory; extract.video_gb "
                 f"allows {extract.video_gb:g}"
             )
         self._video = video

@@ -58,8 +58,3 @@ def place_of(named: str | Path) -> Place:
             allowed="a directory, or protocol://bucket/prefix",
         )
     return CacheUrl(f"{protocol}://{rest.rstrip('/')}")
-
-
-def nearest_existing(path: Path) -> Path:
-    """What `path` names, or the nearest place above it that is there."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -9,7 +9,7 @@ from stages.cache.files.errors import cannot_begin
 from stages.cache.files.files import Directory, Files, SmallFiles
 from stages.cache.files.lock import CacheLock, FileLock
 from stages.cache.files.log import EventLog, FileLog, RemoteLog
-from stages.cache.files.places import CacheUrl, Place, nearest_existing
+from stages.cache.files.places import CacheUrl, Place
 from stages.cache.files.remote_files import RemoteFiles
 from stages.cache.files.remote_lock import RemoteLock
 from stages.cache.source import VideoSource
@@ -20,6 +20,7 @@ from stages.cache.stores.webdataset_store import WebDatasetStore, is_webdataset
 from stages.cache.stores.writing import commit_at_url, commit_video
 from stages.cache.stores.zarr_store import group_problems, read_arrays
 from stages.errors import UserError
+from stages.files import nearest_existing
 
 ZARR = "zarr"
 WEBDATASET = WebDatasetStore.kind
