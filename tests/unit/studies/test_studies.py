@@ -7,6 +7,7 @@ import pytest
 from pipeline.reporting.paper import published_tables
 from pipeline.settings.config import dump_yaml, resolve, setting, valid_keys
 from pipeline.studies.ablate import _shared
+from pipeline.studies.members import load_study, plan_study, shipped_studies
 from stages.errors import UserError
 from stages.evaluate.scoring import Prediction
 from stages.studies.study import ALL_TASKS, compare_seeds, over_seeds, pooled
