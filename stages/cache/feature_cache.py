@@ -263,7 +263,8 @@ class FeatureCache:
                 return self._stored_under(record, asked_s, tolerance_s, wanted)
             except (DamagedCacheError, MissingFramesError):
                 # The video may have a new revision since its record was opened; the old group is then gone.
-                self._forget(video_id)
+                with self._lock:
+                    self._records.pop(video_id, None)
                 fresh = self._opened(video_id)
                 if fresh.group == record.group:
                     raise
@@ -320,10 +321,6 @@ class FeatureCache:
             while len(self._records) > _OPEN_VIDEOS:
                 self._records.popitem(last=False)
         return record
-
-    def _forget(self, video_id: str) -> None:
-        with self._lock:
-            self._records.pop(video_id, None)
 
     def _forget_opened(self) -> None:
         self._records: OrderedDict[str, CommitRecord] = OrderedDict()

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from operator import methodcaller
 from typing import IO, Any, TypeVar
 
 from stages.cache.files.errors import damaged
@@ -184,7 +184,7 @@ class RemoteFiles:
         todo = list(range(len(full)))
         for tries in range(1, _TRIES + 1):
             asked = ([full[i] for i in todo], [starts[i] for i in todo], [ends[i] for i in todo])
-            answers = self._call(partial(_ranges, asked))
+            answers = self._call(methodcaller("cat_ranges", *asked, on_error="return"))
             failed = []
             for i, answer in zip(todo, answers, strict=True):
                 found[i] = answer
@@ -213,10 +213,6 @@ class RemoteFiles:
                     raise _told(error, self.root) from error
                 time.sleep(_PAUSE_S * tries)
         raise AssertionError
-
-
-def _ranges(asked: tuple[list[str], list[int], list[int | None]], filesystem: Any) -> list[Any]:
-    return filesystem.cat_ranges(*asked, on_error="return")
 
 
 def _open(root: CacheUrl) -> tuple[Any, str]:
