@@ -32,7 +32,7 @@ _DEADLINE_S = 60.0
 _MOST_FAILURES = 20
 _TICK_S = 0.25
 
-# Told of the seconds measured so far and of what is going on.
+# Called with the seconds measured so far and with what is going on.
 OnStep = Callable[[float, str], None]
 
 

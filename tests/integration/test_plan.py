@@ -177,6 +177,22 @@ def test_files_that_are_no_videos_leave_the_times_unknown_and_the_counts_known(w
     assert not (tmp_path / "cache").exists()
 
 
+def test_videos_that_cannot_be_decoded_are_named_and_the_others_are_measured(world, plan, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    good, *bad = sorted(path.name for path in world.videos.glob("test_*.mp4"))
+    shutil.copy(world.videos / good, videos)
+    for name in bad:
+        (videos / name).write_text("no video")
+    options = world.options(videos=videos, cache=tmp_path / "cache")
+    measured = plan(*options, "--calibrate-s", "20", "--set", "extract.decode_workers=4")["calibration"]
+    assert set(measured["failed"]) == {name.removesuffix(".mp4") for name in bad}
+    assert all(reason.startswith("unreadable") for reason in measured["failed"].values())
+    # One video gives one piece a round, and the last rounds are those that count.
+    assert (measured["videos"], measured["decode_children"]) == (1, 4)
+    assert {measured[stage]["frames"] for stage in ("decode", "networks", "write")} == {measured["decode"]["frames"]}
+
+
 # --- the hub
 
 # Whoever looks for an address or opens a connection is noted, and gets no further.
