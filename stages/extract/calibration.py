@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -21,6 +21,7 @@ from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.cache.storage import STORAGE_FIELD
 from stages.config import ExtractConfig
+from stages.decode import DecodeError
 from stages.device import pick_device
 from stages.errors import UserError
 from stages.extract.frozen_pair import ExtractionJob
@@ -125,6 +126,9 @@ def calibrate(
         on_step(0.0, "loading the networks")
         job = replace(job, extract=extract.model_copy(update=used), cache_root=str(root))
         with closing(ExtractionWorker(job)) as worker:
+            for child in worker.children:
+                with suppress(DecodeError):  # the video that it is given will fail, too
+                    child.begin()
             rounds = _Rounds(worker, spread(tasks), seconds, on_step)
             rounds.run()
             batch_frames = worker.networks.batch_frames
@@ -158,8 +162,8 @@ def _temporary_cache(beside: Path, extract: ExtractConfig) -> Iterator[Path]:
 class _Rounds:
     """Rounds of one piece of a video for each decode child, of twice as many frames as long as the time allows.
 
-    `outcomes` are those of the rounds with the largest pieces. The first round pays for what happens once, so any
-    other takes its place.
+    `outcomes` are those of the largest round and of what came after it. The first round pays for what happens once,
+    so another one as large takes its place.
     """
 
     def __init__(self, worker: ExtractionWorker, tasks: Sequence[VideoTask], seconds: float, on_step: OnStep) -> None:
@@ -174,15 +178,17 @@ class _Rounds:
     def run(self) -> None:
         """Extract until the next round would take too long or nothing is left; at least one, unless too many fail."""
         frames, rounds, largest = ceil(self._worker.networks.batch_frames / len(self._worker.children)), 0, 0
-        while self._waiting and (self.outcomes or len(self.failed) < _MOST_FAILURES):
+        while self._waiting and (largest or len(self.failed) < _MOST_FAILURES):
             began_s = time.monotonic()
-            if done := self._extract(self._pieces(frames)):
-                self.outcomes = done if rounds < 2 or frames > largest else self.outcomes + done
-                rounds, largest = rounds + 1, frames
+            done = self._extract(self._pieces(frames))
+            encoded = sum(outcome.frames for outcome in done)
+            is_larger = encoded > 1.5 * largest or (rounds == 1 and encoded == largest)
+            self.outcomes = done if is_larger else self.outcomes + done
+            rounds, largest = rounds + bool(encoded), max(largest, encoded)
             took_s, left_s = time.monotonic() - began_s, self._seconds - self._spent_s()
-            if self.outcomes and took_s > left_s:
+            if largest and took_s > left_s:
                 return
-            if done and 2 * took_s < left_s and frames < self._longest:
+            if encoded and 2 * took_s < left_s and frames < self._longest:
                 frames *= 2
 
     def rate(self, seconds: Callable[[VideoOutcome], float]) -> Rate:
@@ -206,7 +212,7 @@ class _Rounds:
         return pieces
 
     def _extract(self, pieces: Sequence[VideoTask]) -> list[VideoOutcome]:
-        """Extract all pieces at once, and return the outcomes of those that could be."""
+        """Extract all pieces at once, and return the outcomes; of one that could not be, without its decoding."""
         with ThreadPoolExecutor(len(pieces)) as pool:
             running = [pool.submit(self._worker.process, piece) for piece in pieces]
             try:
@@ -228,5 +234,7 @@ class _Rounds:
                 done.append(outcome)
             else:
                 self.failed[outcome.video] = outcome.reason
+                # What the networks did meanwhile for other videos may stand here.
+                done.append(replace(outcome, decode_s=0.0))
         self._waiting = deque(task for task in self._waiting if task.video not in self.failed)
         return done
