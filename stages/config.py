@@ -6,6 +6,9 @@ from pydantic import Field
 
 from model.config import NonNegativeFloat, PositiveInt, Settings
 
+GIB = 2**30
+"""Bytes of one unit of the settings that are given in GiB."""
+
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 

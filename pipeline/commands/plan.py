@@ -26,11 +26,11 @@ from stages.extract.estimate import (
     cache_state,
     count_windows,
     disk_room,
-    nearest_folder,
     total_bytes,
     video_sizes,
 )
-from stages.extract.worker import VideoTask
+from stages.extract.worker import ExtractionJob, VideoTask
+from stages.files import nearest_existing
 from stages.frozen.identity import feature_fields, settle_precision
 from stages.frozen.load import teacher_sources
 from stages.frozen.shapes import FrameShape, frame_shape
@@ -161,7 +161,9 @@ def _measure(survey: _Survey, seconds: float | None) -> tuple[Calibration | None
         return None, f"weights are not on this machine: {next(iter(survey.absent.values()))}"
     config, root = survey.config, locations.cache_root(survey.config)
     # Beside the cache, never in it, and on its disk; the writing into an object store is not measured.
-    beside = nearest_folder(root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir()))
+    beside = nearest_existing(root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir()))
+    clock_fps = locations.card_of(config).frame_rule.index_fps
+    job = ExtractionJob(config.encoder, config.teacher, config.extract, "", clock_fps)
     say(f"measuring this machine for {seconds:g} s; --no-calibrate leaves it out")
     with progress_bar("calibrate", ceil(seconds), "second") as bar:
         shown = 0
@@ -173,7 +175,7 @@ def _measure(survey: _Survey, seconds: float | None) -> tuple[Calibration | None
             bar.advance(steps, note)
 
         try:
-            measured = calibrate(config, config.extract, survey.found, seconds=seconds, beside=beside, on_step=on_step)
+            measured = calibrate(job, survey.found, seconds=seconds, beside=beside, on_step=on_step)
         except UserError as error:
             return None, str(error)
         bar.advance(ceil(seconds) - shown, "")

@@ -14,6 +14,7 @@ from pipeline.runs.models import LoadedModel, is_exported, open_exported, open_r
 from pipeline.runs.small_world import warn_of_unknown_video
 from pipeline.screen.console import emit_json, print_answer, say
 from pipeline.settings.config import PipelineConfig
+from stages.config import GIB
 from stages.data.card_schema import FrameRule
 from stages.data.manifest import even_times_s
 from stages.decode import DecodeChild, DecodedVideo, DecodeError, FrameRequest, LengthRequest
@@ -24,7 +25,6 @@ from stages.evaluate.scoring import METHODS
 from stages.frozen.load import load_encoder
 from stages.wording import counted
 
-_GIB = 2**30
 _FRAMES_AT_ONCE = 16
 
 
@@ -60,7 +60,7 @@ def run(
     candidates = about.candidates(question, task) if method == "rank" else None
     looking = time.perf_counter()
     rule = about.card.frame_rule
-    with DecodeChild(memory_bytes=int(config.extract.memory_gb * _GIB)) as child:
+    with DecodeChild(memory_bytes=int(config.extract.memory_gb * GIB)) as child:
         times_s = _frame_times(child, video, rule, start_s, config)
         loading = time.perf_counter()
         encoder = load_encoder(config.encoder)

@@ -14,12 +14,13 @@ from model.config import TeacherConfig
 from pipeline.doctor.findings import Finding
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
+from stages.config import GIB
 from stages.errors import UserError
+from stages.files import nearest_existing
 from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
 from stages.wording import counted
 
 _DISTRIBUTION = "diff-lmm"
-_GIB = 2**30
 _LOW_DISK_GIB = 5
 
 
@@ -90,7 +91,7 @@ def check_devices(config: PipelineConfig) -> Iterator[Finding]:
     """Count cores and memory, and name the GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("devices", "CPU", "ok", f"{counted(cores or 1, 'core')}, {platform.machine()}")
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     yield Finding("devices", "memory", "ok", f"{memory_gib:.0f} GiB")
 
     import torch
@@ -101,7 +102,7 @@ def check_devices(config: PipelineConfig) -> Iterator[Finding]:
         with torch.cuda.device(index):
             bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16, so float32 is used"
         yield Finding(
-            "devices", f"GPU {index}", "ok", f"{device.name}, {device.total_memory / _GIB:.0f} GiB, {bfloat16}"
+            "devices", f"GPU {index}", "ok", f"{device.name}, {device.total_memory / GIB:.0f} GiB, {bfloat16}"
         )
     if not torch.cuda.is_available():
         yield _no_gpu(config, built_for_gpu=torch.version.cuda is not None or torch.version.hip is not None)
@@ -126,8 +127,8 @@ def check_disk(config: PipelineConfig) -> Iterator[Finding]:
     ):
         if not isinstance(path, Path):
             continue  # an object store does not say how much room it has
-        there = next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.exists())
-        free_gib = shutil.disk_usage(there).free / _GIB
+        there = nearest_existing(path.resolve())
+        free_gib = shutil.disk_usage(there).free / GIB
         where = f"{free_gib:.1f} GiB free for {path}"
         if not os.access(there, os.W_OK):
             fix = f"get the right to write to {there}, or set {setting} to another folder"

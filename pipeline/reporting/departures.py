@@ -1,7 +1,7 @@
 """Where the project's numbers depart from MA-LMM and the paper: one list, for the report and docs/method.md alike."""
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache
 from importlib import resources
 from itertools import count, groupby
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from pipeline.settings.config import PipelineConfig
+from pipeline.settings.config import PipelineConfig, setting
 
 _LIST = "departures.yaml"
 
@@ -47,8 +47,8 @@ class Departure(BaseModel):
     def concerns(self, config: PipelineConfig) -> bool:
         """Whether a run with these settings departs so: it is of the kind, and every switch stands at its default."""
         usual = PipelineConfig()
-        of_kind = all(_at(config, key) in values for key, values in self.when.items())
-        return of_kind and all(_at(config, key) == _at(usual, key) for key in self.switch)
+        of_kind = all(setting(config, key) in values for key, values in self.when.items())
+        return of_kind and all(setting(config, key) == setting(usual, key) for key in self.switch)
 
 
 @lru_cache
@@ -78,7 +78,3 @@ def in_ranges(numbers: Iterable[int]) -> str:
 def remarks_of(numbers: Sequence[int]) -> dict[int, str]:
     """The lines that belong to these numbers."""
     return {number: departures()[number - 1].remark for number in numbers}
-
-
-def _at(config: PipelineConfig, key: str) -> Any:
-    return reduce(getattr, key.split("."), config)

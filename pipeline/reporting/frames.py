@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
-from stages.config import ExtractConfig
+from stages.config import GIB, ExtractConfig
 from stages.data.manifest import Sample, Video
 from stages.data.video_paths import join_video_path
 from stages.decode import DecodeChild, DecodeError, FrameRequest
@@ -24,7 +24,6 @@ _SIDE_PX = 112
 _JPEG_QUALITY = 75
 # A picture in a report is not worth more waiting than this, whatever the extraction was given.
 _DEADLINE_S = 20.0
-_GIB = 2**30
 _REMOTE = "the video is not on this machine, and a report fetches nothing"
 
 
@@ -60,7 +59,7 @@ def strips(config: PipelineConfig, samples: Iterable[str]) -> dict[str, Strip]:
     except UserError as error:
         return dict.fromkeys(wanted, Strip(problem=str(error)))
     known = {sample.id: sample for sample in manifest.samples}
-    with DecodeChild(memory_bytes=int(config.extract.memory_gb * _GIB)) as child:
+    with DecodeChild(memory_bytes=int(config.extract.memory_gb * GIB)) as child:
         source = _Source(child, config.extract, root, manifest.videos)
         return {
             name: source.strip(known[name])

@@ -1,6 +1,5 @@
 """A trained model that is to be evaluated: a run's best checkpoint or an exported model, and the data it is asked."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
 from stages.data.cards import bundled_cards
 from stages.errors import UserError
+from stages.files import sha256_of
 from stages.networks.build import TRAINED_FILE
 from stages.networks.checkpoint import Checkpoints
 from stages.networks.exported import open_export
@@ -117,7 +117,7 @@ def _identify_run(path: Path, source: str) -> ModelRecord:
         checkpoint=best,
         epoch=position.epoch,
         step=position.step,
-        sha256=_sha256(checkpoints.folder / best / TRAINED_FILE),
+        sha256=sha256_of(checkpoints.folder / best / TRAINED_FILE),
     )
 
 
@@ -152,11 +152,6 @@ def _open_exported(source: str, given: Mapping[str, str], own: tuple[str, ...]) 
     same = (card.name, finished.config.data.task) == (about.card.name, about.task)
 
     def identify() -> ModelRecord:
-        return ModelRecord(source=source, kind="export", sha256=_sha256(export.weights))
+        return ModelRecord(source=source, kind="export", sha256=sha256_of(export.weights))
 
     return Evaluated(source, finished, identify, folder if folder.is_dir() and same else None, None, own)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.settings.config import PipelineConfig, dump_yaml, load_yaml
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
+from stages.files import nearest_existing
 
 CONFIG, STAMP = "config.yaml", "run.json"
 _LONGER = "more_epochs"
@@ -66,7 +67,7 @@ class RunFolder:
                 where=path,
                 hint="add --resume to go on with it, or give another --name",
             )
-        above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        above = nearest_existing(path)
         code = 0
         if not above.is_dir():
             code = errno.ENOTDIR

@@ -162,7 +162,7 @@ def table(title: str, columns: Columns, rows: Sequence[Sequence[str]]) -> None:
     """Print a table of a result, laid out for its terminal; all columns but the first are right-aligned."""
     console = _RESULTS_ON.get()
     console.print(Text(title, style="table.title"))
-    for number, part in enumerate(tables_within(console.width, columns, rows)):
+    for number, part in enumerate(tables_within(console, columns, rows)):
         if number:
             console.print()
         console.print(part)

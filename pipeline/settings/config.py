@@ -97,6 +97,11 @@ def meaning_of(config: BaseModel, key: str) -> str:
     return " ".join((description or "").split())
 
 
+def setting(config: PipelineConfig, key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(getattr, key.split("."), config)
+
+
 def resolve(
     *,
     preset: str | None = None,

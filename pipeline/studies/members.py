@@ -19,6 +19,7 @@ from pipeline.settings.config import KIND, PipelineConfig, Resolved, load_yaml, 
 from stages.errors import UserError
 from stages.evaluate.answering import methods_of
 from stages.evaluate.scoring import Method
+from stages.files import sha256_of
 from stages.networks.build import TRAINED_FILE
 from stages.networks.checkpoint import Checkpoints
 from stages.records import nearest_hint
@@ -281,8 +282,7 @@ def is_trained(one: Training) -> bool:
 def is_evaluated(one: Training) -> bool:
     """Whether the answers in its folder are those of its best checkpoint, asked with its settings."""
     checkpoints = Checkpoints(one.path)
-    with (checkpoints.folder / checkpoints.best() / TRAINED_FILE).open("rb") as file:
-        model = hashlib.file_digest(file, "sha256").hexdigest()
+    model = sha256_of(checkpoints.folder / checkpoints.best() / TRAINED_FILE)
     card, task = locations.card_of(one.config), one.config.data.task
     ranked = any(part.labels for name, part in card.tasks.items() if task in (name, "all"))
     return all(_is_answered(one, method, model) for method in methods_of(one.config.evaluate, candidates=ranked))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.reporting.paper import PublishedTable, published_tables
 from pipeline.runs.results import read_predictions, result_path
 from pipeline.runs.run_folder import versions
-from pipeline.studies.members import SPLIT, STUDY, Planned, Training
+from pipeline.studies.members import SPLIT, STUDY, Planned
 from stages.atomic import atomic_write_text
 from stages.evaluate.comparison import PairedComparison
 from stages.evaluate.metrics import majority_floor
@@ -185,11 +185,8 @@ def record_of(
 
 def _answers(planned: Planned, member: Member, states: Mapping[str, TrainingState]) -> _BySeed:
     done = [one for one in planned.of(member) if states[one.digest].state == "done"]
-    return {one.seed: _read(one) for one in done}
-
-
-def _read(one: Training) -> list[Prediction]:
-    return pooled(read_predictions(result_path(one.path, "predictions", SPLIT, one.method, "jsonl")))
+    files = {one.seed: result_path(one.path, "predictions", SPLIT, one.method, "jsonl") for one in done}
+    return {seed: pooled(read_predictions(file)) for seed, file in files.items()}
 
 
 def _floors(answers: Mapping[str, _BySeed]) -> dict[str, float]:

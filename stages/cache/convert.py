@@ -136,21 +136,18 @@ class RemoteZarrWriter:
         self._fingerprint = b""
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
-        """See `ExportWriter.add_file`."""
         if (folder, name) == ("", FILE_NAME):
             self._fingerprint = content
         else:
             self._files.add_file(folder, name, content)
 
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `ExportWriter.add_video`."""
         written, contents = group_files(arrays)
         _require_layout(written, record, self._files.root)
         self._files.add_files({f"{VIDEOS}/{record.group}/{path}": part for path, part in contents.items()})
         self.add_file(COMMITS, record_name(self._files.root, record.video), content)
 
     def finish(self) -> None:
-        """See `ExportWriter.finish`."""
         self._files.add_file("", FILE_NAME, self._fingerprint)
 
     def close(self) -> None:
@@ -173,18 +170,15 @@ class ZarrWriter:
             (folder / name).mkdir()
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
-        """See `ExportWriter.add_file`."""
         Directory(self.folder).add_file(folder, name, content)
 
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `ExportWriter.add_video`."""
         group = self.folder / VIDEOS / record.group
         _require_layout(write_group(group, arrays), record, self.folder)
         sync_tree(group)
         self.add_file(COMMITS, record_name(self.folder, record.video), content)
 
     def finish(self) -> None:
-        """See `ExportWriter.finish`."""
         for name in (COMMITS, VIDEOS):
             sync_directory(self.folder / name)
 

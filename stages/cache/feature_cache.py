@@ -228,15 +228,12 @@ class FeatureCache:
         )
 
     def verify(self, video_id: str) -> maintenance.CheckResult:
-        """See `maintenance.verify`."""
         return maintenance.verify(self.store, self.fingerprint.digest, video_id)
 
     def verify_all(self) -> Iterator[maintenance.CheckResult]:
-        """See `maintenance.verify_all`."""
         return maintenance.verify_all(self.store, self.fingerprint.digest)
 
     def requeue(self, videos: Iterable[str]) -> tuple[str, ...]:
-        """See `maintenance.requeue`."""
         return maintenance.requeue(self.store, self.fingerprint.digest, videos)
 
     def sweep(self, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = False) -> maintenance.SweepReport:
@@ -244,11 +241,9 @@ class FeatureCache:
         return maintenance.sweep(self.store.require_writable(), stale_after_s, dry_run=dry_run)
 
     def remove_videos(self, videos: Iterable[str], *, reason: str, dry_run: bool = False) -> maintenance.SweepReport:
-        """See `maintenance.remove_videos`."""
         return maintenance.remove_videos(self.store, self.fingerprint.digest, videos, reason=reason, dry_run=dry_run)
 
     def info(self, on_video: Callable[[], None] = lambda: None) -> maintenance.CacheInfo:
-        """See `maintenance.info`."""
         return maintenance.info(self.store, on_video)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -268,7 +263,8 @@ class FeatureCache:
                 return self._stored_under(record, asked_s, tolerance_s, wanted)
             except (DamagedCacheError, MissingFramesError):
                 # The video may have a new revision since its record was opened; the old group is then gone.
-                self._forget(video_id)
+                with self._lock:
+                    self._records.pop(video_id, None)
                 fresh = self._opened(video_id)
                 if fresh.group == record.group:
                     raise
@@ -325,10 +321,6 @@ class FeatureCache:
             while len(self._records) > _OPEN_VIDEOS:
                 self._records.popitem(last=False)
         return record
-
-    def _forget(self, video_id: str) -> None:
-        with self._lock:
-            self._records.pop(video_id, None)
 
     def _forget_opened(self) -> None:
         self._records: OrderedDict[str, CommitRecord] = OrderedDict()

@@ -4,7 +4,6 @@ Size and modification time are read without opening the file. A time alone prove
 file of another size has changed, and one of the same size and another time may have, unless a digest decides.
 """
 
-import hashlib
 import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from stages.files import sha256_of
 from stages.urls import is_url
 from stages.wording import first_names
 
@@ -105,14 +105,9 @@ def _of_file(path: Path, *, digest: bool) -> dict[str, Any]:
         if not stat.S_ISREG(found.st_mode):
             return {}
         facts = {"num_bytes": found.st_size, "modified": datetime.fromtimestamp(found.st_mtime, UTC)}
-        return facts | ({"sha256": _sha256(path)} if digest else {})
+        return facts | ({"sha256": sha256_of(path)} if digest else {})
     except OSError:
         return {}  # whoever decodes it says why it cannot be read
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _of_address(url: str, silent: set[str]) -> dict[str, Any]:

@@ -195,7 +195,10 @@ def _find_videos(
                 candidates[video].append(download)
     for video in wanted:
         present = card.videos.path_of(video, folder)
-        found = sorted(candidates[video], key=lambda one: (one.name.stem != video, _rank(card, one)))
+        found = sorted(
+            candidates[video],
+            key=lambda one: (one.name.stem != video, card.videos.extensions.index(one.name.suffix.lower())),
+        )
         if (folder / present).exists():
             plan.present.append(f"videos/{present}")
         elif found:
@@ -206,10 +209,6 @@ def _find_videos(
             plan.extra += map(str, found)
         else:
             plan.missing.append(video)
-
-
-def _rank(card: Card, download: Download) -> int:
-    return card.videos.extensions.index(download.name.suffix.lower())
 
 
 def _id_of(stem: str, ids: set[str], other_names: Mapping[str, str]) -> str | None:

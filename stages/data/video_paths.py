@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
 from stages.errors import UserError
-from stages.urls import is_url, without_secrets
+from stages.urls import LOCAL, is_url, refuse_secrets, without_secrets
 
-_LOCAL = ("file", "local")
 # Other processes see nothing of what is stored there.
 _WITHIN_A_PROCESS = ("memory",)
 
@@ -25,15 +24,9 @@ def videos_root(named: str | Path) -> Path | str:
     if isinstance(named, Path) or not is_url(named):
         return Path(named)
     protocol, rest = _parts(named, "--videos")
-    if protocol in _LOCAL:
+    if protocol in LOCAL:
         return Path(rest)
-    if "@" in rest.partition("/")[0] or "?" in rest or "#" in rest:
-        raise UserError(
-            f"a {protocol}:// address with a user, a password or a query in it is refused, because it would be written "
-            "into run folders and logs",
-            where="--videos",
-            hint="give credentials to fsspec by its configuration or the environment",
-        )
+    refuse_secrets(named, where="--videos")
     return f"{protocol}://{rest.rstrip('/')}"
 
 
@@ -55,7 +48,7 @@ def join_video_path(root: Path | str, path: str, protocols: Collection[str], *, 
             return _below(root, path, where)
         return _local_file(root, path, protocols, where)
     protocol, rest = _parts(path, where)
-    if protocol in _LOCAL:
+    if protocol in LOCAL:
         return _local_file(root, unquote(rest), protocols, where)
     if isinstance(root, str) and path.startswith(f"{root}/") and not _goes_up(unquote(path)):
         return path
@@ -82,7 +75,7 @@ def _below(root: Path | str, path: str, where: str) -> str:
 def _local_file(root: Path | str, path: str, protocols: Collection[str], where: str) -> str:
     file = Path(os.path.normpath(path))
     below = isinstance(root, Path) and file.is_relative_to(os.path.normpath(root.absolute()))
-    if below or not set(_LOCAL).isdisjoint(protocols):
+    if below or not set(LOCAL).isdisjoint(protocols):
         return str(file)
     raise UserError(
         "this file lies outside the videos folder",

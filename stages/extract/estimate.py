@@ -21,6 +21,7 @@ from stages.cache.stores.stores import store_at
 from stages.cache.stores.zarr_store import CHUNK_FRAMES
 from stages.data.frame_plan import FramePlan
 from stages.data.manifest import Manifest
+from stages.files import nearest_existing
 from stages.frozen.shapes import FrameShape
 from stages.urls import is_url
 
@@ -193,13 +194,8 @@ class DiskRoom:
 
 def disk_room(root: Path, needed_bytes: int) -> DiskRoom:
     """Measure the free space at `root`, or at its nearest parent that exists."""
-    folder = nearest_folder(root)
+    folder = nearest_existing(root.resolve())
     return DiskRoom(folder, shutil.disk_usage(folder).free, needed_bytes)
-
-
-def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(folder for folder in (path.resolve(), *path.resolve().parents) if folder.is_dir())
 
 
 def total_bytes(sizes: Mapping[str, VideoSize], frame_counts: Sequence[int], *, zarr: bool) -> dict[str, int]:

@@ -58,11 +58,9 @@ class WorkerActor:
         return self.worker.networks.batch_frames
 
     def process(self, task: VideoTask) -> VideoOutcome:
-        """See `ExtractionWorker.process`."""
         return self.worker.process(task)
 
     def encoded(self) -> dict[str, int]:
-        """See `ExtractionWorker.encoded`."""
         return self.worker.encoded()
 
 

@@ -6,9 +6,10 @@ frozen networks with passes that hold frames of several videos, so that decoding
 
 import os
 import queue
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,14 +20,12 @@ from stages.cache.files.errors import CacheWriteError, DamagedCacheError
 from stages.cache.source import VideoSource, look_at
 from stages.cache.storage import refuse_unstorable
 from stages.cache.stores.commit import CommitRecord, load_record
-from stages.config import ExtractConfig
+from stages.config import GIB, ExtractConfig
 from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest, local_copy
 from stages.errors import UserError
 from stages.extract.frozen_pair import ExtractionJob, FrozenPair
 from stages.extract.packing import FramePacker
 from stages.urls import is_url, without_secrets
-
-_GIB = 2**30
 
 # Decoded pictures of one video that are held at once: a longer one is decoded and encoded part after part.
 _PART_BYTES = 2**28
@@ -62,6 +61,7 @@ class VideoOutcome:
         video: id.
         frames: frames committed.
         decode_s: seconds of fetching, decoding and resizing.
+        write_s: seconds of the commit.
         networks_s: seconds in which the worker's networks computed, since its previous outcome.
         idle_s: seconds in which they had nothing to do, since its previous outcome.
         remark: what is known of damage of the file of a video that is done.
@@ -70,6 +70,7 @@ class VideoOutcome:
     video: str
     frames: int = 0
     decode_s: float = 0.0
+    write_s: float = 0.0
     networks_s: float = 0.0
     idle_s: float = 0.0
     checksum: str | None = None
@@ -97,12 +98,15 @@ class ExtractionWorker:
         self.packer = FramePacker(self.networks)
         self._encoded: dict[str, int] = {}
         self._part_frames = max(1, part_bytes // sum(3 * height * width for height, width in self.networks.sizes_px))
-        self._children: queue.SimpleQueue[DecodeChild] = queue.SimpleQueue()
-        memory_bytes = int(job.extract.memory_gb * _GIB)
-        for _ in range(num_decode_children(job.extract, cores)):
-            child = DecodeChild(memory_bytes=memory_bytes, device=job.extract.decode_device)
+        memory_bytes = int(job.extract.memory_gb * GIB)
+        self.children = [
+            DecodeChild(memory_bytes=memory_bytes, device=job.extract.decode_device)
+            for _ in range(num_decode_children(job.extract, cores))
+        ]
+        self._idle_children: queue.SimpleQueue[DecodeChild] = queue.SimpleQueue()
+        for child in self.children:
             child.start()
-            self._children.put(child)
+            self._idle_children.put(child)
 
     def process(self, task: VideoTask) -> VideoOutcome:
         """Extract one video; never raises for a fault of the video, of the disk or of the networks."""
@@ -115,7 +119,7 @@ class ExtractionWorker:
         finally:
             del self._encoded[task.video]
         networks_s, idle_s = self.packer.take_times()
-        return replace(ending, decode_s=spent.decode_s, networks_s=networks_s, idle_s=idle_s)
+        return replace(ending, decode_s=spent.decode_s, write_s=spent.write_s, networks_s=networks_s, idle_s=idle_s)
 
     def encoded(self) -> dict[str, int]:
         """Of each video in process, how many of its frames have been through the networks."""
@@ -128,8 +132,14 @@ class ExtractionWorker:
     def close(self) -> None:
         """End the networks' thread and the decode children."""
         self.packer.close()
-        while not self._children.empty():
-            self._children.get().close()
+        for child in self.children:
+            child.close()
+
+    def kill_children(self) -> None:
+        """End the running decode children from another thread; what they decode fails."""
+        for pid in filter(None, (child.pid for child in self.children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _extract(self, task: VideoTask, spent: "_Spent") -> VideoOutcome:
         """Fetch, decode, encode and commit: how the task ends."""
@@ -137,7 +147,9 @@ class ExtractionWorker:
             with self._local_file(task, spent) as path:
                 source = self._look_at(task, path)
                 taken = self._encode_parts(task, path, spent)
+                started = time.perf_counter()
                 record = self._commit(task, taken, source, path)
+                spent.write_s = time.perf_counter() - started
         except DecodeError as error:
             return VideoOutcome(task.video, reason=f"{error.kind}: {error.reason}")
         except CacheWriteError as error:
@@ -161,7 +173,7 @@ class ExtractionWorker:
                         child,
                         task.path,
                         folder=extract.scratch,
-                        limit_bytes=int(extract.download_gb * _GIB),
+                        limit_bytes=int(extract.download_gb * GIB),
                         deadline_s=extract.deadline_s,
                     )
                 )
@@ -259,11 +271,11 @@ class ExtractionWorker:
 
     @contextmanager
     def _borrowed_child(self) -> Iterator[DecodeChild]:
-        child = self._children.get()
+        child = self._idle_children.get()
         try:
             yield child
         finally:
-            self._children.put(child)
+            self._idle_children.put(child)
 
 
 def num_decode_children(config: ExtractConfig, cores: int | None = None) -> int:
@@ -277,10 +289,10 @@ def _shown(text: str, task: VideoTask, path: Path) -> str:
 
 
 class _Spent:
-    """Seconds that one video's fetching and decoding took."""
+    """Seconds that one video's fetching and decoding took, and its commit."""
 
     def __init__(self) -> None:
-        self.decode_s = 0.0
+        self.decode_s = self.write_s = 0.0
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -316,9 +328,9 @@ class _Gathered:
     ) -> None:
         dtype = np.dtype(np.float16 if extract.storage == "float16" else np.float32)
         needed = frames * (dtype.itemsize * int(np.prod(features.shape[1:])) + targets[0].nbytes)
-        if needed > extract.video_gb * _GIB:
+        if needed > extract.video_gb * GIB:
             raise CacheWriteError(
-                f"video {video!r}: its {frames} frames ask for {needed / _GIB:.3g} GiB of memory; extract.video_gb "
+                f"video {video!r}: its {frames} frames ask for {needed / GIB:.3g} GiB of memory; extract.video_gb "
                 f"allows {extract.video_gb:g}"
             )
         self._video = video

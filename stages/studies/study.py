@@ -165,9 +165,9 @@ def compare_seeds(
         UserError: they answered different samples.
     """
     shared = [number for number in base if number in other]
-    first, second = ([_of_seed(row, number) for number in shared for row in one[number]] for one in (base, other))
+    # A sample has one answer of each seed, so its seed belongs to its name.
+    first, second = (
+        [replace(row, sample=f"{row.sample} seed {number}") for number in shared for row in one[number]]
+        for one in (base, other)
+    )
     return compare(first, second, seed=seed, resamples=resamples)
-
-
-def _of_seed(row: Prediction, seed: int) -> Prediction:
-    return replace(row, sample=f"{row.sample} seed {seed}")

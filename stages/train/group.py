@@ -40,15 +40,12 @@ class Alone:
     size = 1
 
     def sum(self, value: Tensor) -> Tensor:
-        """See `Group.sum`."""
         return value
 
     def gather(self, value: Tensor) -> Tensor:
-        """See `Group.gather`."""
         return value
 
     def texts(self, own: Sequence[str]) -> list[str]:
-        """See `Group.texts`."""
         return list(own)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -66,20 +63,17 @@ class Together:
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
 
     def sum(self, value: Tensor) -> Tensor:
-        """See `Group.sum`."""
         total = value.detach().to(self.device, copy=True)
         dist.all_reduce(total)
         return total.to(value.device)
 
     def gather(self, value: Tensor) -> Tensor:
-        """See `Group.gather`."""
         own = value.detach().to(self.device).contiguous()
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own)
         return torch.cat(parts).to(value.device)
 
     def texts(self, own: Sequence[str]) -> list[str]:
-        """See `Group.texts`."""
         found: list[list[str]] = [[] for _ in range(self.size)]
         dist.all_gather_object(found, list(own))
         return [text for part in found for text in part]

@@ -39,16 +39,13 @@ class TensorBoard:
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
 
     def scalars(self, split: str, row: Mapping[str, float], step: int) -> None:
-        """See `Tracker.scalars`."""
         for name, value in row.items():
             self._events.add_scalar(f"{split}/{name}", value, step)
 
     def flush(self) -> None:
-        """See `Tracker.flush`."""
         self._events.flush()
 
     def close(self) -> None:
-        """See `Tracker.close`."""
         self._events.close()
 
 
@@ -75,14 +72,12 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, split: str, row: Mapping[str, float], step: int) -> None:
-        """See `Tracker.scalars`."""
         self._run.log({"step": step, **{f"{split}/{name}": value for name, value in row.items()}})
 
     def flush(self) -> None:
         """See `Tracker.flush`; wandb sends by itself."""
 
     def close(self) -> None:
-        """See `Tracker.close`."""
         self._run.finish()
 
 

@@ -166,7 +166,7 @@ class Repository:
                 )
             path = self.find(prefix + name)
             if path is not None:
-                return CheckpointTensors(self, dict.fromkeys(_names_in(path), prefix + name))
+                return CheckpointTensors(self, dict.fromkeys(open_tensors(path), prefix + name))
         raise UserError(
             "no weights found",
             where=f"{self.source}/{prefix}",
@@ -316,10 +316,6 @@ def _looks_like_a_checkpoint(path: Path) -> bool:
     """Whether a file begins as `torch.save` writes it: as a zip archive, or before torch 1.6 as a pickle."""
     with path.open("rb") as file:
         return file.read(2).startswith((b"PK", b"\x80"))
-
-
-def _names_in(path: Path) -> list[str]:
-    return list(open_tensors(path))
 
 
 @dataclass(frozen=True)

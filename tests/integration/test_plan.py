@@ -177,6 +177,22 @@ def test_files_that_are_no_videos_leave_the_times_unknown_and_the_counts_known(w
     assert not (tmp_path / "cache").exists()
 
 
+def test_videos_that_cannot_be_decoded_are_named_and_the_others_are_measured(world, plan, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    good, *bad = sorted(path.name for path in world.videos.glob("test_*.mp4"))
+    shutil.copy(world.videos / good, videos)
+    for name in bad:
+        (videos / name).write_text("no video")
+    options = world.options(videos=videos, cache=tmp_path / "cache")
+    measured = plan(*options, "--calibrate-s", "20", "--set", "extract.decode_workers=4")["calibration"]
+    assert set(measured["failed"]) == {name.removesuffix(".mp4") for name in bad}
+    assert all(reason.startswith("unreadable") for reason in measured["failed"].values())
+    # One video gives one piece a round, and the last rounds are those that count.
+    assert (measured["videos"], measured["decode_children"]) == (1, 4)
+    assert {measured[stage]["frames"] for stage in ("decode", "networks", "write")} == {measured["decode"]["frames"]}
+
+
 # --- the hub
 
 # Whoever looks for an address or opens a connection is noted, and gets no further.
@@ -265,7 +281,7 @@ def test_no_ray_is_loaded(world):
     code = (
         f"import sys\nfrom pipeline.cli import main\nsys.argv = {arguments!r}\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "assert 'stages.extract.extraction' in sys.modules\nassert 'ray' not in sys.modules"
+        "assert 'stages.extract.worker' in sys.modules\nassert 'ray' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

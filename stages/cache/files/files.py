@@ -75,22 +75,18 @@ class Directory:
     root: Path
 
     def names(self, folder: str) -> list[str]:
-        """See `SmallFiles.names`."""
         return names_in(self.root / folder)
 
     def content(self, folder: str, name: str) -> bytes | None:
-        """See `SmallFiles.content`."""
         try:
             return (self.root / folder / name).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
-        """See `SmallFiles.contents`."""
         return [self.content(folder, name) for name in names]
 
     def read(self, pieces: Sequence[Piece]) -> None:
-        """See `Files.read`."""
         for piece in pieces:
             read_into(self.root / piece.path, piece.offset, piece.target)
 
@@ -100,31 +96,25 @@ class Directory:
             aside.write_bytes(content)
 
     def remove(self, path: str) -> None:
-        """See `Files.remove`."""
         (self.root / path).unlink(missing_ok=True)
 
     def remove_tree(self, path: str) -> bool:
-        """See `Files.remove_tree`."""
         # Another sweep or the writer itself may be removing it too.
         shutil.rmtree(self.root / path, ignore_errors=True)
         return not (self.root / path).exists()
 
     def size(self, path: str) -> int | None:
-        """See `Files.size`."""
         file = self.root / path
         return file.stat().st_size if file.is_file() else None
 
     def state(self, path: str) -> object:
-        """See `Files.state`."""
         status = (self.root / path).stat()
         return status.st_size, status.st_mtime_ns
 
     def open(self, path: str) -> IO[bytes]:
-        """See `Files.open`."""
         return (self.root / path).open("rb")
 
     def tree_bytes(self, path: str) -> int:
-        """See `Files.tree_bytes`."""
         total = 0
         for file in (self.root / path).rglob("*"):
             try:
@@ -134,7 +124,6 @@ class Directory:
         return total
 
     def idle_s(self, path: str) -> float:
-        """See `Files.idle_s`."""
         folder, changes = self.root / path, []
         for file in [folder, *folder.rglob("*")]:
             try:

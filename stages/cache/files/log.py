@@ -37,7 +37,6 @@ class FileLog:
         self._descriptor: int | None = None
 
     def append(self, line: bytes, *, restorable: bool) -> None:  # noqa: ARG002  # every line is written at once
-        """See `EventLog.append`."""
         with storage_errors(self._file, len(line)):
             if self._descriptor is None:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,6 @@ class RemoteLog:
         self._stored_s = time.monotonic()
 
     def append(self, line: bytes, *, restorable: bool) -> None:
-        """See `EventLog.append`."""
         if len(self._lines) == _PART_LINES:
             self._store()
             self._lines, self._part = [], self._part + 1
@@ -87,7 +85,6 @@ class RemoteLog:
             self._store()
 
     def close(self) -> None:
-        """See `EventLog.close`."""
         self._store()
 
     def _store(self) -> None:

@@ -3,8 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 from stages.errors import UserError
-
-_LOCAL = ("file", "local")
+from stages.urls import LOCAL, refuse_secrets
 
 
 class CacheUrl(str):
@@ -40,16 +39,9 @@ def place_of(named: str | Path) -> Place:
     protocol, separator, rest = named.partition("://")
     if not separator:
         return Path(named)
-    if protocol in _LOCAL:
+    if protocol in LOCAL:
         return Path(rest)
-    authority = rest.partition("/")[0]
-    if "@" in authority or "?" in rest or "#" in rest:
-        raise UserError(
-            f"a {protocol.rpartition(':')[2]}:// address with a user, a password or a query in it is refused, because "
-            "it would be written into run folders and logs",
-            where="--cache",
-            hint="leave it out, and give credentials to fsspec by its configuration or the environment",
-        )
+    refuse_secrets(named, where="--cache")
     if "::" in named or ".." in rest.split("/") or not rest.strip("/"):
         raise UserError(
             "this is no address of a cache",
@@ -58,8 +50,3 @@ def place_of(named: str | Path) -> Place:
             allowed="a directory, or protocol://bucket/prefix",
         )
     return CacheUrl(f"{protocol}://{rest.rstrip('/')}")
-
-
-def nearest_existing(path: Path) -> Path:
-    """What `path` names, or the nearest place above it that is there."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from operator import methodcaller
 from typing import IO, Any, TypeVar
 
 from stages.cache.files.errors import damaged
@@ -57,11 +57,9 @@ class RemoteFiles:
         return [name for name in parts if name and name[0] not in ".?" and "/" not in name]
 
     def content(self, folder: str, name: str) -> bytes | None:
-        """See `SmallFiles.content`."""
         return self.contents(folder, [name])[0]
 
     def contents(self, folder: str, names: Sequence[str]) -> list[bytes | None]:
-        """See `SmallFiles.contents`."""
         paths = [f"{folder}/{name}" if folder else name for name in names]
         # From the first byte on, because drivers ask for the size first when they are asked for the whole.
         return self._fetch(paths, [0] * len(paths), [None] * len(paths))
@@ -85,7 +83,6 @@ class RemoteFiles:
                 piece.target[:] = content[begin : begin + len(piece.target)]
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
-        """See `Files.add_file`."""
         self.add_files({f"{folder}/{name}" if folder else name: content})
 
     def add_files(self, contents: Mapping[str, bytes]) -> None:
@@ -113,7 +110,6 @@ class RemoteFiles:
         return True
 
     def remove(self, path: str) -> None:
-        """See `Files.remove`."""
         self.require_writable()
         try:
             self._call(lambda fs: fs.rm_file(self._path(path)))
@@ -121,7 +117,6 @@ class RemoteFiles:
             return
 
     def remove_tree(self, path: str) -> bool:
-        """See `Files.remove_tree`."""
         self.require_writable()
         try:
             self._call(lambda fs: fs.rm(self._path(path), recursive=True))
@@ -130,7 +125,6 @@ class RemoteFiles:
         return True
 
     def size(self, path: str) -> int | None:
-        """See `Files.size`."""
         try:
             found = self._call(lambda fs: fs.info(self._path(path)))
         except FileNotFoundError:
@@ -138,7 +132,6 @@ class RemoteFiles:
         return found["size"] if found["type"] == "file" else None
 
     def state(self, path: str) -> object:
-        """See `Files.state`."""
         return sorted((str(key), str(value)) for key, value in self._call(lambda fs: fs.info(self._path(path))).items())
 
     def open(self, path: str) -> IO[bytes]:
@@ -146,7 +139,6 @@ class RemoteFiles:
         return self._call(lambda fs: fs.open(self._path(path), "rb", block_size=_BLOCK_BYTES))
 
     def tree_bytes(self, path: str) -> int:
-        """See `Files.tree_bytes`."""
         try:
             return int(self._call(lambda fs: fs.du(self._path(path))))
         except FileNotFoundError:
@@ -192,7 +184,7 @@ class RemoteFiles:
         todo = list(range(len(full)))
         for tries in range(1, _TRIES + 1):
             asked = ([full[i] for i in todo], [starts[i] for i in todo], [ends[i] for i in todo])
-            answers = self._call(partial(_ranges, asked))
+            answers = self._call(methodcaller("cat_ranges", *asked, on_error="return"))
             failed = []
             for i, answer in zip(todo, answers, strict=True):
                 found[i] = answer
@@ -221,10 +213,6 @@ class RemoteFiles:
                     raise _told(error, self.root) from error
                 time.sleep(_PAUSE_S * tries)
         raise AssertionError
-
-
-def _ranges(asked: tuple[list[str], list[int], list[int | None]], filesystem: Any) -> list[Any]:
-    return filesystem.cat_ranges(*asked, on_error="return")
 
 
 def _open(root: CacheUrl) -> tuple[Any, str]:

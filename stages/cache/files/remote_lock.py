@@ -38,7 +38,6 @@ class RemoteLock:
         self._lost: str | None = None
 
     def acquire(self) -> None:
-        """See `CacheLock.acquire`."""
         self._holder = holder_now()
         if not self._files.create_file(LOCK, self._content()):
             held = self._files.content("", LOCK) or b""
@@ -55,7 +54,6 @@ class RemoteLock:
         self._beating.start()
 
     def check(self) -> None:
-        """See `CacheLock.check`."""
         if self._lost is not None:
             raise UserError(
                 f"{self._lost} has taken over this cache, because this process was not heard of for a while",
@@ -65,7 +63,6 @@ class RemoteLock:
             )
 
     def release(self) -> None:
-        """See `CacheLock.release`."""
         if self._beating is None:
             return
         self._stop.set()

@@ -19,15 +19,12 @@ class Export:
     root: Place
 
     def contents(self: SmallFiles, folder: str, names: Sequence[str]) -> list[bytes | None]:
-        """See `SmallFiles.contents`."""
         return [self.content(folder, name) for name in names]
 
     def require_writable(self) -> NoReturn:
-        """See `Store.require_writable`."""
         raise read_only_export(self.kind, self.root)
 
     def groups(self) -> None:
-        """See `Store.groups`."""
         return
 
 

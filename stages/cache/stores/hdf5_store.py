@@ -71,20 +71,17 @@ class Hdf5Store(Export):
         return index
 
     def names(self, folder: str) -> list[str]:
-        """See `SmallFiles.names`."""
         if folder == COMMITS:
             return [f"{video}.json" for video in self.index.videos]
         with self._reading() as file:
             return list(file[folder]) if folder in file else []
 
     def content(self, folder: str, name: str) -> bytes | None:
-        """See `SmallFiles.content`."""
         if folder == COMMITS:
             return self._bytes(f"{VIDEOS}/{name.removesuffix('.json')}/{RECORD}")
         return self._bytes(f"{folder}/{name}" if folder else name)
 
     def read_arrays(self, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Store.read_arrays`."""
         return {name: self._read_rows(record, name, rows) for name, rows in wanted.items()}
 
     def _read_rows(self, record: CommitRecord, name: str, rows: np.ndarray) -> np.ndarray:
@@ -102,15 +99,12 @@ class Hdf5Store(Export):
         return out
 
     def problems(self, record: CommitRecord) -> list[str]:
-        """See `Store.problems`."""
         return content_problems(record, lambda name, rows: self._read_rows(record, name, rows))
 
     def orphans(self) -> list[tuple[str, str]]:
-        """See `Store.orphans`."""
         return [(name, f"{INDEX} does not name it") for name in sorted(set(self.names(VIDEOS)) - {*self.index.videos})]
 
     def stored_bytes(self, records: Iterable[CommitRecord]) -> int:  # noqa: ARG002  # the file holds all of them
-        """See `Store.stored_bytes`."""
         return self.root.stat().st_size
 
     def __getstate__(self) -> dict[str, Any]:
@@ -168,11 +162,9 @@ class Hdf5Writer:
         self._videos: list[str] = []
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
-        """See `ExportWriter.add_file`."""
         self._file[f"{folder}/{name}" if folder else name] = np.frombuffer(content, np.uint8)
 
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `ExportWriter.add_video`."""
         folder = f"{VIDEOS}/{record.video}"
         for name, array in arrays.items():
             self._file.create_dataset(f"{folder}/{name}", data=array)

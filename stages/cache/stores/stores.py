@@ -9,7 +9,7 @@ from stages.cache.files.errors import cannot_begin
 from stages.cache.files.files import Directory, Files, SmallFiles
 from stages.cache.files.lock import CacheLock, FileLock
 from stages.cache.files.log import EventLog, FileLog, RemoteLog
-from stages.cache.files.places import CacheUrl, Place, nearest_existing
+from stages.cache.files.places import CacheUrl, Place
 from stages.cache.files.remote_files import RemoteFiles
 from stages.cache.files.remote_lock import RemoteLock
 from stages.cache.source import VideoSource
@@ -20,6 +20,7 @@ from stages.cache.stores.webdataset_store import WebDatasetStore, is_webdataset
 from stages.cache.stores.writing import commit_at_url, commit_video
 from stages.cache.stores.zarr_store import group_problems, read_arrays
 from stages.errors import UserError
+from stages.files import nearest_existing
 
 ZARR = "zarr"
 WEBDATASET = WebDatasetStore.kind
@@ -76,24 +77,19 @@ class _ZarrGroups:
     """What a cache does with its groups, wherever they lie."""
 
     def groups(self: Files) -> set[str]:
-        """See `Store.groups`."""
         return set(self.names(VIDEOS))
 
     def read_arrays(self: Files, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Store.read_arrays`."""
         return read_arrays(self, f"{VIDEOS}/{record.group}", record, wanted)
 
     def problems(self: Files, record: CommitRecord) -> list[str]:
-        """See `Store.problems`."""
         return group_problems(self, f"{VIDEOS}/{record.group}", record)
 
     def orphans(self: Files) -> list[tuple[str, str]]:
-        """See `Store.orphans`."""
         found = survey(self).orphans
         return [(video_of(group), f"no commit record names the group {group}") for group in found]
 
     def stored_bytes(self, records: Iterable[CommitRecord]) -> int:
-        """See `Store.stored_bytes`."""
         return sum(record.stored_bytes for record in records)
 
 
@@ -103,11 +99,9 @@ class ZarrStore(Directory, _ZarrGroups):
     kind: ClassVar[str] = ZARR
 
     def require_writable(self) -> "ZarrStore":
-        """See `Store.require_writable`."""
         return self
 
     def require_free(self) -> None:
-        """See `WritableStore.require_free`."""
         there = nearest_existing(self.root)
         if not there.is_dir():
             raise UserError("the cache must be a directory, this is a file", where=there, hint="give another --cache")
@@ -119,7 +113,6 @@ class ZarrStore(Directory, _ZarrGroups):
             raise _foreign(self.root, "directory", min(foreign))
 
     def create(self, fingerprint: bytes) -> None:
-        """See `WritableStore.create`."""
         self.require_free()
         with cannot_begin(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -128,15 +121,12 @@ class ZarrStore(Directory, _ZarrGroups):
     def commit(
         self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
     ) -> CommitRecord:
-        """See `WritableStore.commit`."""
         return commit_video(self.root, video, fingerprint, arrays, source)
 
     def lock(self) -> CacheLock:
-        """See `WritableStore.lock`."""
         return FileLock(self.root)
 
     def event_log(self, folder: str, name: str) -> EventLog:
-        """See `WritableStore.event_log`."""
         return FileLog(self.root / folder / f"{name}.jsonl")
 
 
@@ -146,33 +136,27 @@ class RemoteZarrStore(RemoteFiles, _ZarrGroups):
     kind: ClassVar[str] = ZARR
 
     def require_writable(self) -> "RemoteZarrStore":  # type: ignore[override]  # returns what the other only checks
-        """See `Store.require_writable`."""
         super().require_writable()
         return self
 
     def require_free(self) -> None:
-        """See `WritableStore.require_free`."""
         foreign = self.names("")
         if foreign:
             raise _foreign(self.root, "place", min(foreign))
 
     def create(self, fingerprint: bytes) -> None:
-        """See `WritableStore.create`."""
         self.require_free()
         self.create_file(FILE_NAME, fingerprint)
 
     def commit(
         self, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
     ) -> CommitRecord:
-        """See `WritableStore.commit`."""
         return commit_at_url(self, video, fingerprint, arrays, source)
 
     def lock(self) -> CacheLock:
-        """See `WritableStore.lock`."""
         return RemoteLock(self)
 
     def event_log(self, folder: str, name: str) -> EventLog:
-        """See `WritableStore.event_log`."""
         return RemoteLog(self, folder, name)
 
 

@@ -88,7 +88,6 @@ class WebDatasetStore(Export):
         return index
 
     def names(self, folder: str) -> list[str]:
-        """See `SmallFiles.names`."""
         if folder == COMMITS:
             return [f"{video}.json" for video in self.index.videos]
         return self._files.names(folder)
@@ -106,7 +105,6 @@ class WebDatasetStore(Export):
         return bytes(content)
 
     def read_arrays(self, record: CommitRecord, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Store.read_arrays`."""
         found: dict[str, np.ndarray] = {}
         pieces: list[Piece] = []
         for name, rows in wanted.items():
@@ -129,7 +127,6 @@ class WebDatasetStore(Export):
             filled += length
 
     def problems(self, record: CommitRecord) -> list[str]:
-        """See `Store.problems`."""
         entry = self.index.videos[record.video]
         found = self._members(entry.shard)
         problems = []
@@ -163,7 +160,6 @@ class WebDatasetStore(Export):
         return orphans
 
     def stored_bytes(self, records: Iterable[CommitRecord]) -> int:  # noqa: ARG002  # the shards hold all of them
-        """See `Store.stored_bytes`."""
         return sum(self.index.shard_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -230,7 +226,6 @@ class WebDatasetWriter:
         (folder / SHARDS).mkdir()
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
-        """See `ExportWriter.add_file`."""
         Directory(self.folder).add_file(folder, name, content)
 
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
