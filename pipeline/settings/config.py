@@ -23,6 +23,9 @@ from stages.data.cards import load_card
 from stages.errors import UserError
 from stages.records import parse_yaml, read_yaml, text_hint
 
+RENAMED = {"train.workers": "train.loader_workers", "train.frames_per_run": "train.frames_per_chunk"}
+"""Keys of earlier versions and their names of today: read in a stored run, refused where a person gives them."""
+
 
 class PipelineConfig(ModelConfig):
     """Everything that a command may be told; the branches of the networks are inherited."""
@@ -123,8 +126,10 @@ def dump_yaml(config: PipelineConfig) -> str:
 
 
 def resolve_run(path: Path, overrides: Sequence[str]) -> PipelineConfig:
-    """Read a run's resolved configuration and apply `--set` overrides to it."""
-    return _validate([_layer_of(path), *map(_parse_override, overrides)]).config
+    """Read a run's resolved configuration, of this or an earlier version, and apply `--set` overrides to it."""
+    stored = _layer_of(path)
+    saved = Layer(stored.source, {RENAMED.get(key, key): value for key, value in stored.values.items()})
+    return _validate([saved, *map(_parse_override, overrides)]).config
 
 
 def overlay(config: PipelineConfig, values: Mapping[str, Any], source: str) -> PipelineConfig:
@@ -157,6 +162,8 @@ def _validate(layers: Sequence[Layer]) -> Resolved:
 
 
 def _unknown_key(key: str, source: str, known: Sequence[str]) -> UserError:
+    if key in RENAMED:
+        return UserError("a setting has another name now", where=source, received=key, hint=f"write {RENAMED[key]}")
     leaf = key.rpartition(".")[2]
     near = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.endswith(f".{leaf}")][:1]
     hint = f"did you mean {near[0]}?" if near else "`pipeline config show --all` lists every key"

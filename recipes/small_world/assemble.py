@@ -63,7 +63,7 @@ def _start_qformer(model: InstructBlipForConditionalGeneration) -> None:
     With transformers' starting values every patch is attended to alike, and a detail of one patch drowns.
     """
     model.query_tokens.data.normal_(std=0.5)
-    for layer in model.qformer.qformer.encoder.layer:
+    for layer in model.qformer.encoder.layer:
         if layer.has_cross_attention:
             for linear in (layer.crossattention.attention.query, layer.crossattention.attention.key):
                 linear.weight.data.normal_(std=0.2)

@@ -177,7 +177,7 @@ def _load_instructblip(model: "DiffLMM", source: str) -> LoadingReport:
     tensors = Repository(source).tensors()
     with naming(source):
         taken = load_named(model.qformer.qformer, tensors, prefix=_QFORMER)
-        _load_parameter(model.qformer.qformer.query_tokens, tensors, _QUERIES)
+        _load_parameter(model.qformer.query_tokens, tensors, _QUERIES)
         stored = tensors.get(f"{_PROJECTION}weight")
         if stored is not None and stored.shape != model.language_projection.weight.shape:
             _LOG.warning("language_projection starts at random: %s fits another language model", source)

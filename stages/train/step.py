@@ -67,7 +67,7 @@ class Stepper:
             with autocast(self.compute.device, self.compute.dtype):
                 losses.append(
                     self.model.forward_backward(
-                        clips, kd_frames=frames, frames_per_run=self.config.frames_per_run, share=share
+                        clips, kd_frames=frames, frames_per_chunk=self.config.frames_per_chunk, share=share
                     )
                 )
         return Losses.summed(losses, [len(part.samples) for part in parts])

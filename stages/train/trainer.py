@@ -118,7 +118,7 @@ class Trainer:
             raise UserError(
                 f"a batch has {samples}, which {self.group.size} processes cannot share equally",
                 where="train.batch_size",
-                hint="make it a multiple of --workers",
+                hint="make it a multiple of --processes",
             )
         self.checkpoints = Checkpoints(run)
         self.log = MetricLog(run, config.trackers, project=config.wandb_project)
@@ -201,7 +201,7 @@ class Trainer:
             self.data.train,
             self._parts(size),
             self.data.tokenizers,
-            workers=self.config.workers,
+            workers=self.config.loader_workers,
             prefetch=self.config.prefetch,
         )
         num_parts = -(-own // size)

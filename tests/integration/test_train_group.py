@@ -128,7 +128,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(world, tmp_path):
         said
         == [
             "train.batch_size: a batch has 5 samples, which 2 processes cannot share equally. Make it a multiple of "
-            "--workers"
+            "--processes"
         ]
         * 2
     )

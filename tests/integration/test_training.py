@@ -348,14 +348,14 @@ def test_a_run_of_the_name_is_refused_without_resume_and_with_other_settings(res
         trained(config)
     with pytest.raises(UserError, match=rf"differs in train.lr \({config.config.train.lr}, now 0.1\)"):
         trained(resolved("train.epochs=1", "train.lr=0.1"), resume=True)
-    trained(resolved("train.epochs=1", "train.workers=1", "train.prefetch=3"), resume=True)
+    trained(resolved("train.epochs=1", "train.loader_workers=1", "train.prefetch=3"), resume=True)
 
 
 # --- going on with what the run itself says
 
 
 def test_a_run_is_resumed_by_its_folder_alone(resolved, pipeline):
-    config = resolved("train.epochs=1", "train.lr=5e-4", "train.workers=0")
+    config = resolved("train.epochs=1", "train.lr=5e-4", "train.loader_workers=0")
     path = trained(config)
     before = (path / "config.yaml").read_bytes()
     out, _ = pipeline("train", "--resume", path, "--json")
@@ -378,10 +378,10 @@ def test_a_run_is_resumed_by_its_folder_alone(resolved, pipeline):
 
 def test_a_resumed_run_takes_and_keeps_what_may_change(resolved, pipeline):
     path = trained(resolved("train.epochs=1"))
-    changed = ["--set", "train.workers=1", "--set", "train.trackers=[]", "--set", "train.micro_batch_size=2"]
+    changed = ["--set", "train.loader_workers=1", "--set", "train.trackers=[]", "--set", "train.micro_batch_size=2"]
     pipeline("train", "--resume", path, *changed)
     kept = RunFolder.open(path).config()
-    assert (kept.train.workers, kept.train.trackers, kept.train.micro_batch_size) == (1, (), 2)
+    assert (kept.train.loader_workers, kept.train.trackers, kept.train.micro_batch_size) == (1, (), 2)
     assert kept == resolved("train.epochs=1", *changed[1::2]).config
 
 

@@ -258,7 +258,7 @@ def test_the_models_losses_are_those_of_its_parts(kd_frames):
     model = build_model().eval()
     batch = clips(4)
     losses = model(batch, kd_frames=kd_frames)
-    levels = model.qformer.qformer(batch.features, batch.question).levels
+    levels = model.qformer(batch.features, batch.question).levels
     answer = model.language.answer_loss(model.language_projection(levels[-1][:, -1]), batch.answer)
     frames = [0, 1, 2, 3] if kd_frames is None else kd_frames
     kd, _ = model.alignment([level[:, frames] for level in levels], batch.targets[:, frames])

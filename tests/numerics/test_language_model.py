@@ -220,7 +220,7 @@ def test_a_training_step_changes_every_trained_part_and_no_bit_of_the_language_m
 
 def test_training_mode_leaves_the_language_model_in_eval_mode():
     model = build_model().train()
-    assert model.qformer.qformer.training
+    assert model.qformer.training
     assert model.alignment.training
     assert not any(part.training for part in model.language.modules())
 

@@ -74,7 +74,7 @@ def lavis_state(model, positions):
         for name, module in parts.items():
             state |= {f"{block}.{name}.{part}": value for part, value in module.state_dict().items()}
     state["query_tokens"] = model.query_tokens
-    bert = model.qformer.qformer
+    bert = model.qformer
     state["Qformer.bert.embeddings.position_ids"] = torch.arange(16)[None]
     state["Qformer.bert.embeddings.word_embeddings.weight"] = bert.embeddings.word_embeddings.weight
     state["Qformer.bert.embeddings.position_embeddings.weight"] = bert.embeddings.position_embeddings.weight
@@ -150,7 +150,7 @@ def test_the_model_gives_the_hidden_states_of_the_class_that_the_file_was_writte
         encoder_hidden_states=features[:, 0] + positions[0],
         output_hidden_states=True,
     )
-    levels = model.qformer.qformer(features, text).levels
+    levels = model.qformer(features, text).levels
     for level, hidden in zip(levels, expected.hidden_states, strict=True):
         assert (level[:, 0] - hidden[:, :QUERIES]).abs().max() <= FLOAT32_HIDDEN
     told = trained.language_projection(expected.last_hidden_state[:, :QUERIES])
@@ -194,7 +194,7 @@ def test_the_report_names_what_was_taken_left_and_never_given(base, trained, pos
     first, second = reports
     assert first.source == base
     assert first.initialised == second.initialised == ("qformer.frame_positions.weight",)
-    assert not model.qformer.qformer.frame_positions.weight.any()
+    assert not model.qformer.frame_positions.weight.any()
     assert {name.split(".")[0] for name in first.taken} == {"qformer", "query_tokens", "language_projection"}
     assert {name.split(".")[0] for name in first.left} == {"vision_model", "language_model"}
     assert set(second.left) == {"Qformer.bert.embeddings.position_ids", "ln_vision.weight", "ln_vision.bias"}
@@ -293,4 +293,4 @@ def test_a_projection_for_another_language_model_stays_at_its_start(base, traine
     assert "language_projection keeps its starting values" in caplog.text
     assert torch.equal(model.language_projection.weight, build_instructblip().language_projection.weight)
     assert {"llm_proj.weight", "llm_proj.bias"} <= set(reports[1].left)
-    assert torch.equal(model.qformer.qformer.query_tokens, trained.query_tokens)
+    assert torch.equal(model.qformer.query_tokens, trained.query_tokens)

@@ -264,7 +264,7 @@ def test_heads_of_other_shapes_or_levels_start_anew(loaded, about, tmp_path, cap
     model = begin(about, save_run(tmp_path / "run", loaded.model), reports, alignment=alignment)
     assert "alignment keeps its starting values" in caplog.text
     assert any(name.startswith("alignment.") for name in reports[-1].left)
-    assert torch.equal(model.qformer.qformer.query_tokens, loaded.model.qformer.query_tokens)
+    assert torch.equal(model.qformer.query_tokens, loaded.model.qformer.query_tokens)
 
 
 def test_the_first_report_is_the_language_models(about, exported):

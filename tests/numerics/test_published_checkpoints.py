@@ -160,7 +160,7 @@ def test_the_qformer_gives_the_hidden_states_of_the_class(instructblip, checkpoi
         encoder_hidden_states=features[:, 0],
         output_hidden_states=True,
     )
-    levels = model.qformer.qformer(features, text).levels
+    levels = model.qformer(features, text).levels
     assert len(levels) == len(expected.hidden_states) == 5
     for level, hidden in zip(levels, expected.hidden_states, strict=True):
         assert (level[:, 0] - hidden[:, :QUERIES]).abs().max() <= FLOAT32_HIDDEN
@@ -317,4 +317,4 @@ def test_a_projection_for_another_language_model_starts_at_random_and_says_so(in
         model = start_training(shards)
     assert "language_projection starts at random" in caplog.text
     assert not torch.equal(model.language_projection.weight, instructblip.language_projection.weight)
-    assert torch.equal(model.qformer.qformer.query_tokens, instructblip.query_tokens)
+    assert torch.equal(model.qformer.query_tokens, instructblip.query_tokens)

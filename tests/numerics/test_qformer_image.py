@@ -17,7 +17,7 @@ def levels_of_transformers(model, picture, text):
     """Hidden states of `InstructBlipQFormerModel`, as InstructBLIP calls it, at the query positions."""
     batch = len(picture)
     queries = model.query_tokens.expand(batch, -1, -1)
-    out = model.qformer.qformer(
+    out = model.qformer(
         input_ids=text.ids,
         attention_mask=torch.cat([torch.ones(batch, QUERIES), text.mask], dim=1).long(),
         query_embeds=queries,

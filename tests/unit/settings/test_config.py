@@ -8,7 +8,16 @@ import typer
 from pydantic import ValidationError
 
 from pipeline.cli import app
-from pipeline.settings.config import PipelineConfig, dump_yaml, preset_names, resolve, resolve_run, valid_keys
+from pipeline.settings.config import (
+    RENAMED,
+    PipelineConfig,
+    dump_yaml,
+    load_yaml,
+    preset_names,
+    resolve,
+    resolve_run,
+    valid_keys,
+)
 from stages.errors import UserError
 
 SETTINGS = {"--preset", "--config", "--set", "--json"}
@@ -19,7 +28,7 @@ OPTIONS = {
     "synthesize": {"folder", "--seed", "--size"},
     "plan": SETTINGS | DATA | {"--retry-failed", "--refresh-changed", "--calibrate-s", "--no-calibrate"},
     "extract": SETTINGS | DATA | {"--address", "--retry-failed", "--refresh-changed", "--dry-run", "--json-lines"},
-    "train": SETTINGS | DATA | {"run", "--name", "--resume", "--profile", "--workers", "--address"},
+    "train": SETTINGS | DATA | {"run", "--name", "--resume", "--profile", "--processes", "--address"},
     "evaluate": DATA | {"--run", "--split", "--method", "--output", "--set", "--json"},
     "ablate": SETTINGS
     | DATA
@@ -145,7 +154,7 @@ def test_sources_name_exactly_the_values_that_are_no_defaults(card, tmp_path):
         preset="ma-lmm-7b",
         config_file=file,
         options={"data.dataset": card, "run.name": "mine"},
-        overrides=["train.workers=0", "train.beta2=0.999"],
+        overrides=["train.loader_workers=0", "train.beta2=0.999"],
     )
     assert resolved.sources == {
         "preset": "preset ma-lmm-7b",
@@ -155,13 +164,33 @@ def test_sources_name_exactly_the_values_that_are_no_defaults(card, tmp_path):
         "train.seed": str(file),
         "data.dataset": "command line",
         "run.name": "command line",
-        "train.workers": "--set train.workers=0",
+        "train.loader_workers": "--set train.loader_workers=0",
     }
     assert set(resolved.sources) == set(differing(resolved.config, PipelineConfig()))
 
 
 def test_without_any_layer_there_are_no_sources():
     assert resolve().sources == {}
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_key_of_an_earlier_version_is_refused_with_its_name_of_today_and_read_in_a_stored_run(tmp_path, old, new):
+    with pytest.raises(UserError) as given:
+        resolve(overrides=[f"{old}=7"])
+    assert str(given.value) == f"--set {old}=7: a setting has another name now; got {old!r}. Write {new}"
+    branch, leaf = old.split(".")
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{branch}:\n  {leaf}: 7\n")
+    with pytest.raises(UserError, match=f"config.yaml: a setting has another name now.*Write {new}"):
+        resolve(config_file=file)
+    read = load_yaml(file)
+    assert getattr(read.train, new.removeprefix("train.")) == 7
+
+
+@pytest.mark.parametrize("given", [["--workers", "2"], ["--workers=2"]])
+def test_the_option_of_an_earlier_version_is_refused_with_its_name_of_today(pipeline, given):
+    _, err = pipeline("train", *given, status=2)
+    assert err == "error: an option has another name now; got '--workers'. Write --processes\n"
 
 
 # --- presets and cards
