@@ -181,8 +181,8 @@ class DiffLMM(nn.Module):
         that the memory it takes is bounded by `frames_per_chunk`, not by T.
 
         Args and errors are those of `forward`; and
-            share: the clips' part in their step, with which every loss is multiplied, once `observe` was told of the
-                targets of all its parts. None: they are the whole step.
+            share: the clips' part in their step, with which every loss is multiplied, once `alignment.observe_mean` has
+                taken in the targets of all its parts. None: they are the whole step.
         """
         parts = []
         totals = []
@@ -197,14 +197,9 @@ class DiffLMM(nn.Module):
             parts.append(_detached(part))
         return _joined(torch.stack(totals).sum(), parts)
 
-    def observe(self, targets: Tensor) -> None:
-        """Take a training step's y* [B, T, D] into the running mean; nothing happens without distillation."""
-        if self.alignment is not None:
-            self.alignment.observe(targets)
-
     def _observe(self, clips: Clips) -> None:
-        if self.training and clips.targets is not None:
-            self.observe(clips.targets)
+        if self.training and self.alignment is not None and clips.targets is not None:
+            self.alignment.observe(clips.targets)
 
     def _parts(
         self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_chunk: int | None, share: Share

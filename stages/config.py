@@ -160,6 +160,9 @@ class TrainConfig(Settings):
     """Optimizer steps between checkpoints within an epoch; every epoch ends with one in any case."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints stay beside the best."""
+    log_every: PositiveInt = 10
+    """Steps between rows of metrics.jsonl, for which alone losses are read back from the device; the last step of an
+    epoch has one too. Whether losses and gradients were finite is looked at then, and before anything is saved."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where curves are shown beside metrics.jsonl; wandb (Weights & Biases) needs the extra of this name."""
     wandb_project: str = "diff-lmm"

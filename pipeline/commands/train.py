@@ -130,6 +130,9 @@ def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) 
 
 
 def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
+    if "answer_loss" not in row:  # a step whose losses are not read: those of the last one stay
+        bar.advance()
+        return
     terms = [f"epoch {int(row['epoch']) + 1}/{epochs}", f"answer {row['answer_loss']:.3f}"]
     if "kd_loss" in row:
         terms.append(f"kd {row['kd_loss']:.3f}")

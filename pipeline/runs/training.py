@@ -52,6 +52,7 @@ FREE = (
     "train.shard_language",
     "train.loader_workers",
     "train.prefetch",
+    "train.log_every",
     "train.save_every_steps",
     "train.keep_checkpoints",
     "train.trackers",
