@@ -227,15 +227,31 @@ def config_path(resolved):
     return locations.run_folder(resolved.config)
 
 
-def test_a_step_that_overflows_names_its_samples_and_changes_no_parameter(resolved):
+def test_the_first_step_that_overflows_is_kept_until_it_is_asked_for_and_its_samples_are_named(resolved):
     taker, data = stepper(resolved())
+    batch = Collate(data.tokenizers)([data.train[index] for index in (0, 3)])
+    taker.take(4, 1e-3, [batch])
+    assert taker.bad_step() is None
     with torch.no_grad():
         taker.model.language_projection.weight.fill_(float("inf"))
-    before = {name: p.detach().clone() for name, p in taker.parameters.items()}
-    batch = Collate(data.tokenizers)([data.train[index] for index in (0, 3)])
-    with pytest.raises(UserError, match=r"at step 5; nothing was overwritten.*Their features are finite"):
-        taker.take(5, 1e-3, [batch])
-    assert all(torch.equal(p, before[name]) for name, p in taker.parameters.items())
+    for step in (5, 6):
+        taker.take(step, 1e-3, [batch])
+    assert taker.bad_step() == (5, "loss is nan")
+    with pytest.raises(UserError, match=r"loss is nan at step 5.*Their features are finite"):
+        taker.refuse("loss is nan at step 5", [batch])
+
+
+def test_a_step_that_overflows_between_rows_ends_the_training_at_the_next_and_nothing_is_saved(resolved):
+    config = resolved("train.log_every=3", "train.save_every_steps=2").config
+    path = config_path(resolved())
+    trainer, _, _ = command.prepare(config, path, bool)
+    with torch.no_grad():
+        trainer.model.language_projection.weight.fill_(float("inf"))
+    taken = []
+    with pytest.raises(UserError, match=r"at step 0; nothing was overwritten.*Their features are finite"):
+        trainer.fit(taken.append)
+    assert [set(row) for row in taken] == [{"step", "epoch", "lr"}] * 2
+    assert not (path / "checkpoints").exists()
 
 
 # --- where it ends
