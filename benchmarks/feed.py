@@ -134,8 +134,8 @@ def seconds_per_window(arguments):
         if arguments.device != "cpu":
             torch.cuda.synchronize()
         started = time.perf_counter()
-        for run in model.runs(features, text):
-            torch.stack([level.square().mean() for level in run.levels]).sum().backward()
+        for chunk in model.chunks(features, text):
+            torch.stack([level.square().mean() for level in chunk.levels]).sum().backward()
         if arguments.device != "cpu":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - started)

@@ -1,11 +1,11 @@
 """The Q-Former over a clip: the published frame loop against the clip form, same weights, same losses.
 
 The loop is as published: at every frame all remembered tokens are projected again, and every frame keeps its graph.
-The clip form goes back run by run, so that it keeps one run's graph. Both sides run in one process on the same clip,
-in turns: forward, and forward + backward of a loss on every frame's 13 levels. Times are medians over the repetitions.
-Memory is the most that one pass takes beyond model, gradients and inputs, in a process of its own. Where the loop does
-not fit, the law of its memory, measured at smaller T, says what it would take. The multiply-adds of either form are
-counted too: without an accelerator's launch costs, time can hardly be won beyond their ratio.
+The clip form goes back chunk by chunk, so that it keeps one chunk's graph. Both sides run in one process on the same
+clip, in turns: forward, and forward + backward of a loss on every frame's 13 levels. Times are medians over the
+repetitions. Memory is the most that one pass takes beyond model, gradients and inputs, in a process of its own. Where
+the loop does not fit, the law of its memory, measured at smaller T, says what it would take. The multiply-adds of
+either form are counted too: without an accelerator's launch costs, time can hardly be won beyond their ratio.
 
     python benchmarks/qformer.py --frames 20 50 100 --backward-frames 20 40 50 100 --memory-frames 20 30 100 1000
 """
@@ -30,7 +30,7 @@ from transformers import InstructBlipQFormerConfig
 from model.activation_memory import kept_numbers
 from model.config import QFormerConfig
 from model.qformer.parts import TextTokens
-from model.qformer.qformer import MemoryQFormer, frames_per_run_of
+from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
 
 FULL_WIDTH = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": 30523}
 QUERIES, PATCHES, WIDTH, WORDS = 32, 257, 1408, 12
@@ -78,8 +78,8 @@ def loop(model, features, text, _arguments, backward):
 
 def clip(model, features, text, arguments, backward):
     total = 0.0
-    for run in model.runs(features, text, frames_per_run=arguments.frames_per_run):
-        loss = loss_of(run.levels)
+    for chunk in model.chunks(features, text, frames_per_chunk=arguments.frames_per_chunk):
+        loss = loss_of(chunk.levels)
         if backward:
             loss.backward()
         total += loss.item()
@@ -129,7 +129,7 @@ def arithmetic(form, frames, arguments, backward):
     """Multiply-adds over a clip, elementwise work aside.
 
     Backward costs a product twice where both factors get a gradient, once where only the weights do, which is so for
-    remembered tokens; the clip form computes attention scores again, and its runs' gradient of the slots carried in.
+    remembered tokens; the clip form computes attention scores again, and its chunks' gradient of the slots carried in.
     """
     tokens = QUERIES + WORDS
     visual, words = 2 * PATCHES * WIDTH * HIDDEN, 2 * tokens * HIDDEN**2  # keys and values of one frame, one layer
@@ -146,18 +146,18 @@ def arithmetic(form, frames, arguments, backward):
         else:
             total += projected + rest * (3 if backward else 1) + 2 * seen * score * (3.5 if backward else 1)
             total += (projected + LAYERS * words) * backward
-            total += backward * projected * min(frame, arguments.slots) / run_length(arguments)
+            total += backward * projected * min(frame, arguments.slots) / chunk_length(arguments)
     return total
 
 
-def run_length(arguments):
-    return arguments.frames_per_run or frames_per_run_of(arguments.slots)
+def chunk_length(arguments):
+    return arguments.frames_per_chunk or frames_per_chunk_of(arguments.slots)
 
 
 def memory_of(arguments, form, frames):
     """Bytes of one forward + backward in a process of its own; None where it does not fit."""
     command = [sys.executable, __file__, "--device", arguments.device, "--slots", str(arguments.slots)]
-    command += ["--frames-per-run", str(run_length(arguments)), "--measure-memory", form, str(frames)]
+    command += ["--frames-per-chunk", str(chunk_length(arguments)), "--measure-memory", form, str(frames)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
@@ -217,9 +217,9 @@ def compare_memory(arguments):
 
 
 def kept_by_law(arguments):
-    """What the law of the clip form says that a run keeps, in bytes."""
+    """What the law of the clip form says that a chunk keeps, in bytes."""
     model = build(arguments, 1)
-    return 4 * kept_numbers(model, batch=1, frames=run_length(arguments), patches=PATCHES, words=WORDS)
+    return 4 * kept_numbers(model, batch=1, frames=chunk_length(arguments), patches=PATCHES, words=WORDS)
 
 
 def parse():
@@ -229,7 +229,7 @@ def parse():
     parser.add_argument("--memory-frames", type=int, nargs="*", default=[20, 30, 100, 1000])
     parser.add_argument("--loop-fits", type=int, default=40, help="largest T at which the loop's backward is tried")
     parser.add_argument("--slots", type=int, default=20)
-    parser.add_argument("--frames-per-run", type=int, default=None)
+    parser.add_argument("--frames-per-chunk", type=int, default=None)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", default="qformer", help="beginning of the result file's name")
@@ -255,7 +255,7 @@ def main():
     result = {
         "hardware": hardware(arguments),
         "shape": {"slots": arguments.slots, "patches": PATCHES, "width": WIDTH, "queries": QUERIES, "words": WORDS},
-        "frames_per_run": run_length(arguments),
+        "frames_per_chunk": chunk_length(arguments),
         "times": rows,
         "memory": memory,
         "loop_memory_law": law,

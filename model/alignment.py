@@ -175,11 +175,13 @@ class Alignment(nn.Module):
     @torch.no_grad()
     def observe(self, targets: Tensor) -> None:
         """Take y* [B, T, D] into the running mean; once per training step, before the forward."""
-        seen = targets.shape[0] * targets.shape[1]
-        if not seen:
-            return
+        if seen := targets.shape[0] * targets.shape[1]:
+            self.observe_mean(targets.float().mean(dim=(0, 1)), seen)
+
+    def observe_mean(self, mean: Tensor, seen: int) -> None:
+        """Like `observe`, of targets whose mean [D] is known, and their number."""
         self.targets_seen += seen
-        self.target_mean += (targets.float().mean(dim=(0, 1)) - self.target_mean) * (seen / self.targets_seen)
+        self.target_mean += (mean - self.target_mean) * (seen / self.targets_seen)
 
     def part_of(self, frames: int, total: int) -> float:
         """What to multiply L_kd over `frames` of a clip's `total` distilled frames with, so that the parts add up."""

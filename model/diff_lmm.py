@@ -14,7 +14,7 @@ from torch.profiler import record_function
 from model.alignment import Alignment, AlignmentReport, total_loss
 from model.config import LanguageConfig
 from model.language import Answers, AnswerTokens, FrozenLanguageModel, build_projection
-from model.qformer.parts import QFormerMemory, QFormerRun, TextTokens
+from model.qformer.parts import QFormerChunk, QFormerMemory, TextTokens
 from model.qformer.qformer import MemoryQFormer
 from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, QFORMER, spanned
 
@@ -86,7 +86,7 @@ WHOLE = Share(answer=1.0, kd=1.0)
 
 @dataclass(frozen=True)
 class _Part:
-    """What one run of frames adds to a batch's losses; all but the report carry a graph."""
+    """What one chunk of frames adds to a batch's losses; all but the report carry a graph."""
 
     answer: Tensor | None
     kd: Tensor | None
@@ -150,20 +150,20 @@ class DiffLMM(nn.Module):
             own[name].copy_(tensors[name])
 
     def forward(
-        self, clips: Clips, *, kd_frames: Sequence[int] | None = None, frames_per_run: int | None = None
+        self, clips: Clips, *, kd_frames: Sequence[int] | None = None, frames_per_chunk: int | None = None
     ) -> Losses:
         """Losses of a batch (Eq. 8, 7, 9), with the graph of every frame that carries one.
 
         Args:
             clips: the batch.
             kd_frames: frames that carry L_kd; None means every frame. The answer always comes from the last frame.
-            frames_per_run: frames computed at once, see `MemoryQFormer.forward`.
+            frames_per_chunk: frames computed at once, see `MemoryQFormer.forward`.
 
         Raises:
             ValueError: the model distils, but the batch has no targets.
         """
         self._observe(clips)
-        parts = list(self._parts(clips, kd_frames, frames_per_run, WHOLE))
+        parts = list(self._parts(clips, kd_frames, frames_per_chunk, WHOLE))
         total = torch.stack([part.total(self.kd_weight) for part in parts]).sum()
         return _joined(total, parts)
 
@@ -172,23 +172,23 @@ class DiffLMM(nn.Module):
         clips: Clips,
         *,
         kd_frames: Sequence[int] | None = None,
-        frames_per_run: int | None = None,
+        frames_per_chunk: int | None = None,
         share: Share | None = None,
     ) -> Losses:
-        """The losses of `forward`, with their gradients added to the parameters run by run.
+        """The losses of `forward`, with their gradients added to the parameters chunk by chunk.
 
-        Equal to `forward(...).total.backward()`. The graph of one run of frames is gone before the next is built, so
-        that the memory it takes is bounded by `frames_per_run`, not by T.
+        Equal to `forward(...).total.backward()`. The graph of one chunk of frames is gone before the next is built, so
+        that the memory it takes is bounded by `frames_per_chunk`, not by T.
 
         Args and errors are those of `forward`; and
-            share: the clips' part in their step, with which every loss is multiplied, once `observe` was told of the
-                targets of all its parts. None: they are the whole step.
+            share: the clips' part in their step, with which every loss is multiplied, once `alignment.observe_mean` has
+                taken in the targets of all its parts. None: they are the whole step.
         """
         parts = []
         totals = []
         if share is None:
             self._observe(clips)
-        for part in self._parts(clips, kd_frames, frames_per_run, share or WHOLE):
+        for part in self._parts(clips, kd_frames, frames_per_chunk, share or WHOLE):
             total = part.total(self.kd_weight)
             # Autocast would reach into the backward pass too, and round what the forward pass computed in float32.
             with record_function(BACKWARD), torch.autocast(total.device.type, enabled=False):
@@ -197,31 +197,28 @@ class DiffLMM(nn.Module):
             parts.append(_detached(part))
         return _joined(torch.stack(totals).sum(), parts)
 
-    def observe(self, targets: Tensor) -> None:
-        """Take a training step's y* [B, T, D] into the running mean; nothing happens without distillation."""
-        if self.alignment is not None:
-            self.alignment.observe(targets)
-
     def _observe(self, clips: Clips) -> None:
-        if self.training and clips.targets is not None:
-            self.observe(clips.targets)
+        if self.training and self.alignment is not None and clips.targets is not None:
+            self.alignment.observe(clips.targets)
 
     def _parts(
-        self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_run: int | None, share: Share
+        self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_chunk: int | None, share: Share
     ) -> Iterator[_Part]:
-        """The terms of every run of frames that carries a loss, one after the other."""
+        """The terms of every chunk of frames that carries a loss, one after the other."""
         last = clips.features.shape[1] - 1
         distilled = self._distilled_frames(clips, kd_frames)
         wanted = sorted({*distilled, last})
-        runs = self.qformer.runs(clips.features, clips.question, wanted_frames=wanted, frames_per_run=frames_per_run)
-        for run in spanned(QFORMER, runs):
+        chunks = self.qformer.chunks(
+            clips.features, clips.question, wanted_frames=wanted, frames_per_chunk=frames_per_chunk
+        )
+        for chunk in spanned(QFORMER, chunks):
             answer = None
-            if last in run.frames:
+            if last in chunk.frames:
                 with record_function(LANGUAGE):
-                    told = self.language_projection(run.levels[-1][:, -1])
+                    told = self.language_projection(chunk.levels[-1][:, -1])
                     answer = self._answer_loss(told, clips, share)
             with record_function(ALIGNMENT):
-                part = self._part(run, answer, clips, distilled, share)
+                part = self._part(chunk, answer, clips, distilled, share)
             yield part
 
     def _answer_loss(self, told: Tensor, clips: Clips, share: Share) -> Tensor:
@@ -230,17 +227,17 @@ class DiffLMM(nn.Module):
         return share.answer * self.language.answer_loss(told, clips.answer)
 
     def _part(
-        self, run: QFormerRun, answer: Tensor | None, clips: Clips, distilled: Sequence[int], share: Share
+        self, chunk: QFormerChunk, answer: Tensor | None, clips: Clips, distilled: Sequence[int], share: Share
     ) -> _Part:
-        frames = [frame for frame in run.frames if frame in set(distilled)]
+        frames = [frame for frame in chunk.frames if frame in set(distilled)]
         if self.alignment is None or clips.targets is None or not frames:
             return _Part(answer, kd=None, report=None, distilled=0)
-        levels, valid = run.levels, None
+        levels, valid = chunk.levels, None
         if self.alignment.config.tokens == "all":
-            levels = tuple(torch.cat(pair, dim=2) for pair in zip(run.levels, run.words, strict=True))
-            valid = torch.cat([clips.question.mask.new_ones(run.levels[0].shape[::2]), clips.question.mask], dim=1)
-        if len(frames) < len(run.frames):
-            places = [frame - run.start for frame in frames]
+            levels = tuple(torch.cat(pair, dim=2) for pair in zip(chunk.levels, chunk.words, strict=True))
+            valid = torch.cat([clips.question.mask.new_ones(chunk.levels[0].shape[::2]), clips.question.mask], dim=1)
+        if len(frames) < len(chunk.frames):
+            places = [frame - chunk.start for frame in frames]
             levels = tuple(level[:, places] for level in levels)
         kd, report = self.alignment(levels, clips.targets[:, frames], valid)
         part = share.kd * self.alignment.part_of(len(frames), len(distilled))
@@ -279,7 +276,7 @@ def _detached(part: _Part) -> _Part:
 
 
 def _joined(total: Tensor, parts: Sequence[_Part]) -> Losses:
-    """The losses of a batch from those of its runs."""
+    """The losses of a batch from those of its chunks."""
     (answer,) = (part.answer for part in parts if part.answer is not None)
     distilled = [part for part in parts if part.report is not None]
     if not distilled:

@@ -184,12 +184,12 @@ def train(
     profile: Annotated[
         bool, typer.Option("--profile", help="Profile a few steps: a trace in RUN/profile and where the time goes.")
     ] = False,
-    workers: Annotated[
+    processes: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Processes that train together, one per GPU, through Ray Train (train.processes; default 1). "
-            "Not train.workers, which are each one's readers of the cache.",
+            "Readers of the cache beside each of them: train.loader_workers.",
         ),
     ] = None,
     address: Annotated[
@@ -207,7 +207,7 @@ def train(
     from pipeline.commands.train import of_folder
     from pipeline.commands.train import run as work
 
-    options = {**data.dotted(), "run.name": name, "train.processes": workers, **of_folder(run, name, resume=resume)}
+    options = {**data.dotted(), "run.name": name, "train.processes": processes, **of_folder(run, name, resume=resume)}
     work(settings.resolve(options), resume=resume, as_json=json, profile=profile, address=address)
 
 

@@ -43,11 +43,19 @@ CacheFolder = Annotated[str, typer.Argument(help="Directory or URL of the cache,
 RunOrModel = Annotated[str, typer.Option("--run", help="Folder of a run, or an exported model: its folder or hub id.")]
 
 
+_RENAMED = {"--workers": "--processes"}
+"""Options of earlier versions and their names of today, in the commands that have those."""
+
+
 class OneOfEach(TyperCommand):
     """Refuses an option that is given twice and takes one value, of which the last would silently win."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer parses them; UserError names the option."""
+        known = {name for one in self.params for name in one.opts}
+        for old, new in _RENAMED.items():
+            if new in known and any(arg.partition("=")[0] == old for arg in args):
+                raise UserError("an option has another name now", received=old, hint=f"write {new}")
         _, _, given = self.make_parser(ctx).parse_args(list(args))
         single = (one for one in given if isinstance(one, TyperOption) and not (one.is_flag or one.multiple))
         for one in single:

@@ -132,7 +132,7 @@ class TrainConfig(Settings):
     targets: Literal["own", "shuffled"] = "own"
     """Whose y* a training frame is aligned with: its own, or (shuffled, a control that must not help) that of a frame
     of another training video, drawn once from the seed."""
-    frames_per_run: PositiveInt | None = None
+    frames_per_chunk: PositiveInt | None = None
     """Frames the Q-Former computes at once, which bounds the memory of a step; None means twice its memory slots."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast of the networks; losses and alignment are float32 in any case. auto is bfloat16 on a GPU that has it,
@@ -142,11 +142,11 @@ class TrainConfig(Settings):
     one another, so that frames they share are read from disk once."""
     processes: PositiveInt = 1
     """Processes that train together, each on its part of every batch and on a GPU of its own where there are GPUs;
-    more than one are run by Ray Train. This is the command's --workers."""
+    more than one are run by Ray Train. This is the command's --processes."""
     shard_language: Literal["none", "fsdp"] = "none"
     """How the frozen language model lies on those processes: whole on each, or (fsdp) each layer in as many pieces as
     there are processes, put together for the moment in which it computes."""
-    workers: NonNegativeInt = 2
+    loader_workers: NonNegativeInt = 2
     """Processes that read the cache, beside each process that trains (see `processes`)."""
     prefetch: PositiveInt = 2
     """Parts of a step (or whole ones, see micro_batch_size) that each of those processes reads ahead."""
@@ -163,6 +163,9 @@ class TrainConfig(Settings):
     """Optimizer steps between checkpoints within an epoch; every epoch ends with one in any case."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints stay beside the best."""
+    log_every: PositiveInt = 10
+    """Steps between rows of metrics.jsonl, for which alone losses are read back from the device; the last step of an
+    epoch has one too. Whether losses and gradients were finite is looked at then, and before anything is saved."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where curves are shown beside metrics.jsonl; wandb (Weights & Biases) needs the extra of this name."""
     wandb_project: str = "diff-lmm"

@@ -31,7 +31,9 @@ _FORMER: dict[str, dict[str, tuple[str, Any]]] = {
 }
 _DEFAULTS = {old: default for names in _FORMER.values() for old, (_new, default) in names.items()}
 
-RENAMED = {
+_TRAINING = {"train.workers": "train.loader_workers", "train.frames_per_run": "train.frames_per_chunk"}
+
+RENAMED = _TRAINING | {
     old: f"{new} with {_KIND}={kind}"
     for kind, names in _FORMER.items()
     for old, (new, _default) in names.items()
@@ -42,8 +44,9 @@ RENAMED = {
 
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted key, whole and of whichever version, under the names of this version."""
+    settings = {_TRAINING.get(key, key): value for key, value in settings.items()}
     if _KIND in settings or not {_SOURCE, *_DEFAULTS} <= settings.keys():
-        return dict(settings)
+        return settings
     kind = _kind_of(settings)
     dropped = _DEFAULTS.keys() - _FORMER[kind].keys()
     names = {old: new for old, (new, _default) in _FORMER[kind].items()}

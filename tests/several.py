@@ -34,13 +34,13 @@ def _member(function, rank, size, meeting, found, arguments):
     import torch
     import torch.distributed as dist
 
-    from stages.train.group import Together
+    from stages.train.group import ProcessGroup
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     answer, failure = None, None
     try:
-        answer = function(Together(torch.device("cpu")), *arguments)
+        answer = function(ProcessGroup(torch.device("cpu")), *arguments)
     except Exception as error:  # noqa: BLE001 - whatever it is, the test is to see it
         failure = error
     found.put((rank, failure, answer))

@@ -1,10 +1,10 @@
-"""The clip form of the memory-bank Q-Former: a run of c frames at once instead of a loop over frames.
+"""The clip form of the memory-bank Q-Former: a chunk of c frames at once instead of a loop over frames.
 
 Why this is possible: a layer's bank holds that layer's own inputs at earlier frames, so layer l at frame t needs layer
 l-1 at frames <= t and nothing else, as in a causal transformer. Only the merge decisions are sequential, and they are
 cosines (`model.qformer.memory.plan_merges`). Why it is fast: a slot is a mean of frames and projections are linear, so
 each frame is projected once and the projected keys and values are merged (`model.qformer.paged_attention`), where the
-loop projects up to M + 1 frames' worth at every frame. Between the runs of a clip the projected slots are handed on.
+loop projects up to M + 1 frames' worth at every frame. Between the chunks of a clip the projected slots are handed on.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class LayerSlots:
 
 @dataclass(frozen=True)
 class Carried:
-    """What one run of a clip hands to the next.
+    """What one chunk of a clip hands to the next.
 
     Attributes:
         memory: as the plain form has it.
@@ -51,14 +51,14 @@ def carry(model: QFormerParts, memory: QFormerMemory) -> Carried:
     return Carried(memory, tuple(_project_banks(layer, bank.slots, memory.visual.slots) for layer, bank in pairs))
 
 
-def forward_run(
+def forward_chunk(
     model: QFormerParts, carried: Carried, features: Tensor, text: TextTokens, *, feed_only: bool = False
 ) -> tuple[tuple[Tensor, ...], Carried]:
-    """Compute all levels for the run's frames and what the next run needs.
+    """Compute all levels for the chunk's frames and what the next chunk needs.
 
     Args:
         model: whose weights.
-        carried: from the run before.
+        carried: from the chunk before.
         features: [B, c, P, C] frozen visual features.
         text: the question.
         feed_only: return no levels and skip the last layer, whose output no bank remembers.
@@ -92,7 +92,7 @@ def forward_run(
 
 
 class _Visual:
-    """The run's frames and the bank of earlier ones, shared by every cross-attention layer."""
+    """The chunk's frames and the bank of earlier ones, shared by every cross-attention layer."""
 
     def __init__(self, model: QFormerParts, memory: QFormerMemory, features: Tensor) -> None:
         self.bank = memory.visual.slots
@@ -101,7 +101,7 @@ class _Visual:
         self.plan = plan_merges(memory.visual, self.inputs, model.config.memory_slots)
 
     def attend(self, layer: Any, queries: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One layer's cross-attention of queries [B, c, Q, H], and its projected bank after the run.
+        """One layer's cross-attention of queries [B, c, Q, H], and its projected bank after the chunk.
 
         Queries and bank come back as they are where the layer has none.
         """

@@ -5,7 +5,7 @@ on its own, the adjacent pair with the highest cosine similarity, weighted by ho
 (MA-LMM:lavis/models/blip2_models/blip2.py:352-392).
 Banks are values: nothing here changes its arguments, and no module keeps one.
 
-`append` is the plain form, one frame at a time. `plan_merges` makes the same decisions for a run of frames at once
+`append` is the plain form, one frame at a time. `plan_merges` makes the same decisions for a chunk of frames at once
 and returns them as a plan, for the clip form in `model.qformer.clip`.
 """
 
@@ -82,7 +82,7 @@ def weighted_mean(left: Tensor, count_left: Tensor, right: Tensor, count_right: 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Where each frame of a run of c frames is kept, and what is merged after it.
+    """Where each frame of a chunk of c frames is kept, and what is merged after it.
 
     A bank lives on at most M + 1 pages per token position; attention does not ask in which order they lie. The m slots
     carried in stand on pages 0...m-1, oldest first. Frame i is written to page `own[:, i]` and sees it together with
@@ -91,13 +91,13 @@ class MergePlan:
     projected once per frame.
 
     Attributes:
-        carried: m, slots in use before the run.
+        carried: m, slots in use before the chunk.
         own: [B, c, N] int64, page of each frame.
-        left: [B, R, N] int64; merge r follows frame c - R + r of the run.
+        left: [B, R, N] int64; merge r follows frame c - R + r of the chunk.
         right: [B, R, N] int64.
         share: [B, R, N] float32, weight of the left page in the merge; the right one has 1 - share.
-        order: [B, m', N] int64, pages in use after the run, oldest first.
-        bank: the bank after the run.
+        order: [B, m', N] int64, pages in use after the chunk, oldest first.
+        bank: the bank after the chunk.
     """
 
     carried: int
@@ -110,16 +110,16 @@ class MergePlan:
 
     @property
     def num_frames(self) -> int:
-        """Frames of the run, c."""
+        """Frames of the chunk, c."""
         return self.own.shape[1]
 
     @property
     def num_pages(self) -> int:
-        """Pages in use at the run's fullest moment, frames included while they are attended to."""
+        """Pages in use at the chunk's fullest moment, frames included while they are attended to."""
         return self.order.shape[1] + bool(self.left.shape[1])
 
     def pages_seen(self, frame: int) -> int:
-        """Pages in use while frame `frame` of the run attends, its own included."""
+        """Pages in use while frame `frame` of the chunk attends, its own included."""
         return min(self.carried + frame + 1, self.num_pages)
 
     def merge_after(self, frame: int) -> int | None:
@@ -142,9 +142,9 @@ class _MergePlanner:
     """The pages under construction; lives for one call of `plan_merges`."""
 
     def __init__(self, bank: MemoryBank, frames: Tensor, max_slots: int) -> None:
-        batch, run, tokens, width = frames.shape
+        batch, chunk, tokens, width = frames.shape
         self.frames, self.carried, self.max_slots = frames, bank.num_slots, max_slots
-        num_pages = min(self.carried + run, max_slots + 1)
+        num_pages = min(self.carried + chunk, max_slots + 1)
         self.values = frames.new_zeros(batch, num_pages, tokens, width)
         self.values[:, : self.carried] = bank.slots
         self.units = F.normalize(self.values, dim=-1)  # what similarities are taken between

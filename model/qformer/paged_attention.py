@@ -1,11 +1,11 @@
-"""Attention of a run of frames to a memory bank kept on pages: every frame projected once, no mask, no gathering.
+"""Attention of a chunk of frames to a memory bank kept on pages: every frame projected once, no mask, no gathering.
 
 A bank's slots, projected to keys and values, lie on at most M + 1 pages (`model.qformer.memory.MergePlan`). Going
-through the run, a frame is written to its page, attends to the pages in use, and one merge rewrites one page per token
-position: the published loop projects up to M + 1 frames' worth of tokens at every frame instead.
+through the chunk, a frame is written to its page, attends to the pages in use, and one merge rewrites one page per
+token position: the published loop projects up to M + 1 frames' worth of tokens at every frame instead.
 
 The backward pass goes through the frames in reverse with the pages as each frame saw them, so that what is kept
-for it are the run's own queries, inputs, keys and values, not the M + 1 pages that every frame attends to. Banks are
+for it are the chunk's own queries, inputs, keys and values, not the M + 1 pages that every frame attends to. Banks are
 detached: keys and values that were remembered send gradient to the projection only, a frame's own also to its input.
 """
 
@@ -34,7 +34,7 @@ class Remembered:
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """What one attention layer does with one run.
+    """What one attention layer does with one chunk.
 
     Attributes:
         plan: of the bank that is attended to.
@@ -64,12 +64,12 @@ class PagedAttention:
             inputs: what keys and values are made of.
             weight: rows of the key projection, then those of the value projection.
             bias: likewise.
-            remembered: the bank before the run.
+            remembered: the bank before the chunk.
             positions: [c, W], already part of the inputs; where it is given, gradient goes to it, not to the inputs,
                 which saves a projection back to every token.
 
         Returns:
-            context [B, c, n, H], and the bank after the run as `Remembered.projected`.
+            context [B, c, n, H], and the bank after the chunk as `Remembered.projected`.
         """
         seed = int(torch.randint(2**62, ())) if self.dropout else 0
         context, after = _Attend.apply(
@@ -146,7 +146,7 @@ class _Attend(torch.autograd.Function):
 
 
 class _Pages:
-    """Keys and values of a bank while a run goes by; changed in place.
+    """Keys and values of a bank while a chunk goes by; changed in place.
 
     Merged values are kept in float32: rounded to bfloat16 at each of many merges they would drift from the mean.
     """

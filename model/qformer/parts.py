@@ -50,12 +50,12 @@ class QFormerOutput:
 
 
 @dataclass(frozen=True)
-class QFormerRun:
-    """What the Q-Former says about one run of consecutive wanted frames.
+class QFormerChunk:
+    """What the Q-Former says about one chunk of consecutive wanted frames.
 
     Attributes:
-        start: index in the clip of the run's first frame.
-        levels: as of `QFormerOutput`, for the run's frames.
+        start: index in the clip of the chunk's first frame.
+        levels: as of `QFormerOutput`, for the chunk's frames.
         words: likewise.
     """
 
@@ -65,7 +65,7 @@ class QFormerRun:
 
     @property
     def frames(self) -> range:
-        """Indices in the clip of the run's frames."""
+        """Indices in the clip of the chunk's frames."""
         return range(self.start, self.start + self.levels[0].shape[1])
 
 

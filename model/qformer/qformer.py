@@ -1,7 +1,7 @@
 """The Q-Former with a memory bank (MA-LMM; paper, section 3.1), in two forms over one set of weights.
 
 `MemoryQFormer.step` takes one frame and a memory and returns the next memory: the plain form, for streaming and as the
-reference. `MemoryQFormer.forward` takes a clip and computes runs of frames at once (`model.qformer.clip`). Both give
+reference. `MemoryQFormer.forward` takes a clip and computes chunks of frames at once (`model.qformer.clip`). Both give
 the same hidden states and gradients.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.qformer import clip
 from model.qformer.memory import append
-from model.qformer.parts import QFormerMemory, QFormerOutput, QFormerParts, QFormerRun, TextTokens, feed_forward
+from model.qformer.parts import QFormerChunk, QFormerMemory, QFormerOutput, QFormerParts, TextTokens, feed_forward
 
 
 class MemoryQFormer(QFormerParts):
@@ -51,7 +51,7 @@ class MemoryQFormer(QFormerParts):
         text: TextTokens,
         *,
         wanted_frames: Sequence[int] | None = None,
-        frames_per_run: int | None = None,
+        frames_per_chunk: int | None = None,
         memory: QFormerMemory | None = None,
     ) -> QFormerOutput:
         """Take in a clip's features [B, T, P, C] and return the hidden states of the wanted frames, in time order.
@@ -62,69 +62,69 @@ class MemoryQFormer(QFormerParts):
             features: frozen visual features; they never get a gradient.
             text: the question.
             wanted_frames: indices into the clip; None means all.
-            frames_per_run: frames computed at once; None means twice the number of slots. It changes no value.
+            frames_per_chunk: frames computed at once; None means twice the number of slots. It changes no value.
             memory: what was seen before this clip; None means nothing. One made under `torch.inference_mode` cannot be
                 used where gradients are taken.
 
         Raises:
             ValueError: no frame is wanted, an index is out of range, or the clip is longer than the temporal table.
         """
-        runs = self._runs(features, text, wanted_frames, frames_per_run, memory)
+        chunks = self._chunks(features, text, wanted_frames, frames_per_chunk, memory)
         outputs = []
-        for run, carried in runs:
+        for chunk, carried in chunks:
             after = carried
-            if run is not None:
-                outputs.append(run)
+            if chunk is not None:
+                outputs.append(chunk)
         levels, words = (
             tuple(torch.cat(parts, dim=1) for parts in zip(*column, strict=True))
-            for column in ([run.levels for run in outputs], [run.words for run in outputs])
+            for column in ([chunk.levels for chunk in outputs], [chunk.words for chunk in outputs])
         )
         return QFormerOutput(levels, words, after.memory)
 
-    def runs(
+    def chunks(
         self,
         features: Tensor,
         text: TextTokens,
         *,
         wanted_frames: Sequence[int] | None = None,
-        frames_per_run: int | None = None,
+        frames_per_chunk: int | None = None,
         memory: QFormerMemory | None = None,
-    ) -> Iterator[QFormerRun]:
-        """Like `forward`, one run of wanted frames after the other, so that a training step can go back through each.
+    ) -> Iterator[QFormerChunk]:
+        """Like `forward`, one chunk of wanted frames after the other, so that a training step can go back through each.
 
-        Because banks are detached, the runs' graphs do not depend on one another. When each run's loss is sent back
-        and its graph let go before the next is asked for, activations are bounded by the run's frames, whatever T; the
-        law stands in `model.activation_memory`.
+        Because banks are detached, the chunks' graphs do not depend on one another. When each chunk's loss is sent back
+        and its graph let go before the next is asked for, activations are bounded by the chunk's frames, whatever T;
+        the law stands in `model.activation_memory`.
 
         Args and errors are those of `forward`.
         """
-        for run, _ in self._runs(features, text, wanted_frames, frames_per_run, memory):
-            if run is not None:
-                yield run
+        for chunk, _ in self._chunks(features, text, wanted_frames, frames_per_chunk, memory):
+            if chunk is not None:
+                yield chunk
 
-    def _runs(
+    def _chunks(
         self,
         features: Tensor,
         text: TextTokens,
         wanted_frames: Sequence[int] | None,
-        frames_per_run: int | None,
+        frames_per_chunk: int | None,
         memory: QFormerMemory | None,
-    ) -> Iterator[tuple[QFormerRun | None, clip.Carried]]:
-        """Every run, None where no frame of it is wanted, with what is known after it."""
+    ) -> Iterator[tuple[QFormerChunk | None, clip.Carried]]:
+        """Every chunk, None where no frame of it is wanted, with what is known after it."""
         batch, frames, patches, _ = features.shape
         wanted = _check_wanted(wanted_frames, frames)
-        if frames_per_run is not None and frames_per_run < 1:
-            raise ValueError(f"frames_per_run is {frames_per_run}; it must be at least 1")
+        if frames_per_chunk is not None and frames_per_chunk < 1:
+            raise ValueError(f"frames_per_chunk is {frames_per_chunk}; it must be at least 1")
         if memory is None:
             memory = self.empty_memory(batch, patches, text.ids.shape[1])
         self.require_room(memory.frames_seen + frames)
         carried = clip.carry(self, memory)
         for start, stop, needed in split_runs(
-            wanted, frames, frames_per_run or frames_per_run_of(self.config.memory_slots)
+            wanted, frames, frames_per_chunk or frames_per_chunk_of(self.config.memory_slots)
         ):
             with nullcontext() if needed else torch.no_grad():
-                levels, carried = clip.forward_run(self, carried, features[:, start:stop], text, feed_only=not needed)
-            yield QFormerRun(start, *self._split_levels(levels)) if needed else None, carried
+                levels, carried = clip.forward_chunk(self, carried, features[:, start:stop], text, feed_only=not needed)
+            yield QFormerChunk(start, *self._split_levels(levels)) if needed else None, carried
 
     def _split_levels(self, levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Levels [B, T', N, H] -> those of the queries and those of the question's tokens."""
@@ -132,24 +132,24 @@ class MemoryQFormer(QFormerParts):
         return queries, words
 
 
-def frames_per_run_of(memory_slots: int) -> int:
+def frames_per_chunk_of(memory_slots: int) -> int:
     """Frames computed at once where nothing is said.
 
-    A run pays for the gradient of the slots carried in once, whatever its length, and keeps memory by its length.
+    A chunk pays for the gradient of the slots carried in once, whatever its length, and keeps memory by its length.
     """
     return 2 * memory_slots
 
 
 def split_runs(wanted: Sequence[int], frames: int, longest: int) -> list[tuple[int, int, bool]]:
-    """Cut frames 0..frames-1 into runs (start, stop, wanted) of one kind each and at most `longest` frames."""
+    """Cut frames 0..frames-1 into chunks (start, stop, wanted) of one kind each and at most `longest` frames."""
     kinds = [index in set(wanted) for index in range(frames)]
-    runs: list[tuple[int, int, bool]] = []
+    chunks: list[tuple[int, int, bool]] = []
     start = 0
     for index in range(1, frames + 1):
         if index == frames or kinds[index] != kinds[start] or index - start == longest:
-            runs.append((start, index, kinds[start]))
+            chunks.append((start, index, kinds[start]))
             start = index
-    return runs
+    return chunks
 
 
 def _check_wanted(wanted: Sequence[int] | None, frames: int) -> Sequence[int]:

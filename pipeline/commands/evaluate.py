@@ -145,7 +145,10 @@ def _predict(model: Evaluated, asked: _Asked) -> dict[Method, list[Prediction]]:
         warn_of_long_answers(loaded.tokenizers, _answers_of(samples), config.language)
     dataset = WindowDataset(cache, samples, tolerance_s=tolerance, with_targets=False)
     batches = feed(
-        dataset, in_order(len(dataset), config.evaluate.batch_size), loaded.tokenizers, workers=config.train.workers
+        dataset,
+        in_order(len(dataset), config.evaluate.batch_size),
+        loaded.tokenizers,
+        workers=config.train.loader_workers,
     )
     predictions: dict[Method, list[Prediction]] = {method: [] for method in methods}
     compute = loaded.compute

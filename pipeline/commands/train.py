@@ -54,7 +54,7 @@ def run(
             "one process has nobody to share the language model with",
             where="train.shard_language",
             received=config.train.shard_language,
-            hint="train with --workers 2 or more, or without it",
+            hint="train with --processes 2 or more, or without it",
         )
     require_quantization(config.language.quantize, sharded=config.train.shard_language != "none")
     request = StopRequest()
@@ -97,7 +97,9 @@ def _by_several(
 ) -> Outcome:
     """Train in processes of Ray Train's."""
     if profile:
-        raise UserError("only a training by one process can be watched", where="--profile", hint="leave out --workers")
+        raise UserError(
+            "only a training by one process can be watched", where="--profile", hint="leave out --processes"
+        )
     if address is None:
         find_training_data(config)  # what is wrong with it is told now, by one process, and not after Ray has started
     # Ray takes seconds to import.
@@ -128,6 +130,9 @@ def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) 
 
 
 def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
+    if "answer_loss" not in row:  # a step whose losses are not read: those of the last one stay
+        bar.advance()
+        return
     terms = [f"epoch {int(row['epoch']) + 1}/{epochs}", f"answer {row['answer_loss']:.3f}"]
     if "kd_loss" in row:
         terms.append(f"kd {row['kd_loss']:.3f}")

@@ -20,7 +20,7 @@ _BASELINE = "preset=ma-lmm-7b"
 _BUNDLED = "bundled:"
 # Settings of training that change speed, place or what is kept, but not what is learned beyond rounding.
 _WITHOUT_EFFECT = (
-    *("train.seed", "train.precision", "train.workers", "train.prefetch", "train.frames_per_run"),
+    *("train.seed", "train.precision", "train.loader_workers", "train.prefetch", "train.frames_per_chunk"),
     *("train.micro_batch_size", "train.validate_every", "train.keep_checkpoints", "train.save_every_steps"),
     *("train.trackers", "train.wandb_project"),
     *("data.videos", "data.annotations"),

@@ -1,4 +1,4 @@
-"""`pipeline train --workers N`: several processes train one run. What the command does, and what each of them does."""
+"""`pipeline train --processes N`: several processes train one run. What the command does, and what each of them."""
 
 import json
 import os

@@ -50,8 +50,9 @@ FREE = (
     # The same batches in the same order; sums are rounded in another order, and dropout draws other numbers.
     "train.processes",
     "train.shard_language",
-    "train.workers",
+    "train.loader_workers",
     "train.prefetch",
+    "train.log_every",
     "train.save_every_steps",
     "train.keep_checkpoints",
     "train.trackers",
@@ -64,7 +65,7 @@ _MAY_CHANGE = (
     *FREE,
     "data.videos",  # training reads none
     # Rounding and dropout's draws, as above.
-    *("train.micro_batch_size", "train.frames_per_run", "evaluate.batch_size"),
+    *("train.micro_batch_size", "train.frames_per_chunk", "evaluate.batch_size"),
     # When it ends.
     *("train.epochs", "train.patience"),
 )

@@ -88,7 +88,7 @@ def run(
         say(f"{trained}, features from {', '.join(progress.caches.values())}")
         progress.write()
         if progress.left:
-            _train(progress, resources, address, readers=resolved.config.train.workers)
+            _train(progress, resources, address, readers=resolved.config.train.loader_workers)
         records = [_finish(planned, progress) for planned in studies]
     if as_json:
         emit_json([record.model_dump(mode="json") for record in records])

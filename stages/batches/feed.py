@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, default_collate
 
 from model.diff_lmm import Clips
 from stages.batches.windows import Batch, Drawn, Window, WindowDataset
@@ -34,23 +34,17 @@ class Collate:
         prompts = [self.tokenizers.fitted(window.sample.question, window.sample.prompt) for window in windows]
         answers = [window.sample.answer for window in windows]
         features, targets, scales = (
-            _stacked([part for window in windows if (part := getattr(window, name)) is not None])
+            self._stacked([part for window in windows if (part := getattr(window, name)) is not None])
             for name in ("features", "targets", "scales")
         )
         assert features is not None
         clips = Clips(features, targets, self.tokenizers.question(prompts), self.tokenizers.training(prompts, answers))
         return Batch(tuple(window.sample for window in windows), clips, scales)
 
-
-def _stacked(parts: Sequence[Tensor]) -> Tensor | None:
-    """One tensor of several, in shared memory if a worker makes it, where it would be copied to in any case."""
-    if not parts:
-        return None
-    if get_worker_info() is None:
-        return torch.stack(list(parts))
-    shared = torch.UntypedStorage._new_shared(len(parts) * parts[0].nbytes)
-    out = torch.empty(0, dtype=parts[0].dtype).set_(shared).view(len(parts), *parts[0].shape)
-    return torch.stack(list(parts), out=out)
+    @staticmethod
+    def _stacked(parts: list[Tensor]) -> Tensor | None:
+        # In a worker, torch stacks them in shared memory, where they would be copied to in any case.
+        return default_collate(parts) if parts else None
 
 
 def feed(

@@ -71,7 +71,7 @@ def seats_on(nodes: Sequence[dict[str, Any]], processes: int) -> Seats:
     if 0 < devices < processes:
         raise UserError(
             f"the cluster has {counted(devices, 'GPU')}, one for each training process",
-            where="--workers",
+            where="--processes",
             received=processes,
             allowed=f"1 to {devices:g}",
         )

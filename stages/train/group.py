@@ -1,14 +1,11 @@
 """The processes that train one model together, as the training step sees them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-# Gradients are summed in pieces of this size, so that their copies take little memory beside them.
-_BUCKET_BYTES = 2**26
 
 
 class Group(Protocol):
@@ -23,17 +20,14 @@ class Group(Protocol):
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
 
-    def gather(self, value: Tensor) -> Tensor:
-        """Everybody's rows [B, ...], in the order of ranks; all have equally many."""
-
     def texts(self, own: Sequence[str]) -> list[str]:
         """Everybody's texts, in the order of ranks."""
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Give every process the sum of all gradients."""
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter], losses: Tensor) -> Tensor:
+        """Give every process the sum of all gradients, and return that of `losses` [K] float32, on the same device."""
 
 
-class Alone:
+class SingleProcess:
     """A group of one process."""
 
     rank = 0
@@ -42,58 +36,45 @@ class Alone:
     def sum(self, value: Tensor) -> Tensor:
         return value
 
-    def gather(self, value: Tensor) -> Tensor:
-        return value
-
     def texts(self, own: Sequence[str]) -> list[str]:
         return list(own)
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter], losses: Tensor) -> Tensor:  # noqa: ARG002
         """See `Group.sum_gradients`."""
+        return losses
 
 
-class Together:
+class ProcessGroup:
     """The processes of torch's default process group, which must be there.
 
     Args:
-        device: where tensors have to be for its backend.
+        device: of the model; where tensors have to be for the group's backend.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        # What lies in the CPU's memory is summed there: through a GPU it would wait for all of the GPU's work.
+        self._of_cpus = None if device.type == "cpu" else dist.new_group(backend="gloo")
 
     def sum(self, value: Tensor) -> Tensor:
-        total = value.detach().to(self.device, copy=True)
-        dist.all_reduce(total)
-        return total.to(value.device)
-
-    def gather(self, value: Tensor) -> Tensor:
-        own = value.detach().to(self.device).contiguous()
-        parts = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(parts, own)
-        return torch.cat(parts).to(value.device)
+        total = value.detach().clone()
+        dist.all_reduce(total, group=self._of_cpus if value.device.type == "cpu" else None)
+        return total
 
     def texts(self, own: Sequence[str]) -> list[str]:
         found: list[list[str]] = [[] for _ in range(self.size)]
         dist.all_gather_object(found, list(own))
         return [text for part in found for text in part]
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """See `Group.sum_gradients`; which parameters have a gradient is the same everywhere."""
-        for gradients in _buckets(p.grad for p in parameters if p.grad is not None):
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat)
-            for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(total.view_as(gradient))
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter], losses: Tensor) -> Tensor:
+        """See `Group.sum_gradients`; which parameters have a gradient is the same everywhere.
 
-
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Cut a list of tensors into pieces of about equal bytes."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        bucket.append(tensor)
-        if sum(one.nbytes for one in bucket) >= _BUCKET_BYTES:
-            yield bucket
-            bucket = []
-    if bucket:
-        yield bucket
+        All go in one tensor. Activations are gone by now, so that its memory does not add to the step's largest.
+        """
+        tensors = [losses.detach(), *(p.grad for p in parameters if p.grad is not None)]
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        total, *gradients = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, gradient in zip(tensors[1:], gradients, strict=True):
+            tensor.copy_(gradient.view_as(tensor))
+        return total

@@ -1,6 +1,6 @@
 """How much of a GPU a training step of Stage 2 takes, added up from the networks' shapes; nothing is measured.
 
-In one process, at the moment when most is held, which is the backward pass of a clip's last run of frames:
+In one process, at the moment when most is held, which is the backward pass of a clip's last chunk of frames:
 
     frozen language model     `frozen_bytes`; `sharded_bytes` where its layers lie in pieces
     trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32
@@ -22,7 +22,7 @@ from torch import nn
 
 from model.activation_memory import kept_numbers
 from model.config import Quantization
-from model.qformer.qformer import frames_per_run_of
+from model.qformer.qformer import frames_per_chunk_of
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 
 if TYPE_CHECKING:
@@ -129,15 +129,15 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
     return config.num_hidden_layers * layer + norm
 
 
-def qformer_kept_bytes(qformer: "MemoryQFormer", shape: ClipShape, frames_per_run: int | None) -> int:
-    """Most bytes that one clip holds in the Q-Former while a run of frames goes back."""
+def qformer_kept_bytes(qformer: "MemoryQFormer", shape: ClipShape, frames_per_chunk: int | None) -> int:
+    """Most bytes that one clip holds in the Q-Former while a chunk of frames goes back."""
     slots, widths = qformer.config.memory_slots, qformer.qformer.config
-    run = min(frames_per_run or frames_per_run_of(slots), shape.frames)
-    kept = kept_numbers(qformer, batch=1, frames=run, patches=shape.patches, words=shape.words)
+    chunk = min(frames_per_chunk or frames_per_chunk_of(slots), shape.frames)
+    kept = kept_numbers(qformer, batch=1, frames=chunk, patches=shape.patches, words=shape.words)
     layers, crossing = len(qformer.layers), sum(layer.has_cross_attention for layer in qformer.layers)
     tokens = qformer.num_queries + shape.words
-    dropout = run * (2 * tokens * layers + qformer.num_queries * crossing) * widths.hidden_size
-    pages = 4 * shape.patches * widths.hidden_size * (slots + 1 + 2 * run)
+    dropout = chunk * (2 * tokens * layers + qformer.num_queries * crossing) * widths.hidden_size
+    pages = 4 * shape.patches * widths.hidden_size * (slots + 1 + 2 * chunk)
     return _KEPT_BYTES * (kept + dropout + pages)
 
 
@@ -151,7 +151,7 @@ def step_memory(
     feature_bytes: int = 2,
     bytes_each: int = 2,
     quantize: Quantization = "none",
-    frames_per_run: int | None = None,
+    frames_per_chunk: int | None = None,
 ) -> StepMemory:
     """Add up a training step's memory.
 
@@ -164,11 +164,11 @@ def step_memory(
         feature_bytes: per number in the cache.
         bytes_each: per activation of the language model; 2 in bfloat16.
         quantize: how the language model's matrices are held.
-        frames_per_run: as in `train.frames_per_run`.
+        frames_per_chunk: as in `train.frames_per_chunk`.
     """
     features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
     told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
-    clip = features + qformer_kept_bytes(qformer, shape, frames_per_run) + told
+    clip = features + qformer_kept_bytes(qformer, shape, frames_per_chunk) + told
     return StepMemory(language_bytes, trained * TRAINED_BYTES, clip)
 
 

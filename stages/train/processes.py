@@ -27,7 +27,7 @@ from stages.cluster.connect import last_line
 from stages.cluster.shares import Seats
 from stages.device import pick_device
 from stages.errors import UserError
-from stages.train.group import Together
+from stages.train.group import ProcessGroup
 
 # What Ray Train would do beside running the processes: move them to another directory, keep statistics of its own.
 _QUIET = {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
@@ -115,7 +115,7 @@ class Member:
         group: all of them.
     """
 
-    def __init__(self, desk: Any, group: Together) -> None:
+    def __init__(self, desk: Any, group: ProcessGroup) -> None:
         self.desk, self.group = desk, group
 
     def asked_to_stop(self) -> bool:
@@ -266,7 +266,7 @@ def _trainer(work: Work, order: str, seats: Seats, desk: Any, storage: str) -> A
         torch.set_num_threads(seats.cores)
         try:
             own_code.require_same(code)
-            return work(order, Member(desk, Together(pick_device())))
+            return work(order, Member(desk, ProcessGroup(pick_device())))
         except UserError as error:
             ray.get(desk.say.remote(Refusal(str(error), error.exit_code)))
             raise

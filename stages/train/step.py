@@ -17,7 +17,7 @@ from stages.config import TrainConfig
 from stages.data.manifest import Sample
 from stages.device import Compute, autocast, each_tensor, move
 from stages.errors import UserError
-from stages.train.group import Alone, Group
+from stages.train.group import Group, SingleProcess
 
 
 class Stepper:
@@ -32,34 +32,43 @@ class Stepper:
 
     def __init__(self, config: TrainConfig, model: DiffLMM, compute: Compute, group: Group | None = None) -> None:
         self.config, self.model, self.compute = config, model, compute
-        self.group = group or Alone()
+        self.group = group or SingleProcess()
         self.parameters = model.trained_parameters()
         self.optimizer = _build_optimizer(config, self.parameters)
+        # Step, loss and gradient norm of the first step that was not finite. It stays on the device, since reading it
+        # would have the CPU wait for every step.
+        self._first_bad = torch.full((3,), -1.0, device=compute.device)
 
     def take(self, step: int, lr: float, parts: Sequence[Batch]) -> Losses:
-        """Learn from one batch, which comes in parts.
-
-        Raises:
-            UserError: the loss or a gradient is not finite; the samples are named, and no parameter has changed.
-        """
+        """Learn from one batch, which comes in parts; nothing is read back from the device, see `bad_step`."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._of_all(self._forward_backward(step, parts))
-        self._require_finite(losses.total, "loss", step, parts)
+        own = self._forward_backward(step, parts)
         with record_function(OPTIMIZER):
-            self.group.sum_gradients(self.parameters.values())
+            losses = _unpacked(self.group.sum_gradients(self.parameters.values(), _packed(own)), own, self.group.size)
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip or math.inf)
-            self._require_finite(norm, "gradient norm", step, parts)
+            self._note(step, losses.total, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         return losses
 
+    def _note(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        now = torch.stack([torch.full_like(loss, step), loss, norm.to(loss.dtype)])
+        is_first = (self._first_bad[0] < 0) & ~now.isfinite().all()
+        self._first_bad = torch.where(is_first, now, self._first_bad)
+
+    def bad_step(self) -> tuple[int, str] | None:
+        """The first step whose loss or gradient was not finite, and what was; None if all were. Reads the device."""
+        step, loss, norm = self._first_bad.tolist()
+        if step < 0:
+            return None
+        return int(step), f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+
     def _forward_backward(self, step: int, parts: Sequence[Batch]) -> Losses:
         # Dropout is a function of the step, so that nothing has to be remembered to draw it again.
         drawn = np.random.default_rng([self.config.seed, step, self.group.rank])
         torch.manual_seed(int(drawn.integers(2**63)))
-        self._observe(parts)
         frames = _kd_frames(self.config, parts[0].stored.features.shape[1], step)
         losses = []
         for part, share in zip(parts, self._shares(parts), strict=True):
@@ -67,58 +76,40 @@ class Stepper:
             with autocast(self.compute.device, self.compute.dtype):
                 losses.append(
                     self.model.forward_backward(
-                        clips, kd_frames=frames, frames_per_run=self.config.frames_per_run, share=share
+                        clips, kd_frames=frames, frames_per_chunk=self.config.frames_per_chunk, share=share
                     )
                 )
         return Losses.summed(losses, [len(part.samples) for part in parts])
 
-    def _of_all(self, losses: Losses) -> Losses:
-        """The losses of the whole batch from those of each process's equally many clips."""
-        total, answer = self.group.sum(losses.total), self.group.sum(losses.answer)
-        if losses.kd is None or losses.alignment is None:
-            return Losses(total, answer, kd=None, alignment=None)
-        own = losses.alignment
-        report = AlignmentReport(
-            own.levels,
-            *(
-                self.group.sum(value) / self.group.size
-                for value in (own.cosine, own.weight, own.saturated, own.target_to_mean)
-            ),
-        )
-        return Losses(total, answer, self.group.sum(losses.kd), report)
-
-    def _observe(self, parts: Sequence[Batch]) -> None:
-        """Tell the running mean of y* of the whole batch before any part of it is computed with."""
-        targets = [part.stored.targets for part in parts if part.stored.targets is not None]
-        if targets:
-            together = torch.cat([move(target, self.compute.device) for target in targets])
-            self.model.observe(self.group.gather(together))
-
     def _shares(self, parts: Sequence[Batch]) -> list[Share]:
-        """Eq. 8 is a mean over answer tokens, of the batch or of groups of it, Eq. 7 one over the batch's clips."""
-        tokens = [part.stored.answer.answer_mask.sum(1) for part in parts]
-        clips = [len(part.samples) for part in parts]
-        all_tokens, all_clips = self.group.sum(torch.tensor([int(sum(map(torch.sum, tokens))), sum(clips)])).tolist()
-        answers: Sequence[float | Tensor] = [int(part.sum()) / all_tokens for part in tokens]
-        if self.config.answer_loss_samples is not None:
-            answers = self._token_weights(torch.cat(tokens), self.config.answer_loss_samples).split(clips)
-        return [Share(answer=answer, kd=c / all_clips) for answer, c in zip(answers, clips, strict=True)]
+        """Eq. 8 is a mean over answer tokens, of the batch or of groups of it, Eq. 7 one over the batch's clips.
 
-    def _token_weights(self, tokens: Tensor, size: int) -> Tensor:
-        """What each token of this process's samples [S] weighs where Eq. 8 is a mean over groups of so many samples.
-
-        Groups follow the batch's order, in which the processes' samples stand one after the other.
+        What the processes need of one another before the forward is summed at once: the tokens of every group, and,
+        for the running mean of y*, the mean of each process's targets.
         """
-        place = self.group.rank * len(tokens) + torch.arange(len(tokens))
-        group_of, num_groups = place // size, -(-len(tokens) * self.group.size // size)
-        in_group = self.group.sum(torch.zeros(num_groups, dtype=tokens.dtype).index_add(0, group_of, tokens))
-        return (1 / (num_groups * in_group[group_of].double())).float().to(self.compute.device)
+        per_part = [part.stored.answer.answer_mask.sum(1) for part in parts]
+        tokens, clips = torch.cat(per_part), [len(part.samples) for part in parts]
+        together = len(tokens) * self.group.size
+        # Groups follow the batch's order, in which the processes' samples stand one after the other.
+        size = self.config.answer_loss_samples or together
+        group_of = (self.group.rank * len(tokens) + torch.arange(len(tokens))) // size
+        num_groups = -(-together // size)
+        in_group = torch.zeros(num_groups, dtype=torch.float64).index_add(0, group_of, tokens.double())
+        targets = [part.stored.targets for part in parts if part.stored.targets is not None]
+        mean = torch.cat([target.float() for target in targets]).mean(dim=(0, 1)) if targets else torch.empty(0)
+        summed = self.group.sum(torch.cat([in_group, mean.double()]))
+        in_group, mean = summed[:num_groups], summed[num_groups:]
+        if targets and self.model.alignment is not None:
+            seen = together * targets[0].shape[1]
+            self.model.alignment.observe_mean(move((mean / self.group.size).float(), self.compute.device), seen)
+        answers: Sequence[float | Tensor] = [int(part.sum()) / int(in_group[0]) for part in per_part]
+        if self.config.answer_loss_samples is not None:
+            weights = (1 / (num_groups * in_group[group_of])).float()
+            answers = move(weights, self.compute.device).split(clips)
+        return [Share(answer=answer, kd=c / together) for answer, c in zip(answers, clips, strict=True)]
 
-    def _require_finite(self, value: Tensor, what: str, step: int, parts: Sequence[Batch]) -> None:
-        if not math.isfinite(value.item()):
-            self._refuse(f"{what} is {value.item()} at step {step}; nothing was overwritten", parts)
-
-    def _refuse(self, what: str, parts: Sequence[Batch]) -> NoReturn:
+    def refuse(self, what: str, parts: Sequence[Batch]) -> NoReturn:
+        """UserError that names the samples of a batch whose loss or gradient is not finite."""
         planted = [sample for part in parts for sample in part.not_finite()]
         ids = self.group.texts([sample.id for sample in planted])
         if ids:
@@ -156,6 +147,25 @@ def _build_optimizer(config: TrainConfig, parameters: dict[str, torch.nn.Paramet
         {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
+
+
+def _packed(losses: Losses) -> Tensor:
+    """The numbers of a batch's losses, [K] float32."""
+    values = [losses.total, losses.answer]
+    if losses.kd is not None and losses.alignment is not None:
+        report = losses.alignment
+        values += [losses.kd, report.saturated, report.target_to_mean, report.cosine, report.weight]
+    return torch.cat([value.detach().float().flatten() for value in values])
+
+
+def _unpacked(summed: Tensor, own: Losses, processes: int) -> Losses:
+    """The losses of the whole batch from the sum of `_packed`, of which each process has equally many clips."""
+    if own.kd is None or own.alignment is None:
+        return Losses(summed[0], summed[1], kd=None, alignment=None)
+    levels = len(own.alignment.levels)
+    saturated, to_mean, cosine, weight = (summed[3:] / processes).split([1, 1, levels, levels])
+    report = AlignmentReport(own.alignment.levels, cosine, weight, saturated[0], to_mean[0])
+    return Losses(summed[0], summed[1], summed[2], report)
 
 
 def _kd_frames(config: TrainConfig, frames: int, step: int) -> Sequence[int] | None:

@@ -25,7 +25,7 @@ from stages.errors import UserError
 from stages.evaluate.answering import predict_batches, summed_answer_loss
 from stages.networks.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
 from stages.networks.tokens import Tokenizers
-from stages.train.group import Alone, Group
+from stages.train.group import Group, SingleProcess
 from stages.train.metric_log import MetricLog
 from stages.train.schedule import learning_rate
 from stages.train.step import Stepper
@@ -74,6 +74,24 @@ class _Step:
     data_wait_s: float
 
 
+@dataclass
+class _Elapsed:
+    """What the steps since the last row of numbers took."""
+
+    steps: int = 0
+    step_s: float = 0.0
+    wait_s: float = 0.0
+
+    def add(self, step_s: float, wait_s: float) -> None:
+        """Count one step in."""
+        self.steps, self.step_s, self.wait_s = self.steps + 1, self.step_s + step_s, self.wait_s + wait_s
+
+    def rates(self, batch_size: int) -> dict[str, float]:
+        """Of the row, over these steps."""
+        speed = self.steps * batch_size / (self.step_s + self.wait_s)
+        return {"data_wait_s": self.wait_s / self.steps, "samples_per_s": speed}
+
+
 class _StoppedError(Exception):
     """Validation was left because somebody asked to stop."""
 
@@ -108,7 +126,7 @@ class Trainer:
         group: Group | None = None,
     ) -> None:
         self.config, self.language, self.model, self.data = config, language, model, data
-        self.compute, self.stop, self.group = compute, stop, group or Alone()
+        self.compute, self.stop, self.group = compute, stop, group or SingleProcess()
         self.stepper = Stepper(config, model, compute, self.group)
         videos = [sample.video for sample in data.train.samples]
         near = videos if config.order == "near" else None
@@ -118,12 +136,13 @@ class Trainer:
             raise UserError(
                 f"a batch has {samples}, which {self.group.size} processes cannot share equally",
                 where="train.batch_size",
-                hint="make it a multiple of --workers",
+                hint="make it a multiple of --processes",
             )
         self.checkpoints = Checkpoints(run)
         self.log = MetricLog(run, config.trackers, project=config.wandb_project)
         self.position = Position(epoch=0, step=0)
         self.best: Position | None = None
+        self._since_row = _Elapsed()
 
     @property
     def total_steps(self) -> int:
@@ -201,7 +220,7 @@ class Trainer:
             self.data.train,
             self._parts(size),
             self.data.tokenizers,
-            workers=self.config.workers,
+            workers=self.config.loader_workers,
             prefetch=self.config.prefetch,
         )
         num_parts = -(-own // size)
@@ -222,14 +241,17 @@ class Trainer:
 
     def _parts(self, size: int) -> Iterator[list[Drawn]]:
         """The samples of every part of this process's share of every batch that is left."""
-        own = self.order.batch_size // self.group.size
         first_epoch, done = divmod(self.position.step, self.order.num_batches)
         for epoch in range(first_epoch, self.config.epochs):
             for batch in self.order.batches(epoch)[done if epoch == first_epoch else 0 :]:
-                share = batch[self.group.rank * own : (self.group.rank + 1) * own]
-                drawn = [Drawn(index, self.config.seed, epoch) for index in share]
+                drawn = self._drawn(batch, epoch)
                 for start in range(0, len(drawn), size):
                     yield drawn[start : start + size]
+
+    def _drawn(self, batch: list[int], epoch: int) -> list[Drawn]:
+        """The samples of this process's share of a batch."""
+        own = self.order.batch_size // self.group.size
+        return [Drawn(index, self.config.seed, epoch) for index in batch[self.group.rank * own :][:own]]
 
     def _take(self, step: _Step, on_step: Report) -> None:
         started = time.perf_counter()
@@ -239,11 +261,29 @@ class Trainer:
         )
         with record_function(STEP):
             losses = self.stepper.take(number, lr, step.parts)
-        row = {"step": number, "epoch": step.epoch, "lr": lr, **_scalars(losses), "data_wait_s": step.data_wait_s}
-        row["samples_per_s"] = self.order.batch_size / (time.perf_counter() - started + step.data_wait_s)
-        self._write(number, "train", row)
         self.position = replace(self.position, step=number + 1, val_top1=None, val_loss=None)
+        row: dict[str, float] = {"step": number, "epoch": step.epoch, "lr": lr}
+        is_logged = self.position.step % self.config.log_every == 0 or self._epoch_is_full()
+        if is_logged:
+            self._require_finite()
+            row |= _scalars(losses)
+        self._since_row.add(time.perf_counter() - started, step.data_wait_s)
+        if is_logged:
+            row |= self._since_row.rates(self.order.batch_size)
+            self._since_row = _Elapsed()
+            self._write(number, "train", row)
         on_step(row)
+
+    def _require_finite(self) -> None:
+        """UserError if a loss or gradient since the start was not finite; its samples are read again to name them."""
+        found = self.stepper.bad_step()
+        if found is None:
+            return
+        step, what = found
+        epoch, in_epoch = divmod(step, self.order.num_batches)
+        drawn = self._drawn(self.order.batches(epoch)[in_epoch], epoch)
+        again = feed(self.data.train, [drawn], self.data.tokenizers, workers=0)
+        self.stepper.refuse(f"{what} at step {step}; nothing was overwritten", list(again))
 
     def _write(self, step: int, split: str, row: dict[str, float]) -> None:
         if self.group.rank == 0:
@@ -306,6 +346,7 @@ class Trainer:
             yield from islice(read, 1)
 
     def _save(self) -> None:
+        self._require_finite()
         self.position = self._judged(self.position)
         if self.group.rank != 0:
             return

@@ -53,7 +53,7 @@ members:
 SIZES = ("--size", "train=8", "--size", "val=4", "--size", "test=4")
 DATA = ("--preset", "tiny", "--videos", "data/videos", "--annotations", "data/annotations", "--cache", "cache")
 LONG = ("--preset", "tiny", "--dataset", "card.yaml", "--videos", ".", "--annotations", ".", "--cache", "new/cache")
-TRAIN = ("--task", "scene", "--set", "train.epochs=8", "--set", "train.batch_size=2", "--set", "train.workers=1")
+TRAIN = ("--task", "scene", "--set", "train.epochs=8", "--set", "train.batch_size=2", "--set", "train.loader_workers=1")
 TRAIN += ("--set", "run.folder=new/runs")
 
 
@@ -71,7 +71,7 @@ COMMANDS = {
     "train": Command(("train", *DATA, *TRAIN), 8),
     "evaluate": Command(("evaluate", "--run", "runs/one", "--output", "new"), 6),
     "extract": Command(("extract", *LONG), 20),
-    "train-workers": Command(("train", *DATA, *TRAIN, "--workers", "2"), 25),
+    "train-workers": Command(("train", *DATA, *TRAIN, "--processes", "2"), 25),
     "ablate": Command(("ablate", "--study", "two.yaml", "--seeds", "1", *DATA, *TRAIN), 25),
     "demo": Command(("demo", "--folder", "new", "--no-open"), 60),
 }

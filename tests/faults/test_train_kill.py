@@ -40,7 +40,7 @@ def same(run, undisturbed):
 
 def preempt(world, run):
     """Readers in processes of their own get the signal, too, as a scheduler sends it to all."""
-    process = world.start(run.name, "--set", "train.workers=1", "--set", "train.save_every_steps=1000")
+    process = world.start(run.name, "--set", "train.loader_workers=1", "--set", "train.save_every_steps=1000")
     wait_for_step(run, 2, process)
     for reader in children_of(process.pid):
         os.kill(reader, SIGTERM)

@@ -36,7 +36,7 @@ def test_killed_and_preempted_it_ends_as_if_nobody_had_disturbed_it(tmp_path):
     longer = ("--set", f"train.epochs={EPOCHS}", "--set", "train.keep_checkpoints=1")
     world.train("whole", *longer)
     run, steps = world.run_folder("disturbed"), STEPS // 3 * EPOCHS
-    process = world.start(run.name, *longer, "--workers", "2")
+    process = world.start(run.name, *longer, "--processes", "2")
     wait_for_step(run, 5, process)
     first = trainers_of(process.pid)
     assert len(first) == 2

@@ -78,7 +78,7 @@ def test_training_from_the_bucket_has_the_losses_of_training_from_the_directory(
         (PLACE, ["--set", f"cache.local_copy={stored.folder / 'copy'}"]),
     ):
         name = f"run-{len(losses)}"
-        settings = ["--set", "train.epochs=1", "--set", "train.workers=1", *more]
+        settings = ["--set", "train.epochs=1", "--set", "train.loader_workers=1", *more]
         done = stored.run("train", *stored.options(cache=cache), "--name", name, *settings)
         assert done.returncode == 0, done.stderr
         lines = (stored.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()

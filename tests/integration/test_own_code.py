@@ -29,7 +29,16 @@ members:
   - {name: without, settings: {alignment.kd_weight: 0.0}}
 """
 DATA = ("--preset", "tiny", "--videos", "data/videos", "--annotations", "data/annotations", "--cache", "cache")
-BRIEFLY = ("--task", "scene", "--set", "train.epochs=1", "--set", "train.batch_size=8", "--set", "train.workers=1")
+BRIEFLY = (
+    "--task",
+    "scene",
+    "--set",
+    "train.epochs=1",
+    "--set",
+    "train.batch_size=8",
+    "--set",
+    "train.loader_workers=1",
+)
 SIZES = ("--size", "train=8", "--size", "val=4", "--size", "test=4")
 VIDEO = "data/videos/test_0000.mp4"
 
@@ -103,7 +112,7 @@ def test_every_command_on_ray_runs_its_own_code(hostile):
     hostile.run("train", *DATA, *BRIEFLY, "--name", "one")
     hostile.run("evaluate", "--run", "runs/one")
     hostile.run("predict", VIDEO, "--question", "where does it take place?", "--run", "runs/one")
-    hostile.run("train", *DATA, *BRIEFLY, "--name", "several", "--workers", "2")
+    hostile.run("train", *DATA, *BRIEFLY, "--name", "several", "--processes", "2")
     hostile.run("ablate", "--study", "two.yaml", "--seeds", "1", *DATA, *BRIEFLY)
 
 

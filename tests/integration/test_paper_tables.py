@@ -248,7 +248,7 @@ def test_networks_from_a_folder_count_only_with_the_published_sizes(tmp_path, wi
 
 
 def test_another_recipe_is_remarked_on_and_what_changes_no_result_is_not(tmp_path):
-    run = evaluate(make_lvu_run(tmp_path, "run", "train.epochs=5", "train.workers=0", "train.seed=3"))
+    run = evaluate(make_lvu_run(tmp_path, "run", "train.epochs=5", "train.loader_workers=0", "train.seed=3"))
     section = section_of(run)
     assert measured_cells(section)
     assert section.remarks == {"run": ("train.epochs is 5, not 20",)}

@@ -2,10 +2,13 @@
 
 import json
 import os
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from pipeline.commands import train as command
 from pipeline.settings import locations
@@ -76,8 +79,10 @@ def weights_of(group, resolved, counts):
     """What the answer tokens of this process's share of the samples weigh."""
     trainer, _, _ = command.prepare(resolved.config, locations.run_folder(resolved.config), bool, group)
     own = len(counts) // group.size
-    share = torch.tensor(counts[group.rank * own : (group.rank + 1) * own])
-    return trainer.stepper._token_weights(share, resolved.config.train.answer_loss_samples).tolist()
+    masks = torch.arange(9) < torch.tensor(counts[group.rank * own : (group.rank + 1) * own])[:, None]
+    stored = SimpleNamespace(answer=SimpleNamespace(answer_mask=masks), targets=None)
+    (share,) = trainer.stepper._shares([SimpleNamespace(stored=stored, samples=range(own))])
+    return share.answer.tolist()
 
 
 def test_groups_of_samples_that_two_processes_share_are_those_of_one(world, tmp_path):
@@ -106,6 +111,32 @@ def test_all_stop_after_the_step_at_which_one_is_asked_to_and_the_first_saves_it
     assert index["last"] == "step-00000003"
 
 
+COLLECTIVES = ("all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "reduce_scatter_tensor")
+
+
+def counted_fit(group, resolved):
+    """How many collectives were called between one report of a step and the next."""
+    calls, at_steps = [], []
+    for name in COLLECTIVES:
+        real = getattr(dist, name)
+        setattr(dist, name, lambda *args, real=real, **more: (calls.append(real.__name__), real(*args, **more))[1])
+    config = resolved.config
+    path = locations.run_folder(config)
+    trainer, loaded, stamp = command.prepare(config, path, bool, group)
+    if group.rank == 0:
+        command.begin(path, config, loaded, stamp, resume=False)
+    trainer.fit(lambda _: at_steps.append(len(calls)))
+    return [later - before for before, later in pairwise(at_steps)]
+
+
+def test_a_step_makes_three_collectives(world, tmp_path):
+    """What the batch's losses are divided by and the mean of y*; losses and gradients; whether to stop."""
+    resolved = settings(world, "counted", "train.log_every=3", "train.micro_batch_size=1")
+    assert together(counted_fit, 2, tmp_path, resolved) == [[3] * (STEPS - 1)] * 2
+    rows = rows_of(run_of(world, "counted"))
+    assert [row["step"] for row in rows] == [2, 5, 7]
+
+
 def test_a_loss_that_is_not_finite_stops_all_of_them_with_the_samples_of_whoever_has_it(world, tmp_path):
     group = next(path for path in (world.cache / "videos").iterdir() if path.name.startswith("train_7."))
     chunk = min((group / "features").glob("c*"))
@@ -128,7 +159,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(world, tmp_path):
         said
         == [
             "train.batch_size: a batch has 5 samples, which 2 processes cannot share equally. Make it a multiple of "
-            "--workers"
+            "--processes"
         ]
         * 2
     )

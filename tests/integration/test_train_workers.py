@@ -1,4 +1,4 @@
-"""`pipeline train --workers 2` on a real Ray: the same batches by two processes are the same training."""
+"""`pipeline train --processes 2` on a real Ray: the same batches by two processes are the same training."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ WEIGHTS = 1e-3
 def runs(tmp_path_factory):
     world = make(tmp_path_factory.mktemp("training"))
     world.train("one")
-    told = world.train("two", "--workers", "2")
+    told = world.train("two", "--processes", "2")
     return world.run_folder("one"), world.run_folder("two"), told
 
 

@@ -227,15 +227,31 @@ def config_path(resolved):
     return locations.run_folder(resolved.config)
 
 
-def test_a_step_that_overflows_names_its_samples_and_changes_no_parameter(resolved):
+def test_the_first_step_that_overflows_is_kept_until_it_is_asked_for_and_its_samples_are_named(resolved):
     taker, data = stepper(resolved())
+    batch = Collate(data.tokenizers)([data.train[index] for index in (0, 3)])
+    taker.take(4, 1e-3, [batch])
+    assert taker.bad_step() is None
     with torch.no_grad():
         taker.model.language_projection.weight.fill_(float("inf"))
-    before = {name: p.detach().clone() for name, p in taker.parameters.items()}
-    batch = Collate(data.tokenizers)([data.train[index] for index in (0, 3)])
-    with pytest.raises(UserError, match=r"at step 5; nothing was overwritten.*Their features are finite"):
-        taker.take(5, 1e-3, [batch])
-    assert all(torch.equal(p, before[name]) for name, p in taker.parameters.items())
+    for step in (5, 6):
+        taker.take(step, 1e-3, [batch])
+    assert taker.bad_step() == (5, "loss is nan")
+    with pytest.raises(UserError, match=r"loss is nan at step 5.*Their features are finite"):
+        taker.refuse("loss is nan at step 5", [batch])
+
+
+def test_a_step_that_overflows_between_rows_ends_the_training_at_the_next_and_nothing_is_saved(resolved):
+    config = resolved("train.log_every=3", "train.save_every_steps=2").config
+    path = config_path(resolved())
+    trainer, _, _ = command.prepare(config, path, bool)
+    with torch.no_grad():
+        trainer.model.language_projection.weight.fill_(float("inf"))
+    taken = []
+    with pytest.raises(UserError, match=r"at step 0; nothing was overwritten.*Their features are finite"):
+        trainer.fit(taken.append)
+    assert [set(row) for row in taken] == [{"step", "epoch", "lr"}] * 2
+    assert not (path / "checkpoints").exists()
 
 
 # --- where it ends
@@ -348,14 +364,14 @@ def test_a_run_of_the_name_is_refused_without_resume_and_with_other_settings(res
         trained(config)
     with pytest.raises(UserError, match=rf"differs in train.lr \({config.config.train.lr}, now 0.1\)"):
         trained(resolved("train.epochs=1", "train.lr=0.1"), resume=True)
-    trained(resolved("train.epochs=1", "train.workers=1", "train.prefetch=3"), resume=True)
+    trained(resolved("train.epochs=1", "train.loader_workers=1", "train.prefetch=3"), resume=True)
 
 
 # --- going on with what the run itself says
 
 
 def test_a_run_is_resumed_by_its_folder_alone(resolved, pipeline):
-    config = resolved("train.epochs=1", "train.lr=5e-4", "train.workers=0")
+    config = resolved("train.epochs=1", "train.lr=5e-4", "train.loader_workers=0")
     path = trained(config)
     before = (path / "config.yaml").read_bytes()
     out, _ = pipeline("train", "--resume", path, "--json")
@@ -378,10 +394,10 @@ def test_a_run_is_resumed_by_its_folder_alone(resolved, pipeline):
 
 def test_a_resumed_run_takes_and_keeps_what_may_change(resolved, pipeline):
     path = trained(resolved("train.epochs=1"))
-    changed = ["--set", "train.workers=1", "--set", "train.trackers=[]", "--set", "train.micro_batch_size=2"]
+    changed = ["--set", "train.loader_workers=1", "--set", "train.trackers=[]", "--set", "train.micro_batch_size=2"]
     pipeline("train", "--resume", path, *changed)
     kept = RunFolder.open(path).config()
-    assert (kept.train.workers, kept.train.trackers, kept.train.micro_batch_size) == (1, (), 2)
+    assert (kept.train.loader_workers, kept.train.trackers, kept.train.micro_batch_size) == (1, (), 2)
     assert kept == resolved("train.epochs=1", *changed[1::2]).config
 
 

@@ -74,15 +74,15 @@ def test_the_tables_in_the_docs_are_what_the_arithmetic_gives(full):
     shape = ClipShape(frames=100, patches=257, words=16, sequence=64)
     rows = re.findall(r"^\| (\d+)[^|]* \| ([\d. |]+) \|$", text[text.index("## What fits") :], flags=re.MULTILINE)
     assert len(rows) == 3
-    for frames_per_run, figures in rows:
-        run = int(frames_per_run)
+    for frames_per_chunk, figures in rows:
+        run = int(frames_per_chunk)
         found = step_memory(
             qformer,
             shape,
             language_config=llama.config,
             language_bytes=weights,
             trained=trained,
-            frames_per_run=None if run == 40 else run,
+            frames_per_chunk=None if run == 40 else run,
         )
         expected = [f"{found.clip / GB:.2f}", *(f"{found.total(2**power) / GB:.1f}" for power in range(6))]
         assert figures.split(" | ") == expected
@@ -106,7 +106,7 @@ def test_the_full_model_fits_where_the_docs_say_it_does(full):
         return found.most_clips(budget)
 
     assert 16 <= most_clips(78 * GB) < 64
-    assert most_clips(22 * GB, frames_per_run=10) >= 2
+    assert most_clips(22 * GB, frames_per_chunk=10) >= 2
 
 
 def test_what_fits_with_a_quantised_language_model_is_what_the_docs_say(full):
@@ -123,7 +123,7 @@ def test_what_fits_with_a_quantised_language_model_is_what_the_docs_say(full):
             language_bytes=frozen_bytes(llama, kind),
             trained=trained,
             quantize=kind,
-            frames_per_run=run,
+            frames_per_chunk=run,
         )
 
     for kind in ("none", "int8", "nf4"):

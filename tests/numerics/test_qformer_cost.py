@@ -1,4 +1,4 @@
-"""What the clip form keeps for the backward pass: nothing of frames that are not wanted, one run's worth at a time."""
+"""What the clip form keeps for the backward pass: nothing of unwanted frames, one chunk's worth at a time."""
 
 import gc
 
@@ -44,9 +44,9 @@ def most_bytes_kept(step):
     return _Kept.largest
 
 
-def go_back_run_by_run(model, num_frames, frames_per_run):
-    for run in model.runs(random_features(2, num_frames), random_text(5, 2), frames_per_run=frames_per_run):
-        loss_on(run.levels, run.frames).backward()
+def go_back_chunk_by_chunk(model, num_frames, frames_per_chunk):
+    for chunk in model.chunks(random_features(2, num_frames), random_text(5, 2), frames_per_chunk=frames_per_chunk):
+        loss_on(chunk.levels, chunk.frames).backward()
 
 
 def bytes_saved(model, num_frames, **options):
@@ -80,9 +80,9 @@ def test_the_loss_on_the_last_frame_has_the_frame_loops_gradient():
 
 def test_going_back_run_by_run_keeps_one_run_whatever_the_length_of_the_clip():
     model = build_qformer(SLOTS)
-    short, long = (most_bytes_kept(lambda T=T: go_back_run_by_run(model, T, SLOTS)) for T in (3 * SLOTS, 9 * SLOTS))
+    short, long = (most_bytes_kept(lambda T=T: go_back_chunk_by_chunk(model, T, SLOTS)) for T in (3 * SLOTS, 9 * SLOTS))
     assert 0 < long == short
-    at_once = most_bytes_kept(lambda: go_back_run_by_run(model, 9 * SLOTS, 9 * SLOTS))
+    at_once = most_bytes_kept(lambda: go_back_chunk_by_chunk(model, 9 * SLOTS, 9 * SLOTS))
     assert at_once > 4 * long
 
 
@@ -91,22 +91,22 @@ def test_going_back_run_by_run_gives_the_same_gradients():
     levels = model(random_features(2, num_frames), random_text(5, 2)).levels
     expected = gradients_of(model, loss_on(levels, range(num_frames)))
     model.zero_grad(set_to_none=True)
-    go_back_run_by_run(model, num_frames, 3)
+    go_back_chunk_by_chunk(model, num_frames, 3)
     actual = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert gradient_misses(actual, expected) == {}
 
 
-@pytest.mark.parametrize("frames_per_run", [3, 2 * SLOTS])
+@pytest.mark.parametrize("frames_per_chunk", [3, 2 * SLOTS])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_run_keeps_what_the_law_says(batch, frames_per_run):
+def test_a_chunk_keeps_what_the_law_says(batch, frames_per_chunk):
     model = build_qformer(SLOTS)
-    features = random_features(batch, SLOTS + 1 + frames_per_run)
+    features = random_features(batch, SLOTS + 1 + frames_per_chunk)
     text = random_text(*[5] * batch)
-    runs = model.runs(
+    chunks = model.chunks(
         features[:, SLOTS + 1 :],
         text,
         memory=model(features[:, : SLOTS + 1], text).memory,
-        frames_per_run=frames_per_run,
+        frames_per_chunk=frames_per_chunk,
     )
     kept = {}
 
@@ -116,9 +116,9 @@ def test_a_run_keeps_what_the_law_says(batch, frames_per_run):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        run = next(runs)
-    assert len(run.frames) == frames_per_run
+        chunk = next(chunks)
+    assert len(chunk.frames) == frames_per_chunk
     given = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), text.ids)}
     measured = sum(size for place, (_, size) in kept.items() if place not in given)
-    law = kept_numbers(model, batch=batch, frames=frames_per_run, patches=features.shape[2], words=5)
+    law = kept_numbers(model, batch=batch, frames=frames_per_chunk, patches=features.shape[2], words=5)
     assert abs(measured - law) <= LAW_LEAVES_OUT * law

@@ -63,7 +63,7 @@ WANTED = {
 }
 
 
-RUNS = (None, 2, 1, 64)  # frames_per_run
+CHUNKS = (None, 2, 1, 64)  # frames_per_chunk
 
 
 @pytest.mark.parametrize("which", WANTED)
@@ -71,8 +71,8 @@ RUNS = (None, 2, 1, 64)  # frames_per_run
 def test_the_clip_form_equals_the_frame_loop(num_frames, which):
     wanted = WANTED[which](num_frames)
     expected = run_loop("random", num_frames, wanted)
-    for frames_per_run in RUNS if which == "all" else RUNS[:2]:
-        actual = run_clip("random", num_frames, wanted, frames_per_run=frames_per_run)
+    for frames_per_chunk in CHUNKS if which == "all" else CHUNKS[:2]:
+        actual = run_clip("random", num_frames, wanted, frames_per_chunk=frames_per_chunk)
         assert_same_results(actual, expected)
 
 
@@ -106,7 +106,7 @@ def test_the_clip_form_equals_the_frame_loop_in_bfloat16(num_frames):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loop = run_loop("random", num_frames, wanted)
         clip = run_clip("random", num_frames, wanted)
-        again = run_clip("random", num_frames, wanted, frames_per_run=2)
+        again = run_clip("random", num_frames, wanted, frames_per_chunk=2)
     for form in (clip, again):
         assert rms_difference(form[0], loop[0]) <= BFLOAT16_HIDDEN
         assert rms_difference(*flat_gradients(form, loop)) <= BFLOAT16_GRADIENT
@@ -167,10 +167,10 @@ def test_frames_without_a_graph_and_frames_with_one_share_an_autocast(which):
     assert rms_difference(*flat_gradients(low, exact)) <= BFLOAT16_GRADIENT * BFLOAT16_EXCESS
 
 
-@pytest.mark.parametrize("frames_per_run", [0, -1])
-def test_runs_of_no_frames_are_refused(frames_per_run):
-    with pytest.raises(ValueError, match="frames_per_run"):
-        the_model()(random_features(2, 3), random_text(*LENGTHS), frames_per_run=frames_per_run)
+@pytest.mark.parametrize("frames_per_chunk", [0, -1])
+def test_chunks_of_no_frames_are_refused(frames_per_chunk):
+    with pytest.raises(ValueError, match="frames_per_chunk"):
+        the_model()(random_features(2, 3), random_text(*LENGTHS), frames_per_chunk=frames_per_chunk)
 
 
 def test_a_clip_of_no_frames_is_refused():

@@ -73,7 +73,7 @@ def test_a_place_where_the_system_lets_nobody_make_a_folder(made, refused):
     )
 
 
-@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one process", "several"])
+@pytest.mark.parametrize("workers", [(), ("--processes", "2")], ids=["one process", "several"])
 def test_training_while_videos_are_pending(made, refused, workers):
     half = made.folder / "half"
     assert refused("train", *made.options(cache=half, name="new"), *workers) == (

@@ -16,6 +16,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import (
     PipelineConfig,
     dump_yaml,
+    load_yaml,
     preset_names,
     resolve,
     resolve_run,
@@ -32,7 +33,7 @@ OPTIONS = {
     "synthesize": {"folder", "--seed", "--size"},
     "plan": SETTINGS | DATA | {"--retry-failed", "--refresh-changed", "--calibrate-s", "--no-calibrate"},
     "extract": SETTINGS | DATA | {"--address", "--retry-failed", "--refresh-changed", "--dry-run", "--json-lines"},
-    "train": SETTINGS | DATA | {"run", "--name", "--resume", "--profile", "--workers", "--address"},
+    "train": SETTINGS | DATA | {"run", "--name", "--resume", "--profile", "--processes", "--address"},
     "evaluate": DATA | {"--run", "--split", "--method", "--output", "--set", "--json"},
     "ablate": SETTINGS
     | DATA
@@ -152,7 +153,7 @@ def test_sources_name_exactly_the_values_that_are_no_defaults(card, tmp_path):
         preset="ma-lmm-7b",
         config_file=file,
         options={"data.dataset": card, "run.name": "mine"},
-        overrides=["train.workers=0", "train.beta2=0.999"],
+        overrides=["train.loader_workers=0", "train.beta2=0.999"],
     )
     assert resolved.sources == {
         "preset": "preset ma-lmm-7b",
@@ -162,13 +163,36 @@ def test_sources_name_exactly_the_values_that_are_no_defaults(card, tmp_path):
         "train.seed": str(file),
         "data.dataset": "command line",
         "run.name": "command line",
-        "train.workers": "--set train.workers=0",
+        "train.loader_workers": "--set train.loader_workers=0",
     }
     assert set(resolved.sources) == set(differing(resolved.config, PipelineConfig()))
 
 
 def test_without_any_layer_there_are_no_sources():
     assert resolve().sources == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("train.workers", "train.loader_workers"), ("train.frames_per_run", "train.frames_per_chunk")],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_name_of_today_and_read_in_a_stored_run(tmp_path, old, new):
+    with pytest.raises(UserError) as given:
+        resolve(overrides=[f"{old}=7"])
+    assert str(given.value) == f"--set {old}=7: unknown configuration key; got {old!r}. It is now {new}"
+    branch, leaf = old.split(".")
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{branch}:\n  {leaf}: 7\n")
+    with pytest.raises(UserError, match=f"config.yaml: a setting has another name now.*Write {new}"):
+        resolve(config_file=file)
+    read = load_yaml(file)
+    assert getattr(read.train, new.removeprefix("train.")) == 7
+
+
+@pytest.mark.parametrize("given", [["--workers", "2"], ["--workers=2"]])
+def test_the_option_of_an_earlier_version_is_refused_with_its_name_of_today(pipeline, given):
+    _, err = pipeline("train", *given, status=2)
+    assert err == "error: an option has another name now; got '--workers'. Write --processes\n"
 
 
 # --- presets and cards

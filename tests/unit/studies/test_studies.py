@@ -149,7 +149,7 @@ def test_a_folder_of_another_configuration_is_refused(own, tmp_path):
     one = plan_study(own(), base_of("tiny", tmp_path), 1).trainings[0]
     one.path.mkdir(parents=True)
     (one.path / "config.yaml").write_text(dump_yaml(one.config), encoding="utf-8")
-    plan_study(own(), base_of("tiny", tmp_path, "train.workers=1"), 1)
+    plan_study(own(), base_of("tiny", tmp_path, "train.loader_workers=1"), 1)
     with pytest.raises(UserError, match=r"slow-seed42: a run of another configuration has this name: train\.epochs is"):
         plan_study(own(), base_of("tiny", tmp_path, "train.epochs=1"), 1)
 
@@ -201,7 +201,11 @@ def test_an_unknown_study_names_the_nearest(tmp_path):
         ("0.01}", "0.01}, presets: {tinny: null}", "members.fast.presets: there is no such name; got 'tinny'"),
         ("0.01}", "0.01}, presets: {tiny: null}", "all members but its base are left out with preset tiny"),
         ("train.lr", "train.seed", "varies: a study cannot vary train.seed: --seeds sets how many there are"),
-        ("train.lr", "train.workers", "a study cannot vary train.workers: it changes nothing that is learned"),
+        (
+            "train.lr",
+            "train.loader_workers",
+            "a study cannot vary train.loader_workers: it changes nothing that is learned",
+        ),
         ("train.lr", "data.task", "a study cannot vary data.task: members are compared on the same samples"),
     ],
 )

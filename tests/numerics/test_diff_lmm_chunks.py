@@ -1,4 +1,4 @@
-"""Going back run by run gives the losses and gradients of the whole clip at once."""
+"""Going back chunk by chunk gives the losses and gradients of the whole clip at once."""
 
 import pytest
 import torch
@@ -37,18 +37,18 @@ def gradients(model):
     return {name: None if p.grad is None else p.grad.clone() for name, p in model.trained_parameters().items()}
 
 
-@pytest.mark.parametrize("frames_per_run", [1, 2, M, T])
+@pytest.mark.parametrize("frames_per_chunk", [1, 2, M, T])
 @pytest.mark.parametrize("which", FRAMES)
 @pytest.mark.parametrize(
     "switches",
     [{}, {"tokens": "all", "frame_reduction": "sum"}, {"target": "centred", "gate_input": "concat"}],
     ids=str,
 )
-def test_losses_and_gradients_are_those_of_the_clip_at_once(switches, which, frames_per_run):
+def test_losses_and_gradients_are_those_of_the_clip_at_once(switches, which, frames_per_chunk):
     expected_model, model = model_with(**switches), model_with(**switches)
-    expected = expected_model(clips(), kd_frames=FRAMES[which], frames_per_run=T)
+    expected = expected_model(clips(), kd_frames=FRAMES[which], frames_per_chunk=T)
     expected.total.backward()
-    actual = model.forward_backward(clips(), kd_frames=FRAMES[which], frames_per_run=frames_per_run)
+    actual = model.forward_backward(clips(), kd_frames=FRAMES[which], frames_per_chunk=frames_per_chunk)
     for mine, theirs in [
         (actual.total, expected.total.detach()),
         (actual.answer, expected.answer),
@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_those_of_the_clip_at_once(switches, which, fra
 
 def test_the_running_mean_of_targets_counts_each_step_once_and_is_part_of_a_checkpoint():
     model = model_with()
-    model.forward_backward(clips(), frames_per_run=2)
+    model.forward_backward(clips(), frames_per_chunk=2)
     seen = clips().targets.flatten(0, 1)
     assert model.alignment.targets_seen == len(seen)
     assert relative_difference(model.alignment.target_mean, seen.mean(0)) <= FLOAT32_LOSS
