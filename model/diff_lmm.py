@@ -56,7 +56,7 @@ class Losses:
 
     @classmethod
     def summed(cls, parts: Sequence["Losses"], clips: Sequence[int]) -> "Losses":
-        """The losses of a step from those of its parts, which carry their `Share` and had so many clips each."""
+        """The losses of a step from those of its parts, which carry their `LossWeights` and had so many clips each."""
         total, answer = (torch.stack([getattr(part, name) for part in parts]).sum() for name in ("total", "answer"))
         kd = [part.kd for part in parts if part.kd is not None]
         reports = [part.alignment for part in parts if part.alignment is not None]
@@ -66,7 +66,7 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class Share:
+class LossWeights:
     """What part of a training step's batch some of its clips are, so that gradients of the parts add up to the whole's.
 
     Eq. 8 is a mean over answer tokens, Eq. 7 one over clips, so the two have shares of their own.
@@ -81,7 +81,7 @@ class Share:
     kd: float
 
 
-WHOLE = Share(answer=1.0, kd=1.0)
+WHOLE = LossWeights(answer=1.0, kd=1.0)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class DiffLMM(nn.Module):
         *,
         kd_frames: Sequence[int] | None = None,
         frames_per_chunk: int | None = None,
-        share: Share | None = None,
+        share: LossWeights | None = None,
     ) -> Losses:
         """The losses of `forward`, with their gradients added to the parameters chunk by chunk.
 
@@ -202,7 +202,7 @@ class DiffLMM(nn.Module):
             self.alignment.observe(clips.targets)
 
     def _parts(
-        self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_chunk: int | None, share: Share
+        self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_chunk: int | None, share: LossWeights
     ) -> Iterator[_Part]:
         """The terms of every chunk of frames that carries a loss, one after the other."""
         last = clips.features.shape[1] - 1
@@ -215,19 +215,19 @@ class DiffLMM(nn.Module):
             answer = None
             if last in chunk.frames:
                 with record_function(LANGUAGE):
-                    told = self.language_projection(chunk.levels[-1][:, -1])
-                    answer = self._answer_loss(told, clips, share)
+                    queries = self.language_projection(chunk.levels[-1][:, -1])
+                    answer = self._answer_loss(queries, clips, share)
             with record_function(ALIGNMENT):
                 part = self._part(chunk, answer, clips, distilled, share)
             yield part
 
-    def _answer_loss(self, told: Tensor, clips: Clips, share: Share) -> Tensor:
+    def _answer_loss(self, queries: Tensor, clips: Clips, share: LossWeights) -> Tensor:
         if isinstance(share.answer, Tensor):
-            return self.language.answer_loss(told, clips.answer, share.answer)
-        return share.answer * self.language.answer_loss(told, clips.answer)
+            return self.language.answer_loss(queries, clips.answer, share.answer)
+        return share.answer * self.language.answer_loss(queries, clips.answer)
 
     def _part(
-        self, chunk: QFormerChunk, answer: Tensor | None, clips: Clips, distilled: Sequence[int], share: Share
+        self, chunk: QFormerChunk, answer: Tensor | None, clips: Clips, distilled: Sequence[int], share: LossWeights
     ) -> _Part:
         frames = [frame for frame in chunk.frames if frame in set(distilled)]
         if self.alignment is None or clips.targets is None or not frames:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from model.alignment import AlignmentReport
-from model.diff_lmm import Clips, DiffLMM, Losses, Share
+from model.diff_lmm import Clips, DiffLMM, Losses, LossWeights
 from model.spans import OPTIMIZER
 from stages.batches.windows import Batch, bad_inputs
 from stages.config import TrainConfig
@@ -81,7 +81,7 @@ class Stepper:
                 )
         return Losses.summed(losses, [len(part.samples) for part in parts])
 
-    def _shares(self, parts: Sequence[Batch]) -> list[Share]:
+    def _shares(self, parts: Sequence[Batch]) -> list[LossWeights]:
         """Eq. 8 is a mean over answer tokens, of the batch or of groups of it, Eq. 7 one over the batch's clips.
 
         What the processes need of one another before the forward is summed at once: the tokens of every group, and,
@@ -106,7 +106,7 @@ class Stepper:
         if self.config.answer_loss_samples is not None:
             weights = (1 / (num_groups * in_group[group_of])).float()
             answers = move(weights, self.compute.device).split(clips)
-        return [Share(answer=answer, kd=c / together) for answer, c in zip(answers, clips, strict=True)]
+        return [LossWeights(answer=answer, kd=c / together) for answer, c in zip(answers, clips, strict=True)]
 
     def refuse(self, what: str, parts: Sequence[Batch]) -> NoReturn:
         """UserError that names the samples of a batch whose loss or gradient is not finite."""

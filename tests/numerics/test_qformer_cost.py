@@ -78,7 +78,7 @@ def test_the_loss_on_the_last_frame_has_the_frame_loops_gradient():
     assert gradient_misses(actual, expected) == {}
 
 
-def test_going_back_run_by_run_keeps_one_run_whatever_the_length_of_the_clip():
+def test_going_back_chunk_by_chunk_keeps_one_chunk_whatever_the_length_of_the_clip():
     model = build_qformer(SLOTS)
     short, long = (most_bytes_kept(lambda T=T: go_back_chunk_by_chunk(model, T, SLOTS)) for T in (3 * SLOTS, 9 * SLOTS))
     assert 0 < long == short
@@ -86,7 +86,7 @@ def test_going_back_run_by_run_keeps_one_run_whatever_the_length_of_the_clip():
     assert at_once > 4 * long
 
 
-def test_going_back_run_by_run_gives_the_same_gradients():
+def test_going_back_chunk_by_chunk_gives_the_same_gradients():
     model, num_frames = build_qformer(SLOTS), 3 * SLOTS + 1
     levels = model(random_features(2, num_frames), random_text(5, 2)).levels
     expected = gradients_of(model, loss_on(levels, range(num_frames)))
