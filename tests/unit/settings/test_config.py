@@ -183,7 +183,7 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_name_of_today_and_read_
     branch, leaf = old.split(".")
     file = tmp_path / "config.yaml"
     file.write_text(f"{branch}:\n  {leaf}: 7\n")
-    with pytest.raises(UserError, match=f"config.yaml: a setting has another name now.*Write {new}"):
+    with pytest.raises(UserError, match=f"config.yaml: unknown configuration key.*It is now {new}"):
         resolve(config_file=file)
     read = load_yaml(file)
     assert getattr(read.train, new.removeprefix("train.")) == 7
