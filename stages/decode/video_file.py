@@ -4,7 +4,7 @@ import re
 import stat
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -219,9 +219,8 @@ def _format_not_opened(name: str) -> str | None:
     with av.logging.Capture() as said:
         av.logging.set_level(av.logging.DEBUG)
         try:
-            av.open(name, container_options=_OPEN_OPTIONS)
-        except av.error.FFmpegError:
-            pass
+            with suppress(av.error.FFmpegError):  # it fails again; this time its messages are kept
+                av.open(name, container_options=_OPEN_OPTIONS)
         finally:
             av.logging.set_level(level)
     texts = " ".join(text for _, _, text in said)
