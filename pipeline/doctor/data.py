@@ -255,7 +255,7 @@ def _check_sources(
     root, protocols = locations.videos_root(config), config.extract.protocols
     # As with the videos themselves, addresses are not looked at.
     local = {video: source for video, source in status.sources.items() if not is_url(manifest.videos[video].path)}
-    with progress_bar("compare", len(local), "files") as bar:
+    with progress_bar("compare", len(local), "file") as bar:
         changes = find_changes(
             local,
             lambda video: join_video_path(root, manifest.videos[video].path, protocols, video=video),

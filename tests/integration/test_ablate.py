@@ -62,7 +62,7 @@ class Small:
 
     def kill_training(self, name):
         holder = (self.folder / name / "training.lock").read_text(encoding="utf-8")
-        os.kill(int(holder.split()[1]), signal.SIGKILL)
+        os.kill(int(json.loads(holder)["pid"]), signal.SIGKILL)
 
     def wait_for(self, happened, process):
         deadline = time.monotonic() + SOON_S

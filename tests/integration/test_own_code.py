@@ -102,7 +102,7 @@ def test_a_module_run_from_elsewhere_leaves_the_working_directory_alone(tmp_path
 
 
 def test_plan_and_doctor_measure_with_their_own_code(hostile):
-    assert "frames/s" in hostile.run("plan", *DATA, "--calibrate-s", "2").stderr
+    assert "frames/s" in hostile.run("plan", *DATA, "--calibrate-s", "2").stdout
     hostile.run("doctor", *DATA)
 
 

@@ -62,7 +62,7 @@ def test_a_quantised_training_learns_is_kept_without_the_language_model_and_answ
     top1 = json.loads((run / "metrics-val.json").read_text())["scene"]["top1"]
     assert top1 == max(row["top1"] for row in rows_of(run, "val"))
     with pytest.raises(UserError, match=r"language.quantize"):
-        trained(resolved("train.epochs=2"), resume=True)
+        trained(resolved("train.epochs=2", "language.quantize=none"), resume=True)
 
 
 def test_a_finished_run_may_be_asked_with_another_setting(resolved):
