@@ -13,6 +13,7 @@ from pipeline.doctor.machine import check_devices, check_disk, check_versions, c
 from pipeline.screen.console import emit_json, print_answer
 from pipeline.settings.config import PipelineConfig, Resolved
 from stages.errors import UserError
+from stages.wording import counted
 
 _Check = Callable[[PipelineConfig], Iterator[Finding]]
 _MACHINE: dict[str, _Check] = {
@@ -68,7 +69,8 @@ def _show(findings: list[Finding]) -> None:
                 explained.add(finding.fix)
                 print_answer(f"           -> {fix}")
     counts = Counter(finding.status for finding in findings if finding.status != "ok")
-    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    plurals = {"missing": "missing", "problem": "problems"}
+    summary = ", ".join(counted(count, status, plurals[status]) for status, count in counts.items())
     print_answer(f"not in place: {summary}" if counts else "everything is in place")
 
 

@@ -189,9 +189,9 @@ class FeatureCache:
             store.add_file(COMMITS, record_name(self.root, video_id), content)
         return record
 
-    def remove_record(self, video_id: str) -> None:
-        """Remove a video's commit record, if there is one; the next sweep removes its frames."""
-        self.store.require_writable().remove(f"{COMMITS}/{record_name(self.root, video_id)}")
+    def remove_video(self, video_id: str) -> None:
+        """Remove what is cached of a video, if anything is. The ledger is the caller's to write."""
+        maintenance.remove_video(self.store.require_writable(), video_id)
 
     def read(
         self,

@@ -163,19 +163,24 @@ def remove_videos(
     removed, freed = [], 0
     with nullcontext() if dry_run else Ledger(store, fingerprint).writer() as ledger:
         for video in videos:
-            path = f"{COMMITS}/{record_name(files.root, video)}"
-            try:
-                record = load_record(files, video)
-            except DamagedCacheError:
-                record = None  # which groups were its own, the sweep finds out
-            removed.append(path)
-            freed += 0 if record is None else record.stored_bytes
+            removed.append(f"{COMMITS}/{record_name(files.root, video)}")
+            freed += remove_video(files, video, dry_run=dry_run)
             if ledger is not None:
-                files.remove(path)
                 ledger.requeued(video, reason=reason)
-                if record is not None:
-                    files.remove_tree(f"{VIDEOS}/{record.group}")
     return SweepReport(tuple(removed), freed)
+
+
+def remove_video(files: Files, video: str, *, dry_run: bool = False) -> int:
+    """Remove a video's commit record, then its frames; returns the bytes of these."""
+    try:
+        record = load_record(files, video)
+    except DamagedCacheError:
+        record = None  # which groups were its own, the sweep finds out
+    if not dry_run:
+        files.remove(f"{COMMITS}/{record_name(files.root, video)}")
+        if record is not None:
+            files.remove_tree(f"{VIDEOS}/{record.group}")
+    return 0 if record is None else record.stored_bytes
 
 
 def sweep(files: Files, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool = False) -> SweepReport:

@@ -224,7 +224,7 @@ class Extraction:
                     else:
                         if outcome.video in self.refreshed:
                             # What is cached is of another file, and counts no more.
-                            self.cache.remove_record(outcome.video)
+                            self.cache.remove_video(outcome.video)
                             ledger.requeued(outcome.video, reason="its file has changed")
                         ledger.failed(outcome.video, reason=outcome.reason or "", attempts=attempts)
                     on_outcome(outcome, self._meter.add(outcome))

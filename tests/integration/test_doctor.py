@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -442,7 +443,10 @@ def test_people_read_the_lines_on_stdout(tmp_path, capsys):
     lines = shown.out.splitlines()
     videos = next(index for index, line in enumerate(lines) if line.startswith("  missing  videos: 1 of 3"))
     assert lines[videos + 1].lstrip().startswith("-> put the video files into ")
-    assert lines[-1].startswith("not in place: ")
+    counts = Counter(line.split()[0] for line in lines if line.startswith(("  missing ", "  problem ")))
+    shown_counts = {"missing": f"{counts['missing']} missing", "problem": f"{counts['problem']} problems"}
+    assert counts["problem"] != 1
+    assert lines[-1] == "not in place: " + ", ".join(shown_counts[status] for status in counts)
 
 
 def test_strict_exits_with_3_where_something_needed_is_missing(tmp_path, pipeline):
