@@ -96,7 +96,7 @@ class Stepper:
         num_groups = -(-together // size)
         in_group = torch.zeros(num_groups, dtype=torch.float64).index_add(0, group_of, tokens.double())
         targets = [part.stored.targets for part in parts if part.stored.targets is not None]
-        mean = torch.cat([target.float() for target in targets]).mean(dim=(0, 1)) if targets else torch.empty(0)
+        mean = torch.cat([target.double() for target in targets]).mean(dim=(0, 1)) if targets else torch.empty(0)
         summed = self.group.sum(torch.cat([in_group, mean.double()]))
         in_group, mean = summed[:num_groups], summed[num_groups:]
         if targets and self.model.alignment is not None:

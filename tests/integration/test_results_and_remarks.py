@@ -8,7 +8,7 @@ import pytest
 from tests.made_runs import add_evaluation, make_run
 from tests.video_files import RATE_FPS, write_video
 
-PROGRESS = re.compile(r"(read|verify|lengths|calibrate) [\d,]+/[\d,]+ (videos?|files?|seconds) in .*")
+PROGRESS = re.compile(r"(read|verify|lengths|compare|calibrate) [\d,]+/[\d,]+ (videos?|files?|seconds) in .*")
 
 
 @pytest.fixture(scope="module")
