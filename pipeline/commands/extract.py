@@ -190,7 +190,7 @@ def _print_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:
     if summary.frames_now:
         print_answer(
             f"{counted(summary.frames_now, 'frame')} in {duration(summary.seconds)} = "
-            f"{rate(summary.frames_now / summary.seconds, 'frame')}, start included; decoding "
+            f"{rate(summary.frames_now / summary.seconds, 'frame')}, the workers' start included; decoding "
             f"{duration(summary.decode_s)}, networks {duration(summary.networks_s)}, which waited "
             f"{summary.wait_share or 0.0:.0%} of their time"
         )
