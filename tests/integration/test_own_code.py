@@ -124,35 +124,37 @@ def test_other_code_than_the_commands_is_refused():
 
 @pytest.mark.slow
 def test_ray_processes_that_would_run_other_code_are_refused_and_say_so(monkeypatch, tmp_path):
+    from stages.cluster.connect import cluster
+    from stages.cluster.shares import Seats, Share
     from stages.config import ExtractConfig
-    from stages.extract import hand_out as ray_flow
+    from stages.extract.hand_out import process_all
     from stages.extract.worker import ExtractionJob, VideoTask
     from stages.studies import trials
-    from stages.train import processes as train_flow
+    from stages.train.processes import train_together
 
     config = resolve(preset="tiny", options={}, overrides=[]).config
     # Of this process alone: its workers look at the code that they have.
     monkeypatch.setattr(own_code, "digest", lambda: "of another version")
     ended = {}
-    with ray_flow.cluster(None):
+    with cluster(None):
         job = ExtractionJob(config.encoder, config.teacher, ExtractConfig(), str(tmp_path))
         task = VideoTask("video", str(tmp_path / "video.mp4"), np.array([0.0]))
         with pytest.raises(UserError, match=r"could not start: .*a worker would run other code than the command"):
-            list(ray_flow.process_all([task], job))
+            list(process_all([task], job))
         trials.run_trials(
             [trials.Order("one", "")],
             lambda _order: None,
-            trials.Share(1, 1.0, 0.0),
+            Share(1, 1.0, 0.0),
             scratch=tmp_path,
             on_start=lambda _name: None,
             on_end=lambda name, reason, _seconds: ended.update({name: reason}),
         )
         assert "a worker would run other code than the command" in ended["one"]
         with pytest.raises(UserError, match="a worker would run other code than the command"):
-            train_flow.train_together(
+            train_together(
                 lambda _order, _member: "",
                 "",
-                train_flow.Seats(1, 0, 1, 1.0),
+                Seats(1, 0, 1, 1.0),
                 scratch=tmp_path,
                 stop=lambda: False,
                 on_said=lambda _said: None,
