@@ -46,7 +46,7 @@ def run(
         address: Ray cluster; None: one on this machine.
         retry_failed: try videos again that failed before.
         as_json: print the summary as one JSON object on stdout.
-        refresh_changed: extract videos anew whose files have changed, or may have.
+        refresh_changed: extract videos again whose files have changed, or may have.
         as_lines: print an object per event while it runs, and the summary as the last line.
 
     Raises:
@@ -94,7 +94,7 @@ def _say_changes(changes: Changes, *, refresh_changed: bool) -> None:
     if refresh_changed:
         say(f"{outdated_sentence(changes)}; extracting them again")
     else:
-        kept = "the cache keeps the frames of then, --refresh-changed replaces them"
+        kept = "the cache keeps the old frames, --refresh-changed replaces them"
         say(f"warning: {outdated_sentence(changes)}; {kept}")
 
 
