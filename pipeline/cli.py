@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,9 @@ from pipeline.options import (
     SettingOptions,
     with_groups,
 )
+
+if TYPE_CHECKING:
+    from stages.shard import Shard
 
 app = Commands(
     name="pipeline",
@@ -129,6 +133,13 @@ def extract(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster, e.g. ray://head:10001; default this machine.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="I/N: extract one of N like shares of the videos, in this process, without Ray. All N may write into "
+            "one cache at once, as tasks of an array job."
+        ),
+    ] = None,
     retry_failed: RetryFailed = False,
     refresh_changed: RefreshChanged = False,
     dry_run: Annotated[
@@ -144,6 +155,7 @@ def extract(
 
     Run it again to go on where it stopped. Exit code 3 when any video failed.
     """
+    part = _shard_of(shard, {"--address": address is not None, "--dry-run": dry_run})
     resolved = settings.resolve(data.dotted())
     if dry_run:
         from pipeline.commands.plan import run as plan_only
@@ -166,9 +178,25 @@ def extract(
         refresh_changed=refresh_changed,
         as_json=json,
         as_lines=json_lines,
+        shard=part,
     )
     if failed:
         raise typer.Exit(3)
+
+
+def _shard_of(text: str | None, beside: Mapping[str, bool]) -> "Shard | None":
+    """The shard that --shard names; UserError where it is none, or an option is given that does not go with it."""
+    if text is None:
+        return None
+    from stages.errors import UserError
+    from stages.shard import Shard
+
+    for option in (name for name, is_given in beside.items() if is_given):
+        raise UserError("one shard runs in this process, and this option is for all of them", where=option)
+    # The networks' threads share their cores with decode children, whom they must not keep waiting by spinning; libgomp
+    # reads this when it is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return Shard.parse(text)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """A lock between processes that the system takes back from whoever is killed, and that names its holder."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -60,6 +62,17 @@ class ProcessLock:
             return self.path.read_bytes()
         except OSError:  # its holder is just removing it
             return b""
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock on this file; False where there is none, or the file system has no locks."""
+    try:
+        with path.open("rb") as file:
+            # Shared: whoever else asks at this moment is not in the way.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
 
 
 def holder_now() -> dict[str, object]:

@@ -1,7 +1,8 @@
 """`pipeline extract`: Stage 1."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from pipeline.runs.small_world import warn_of_unknown_data
@@ -10,12 +11,14 @@ from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, Resolved
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.files.places import CacheUrl
+from stages.cache.ledger import LedgerStatus
 from stages.cache.source import Changes, damaged_sentence, outdated_sentence
-from stages.data.frame_plan import plan_frames
+from stages.data.frame_plan import FramePlan, plan_frames
 from stages.extract.extraction import Extraction, ExtractionProgress, ExtractionSummary
 from stages.extract.worker import ExtractionJob, VideoOutcome
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.pace import Pace
+from stages.shard import Shard
 from stages.signals import GO_ON, telling
 from stages.weights.repository import LoadingReport
 from stages.wording import counted, duration, rate
@@ -38,6 +41,7 @@ def run(
     as_json: bool,
     refresh_changed: bool = False,
     as_lines: bool = False,
+    shard: Shard | None = None,
 ) -> bool:
     """Extract, print the summary, and say whether any planned video has failed.
 
@@ -48,25 +52,33 @@ def run(
         as_json: print the summary as one JSON object on stdout.
         refresh_changed: extract videos again whose files have changed, or may have.
         as_lines: print an object per event while it runs, and the summary as the last line.
+        shard: the only one of the plan to extract, in this process; None: all of it, by Ray.
 
     Raises:
         KeyboardInterrupt: a signal has come; what is committed stays.
     """
     config = resolved.config
-    extraction = _prepare(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
+    extraction, plan = _prepare(config, shard, retry_failed=retry_failed, refresh_changed=refresh_changed)
     warn_of_unknown_data(config)
     summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
+    if shard is not None:
+        content |= {"shard": str(shard), "all_shards": _states(extraction.cache.ledger.status(plan.times_s))}
     if as_lines:
         emit_json_line({"event": "summary", **content})
     elif as_json:
         emit_json(content)
     with beside_json(as_json or as_lines):
         _print_summary(summary, config)
+        if shard is not None:
+            print_answer(_all_shards_sentence(content["all_shards"]))
     return bool(summary.failed)
 
 
-def _prepare(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> Extraction:
+def _prepare(
+    config: PipelineConfig, shard: Shard | None, *, retry_failed: bool, refresh_changed: bool
+) -> tuple[Extraction, FramePlan]:
+    """The extraction, and the plan of all shards."""
     manifest = locations.manifest_of(config, with_videos=True)
     plan = plan_frames(manifest)
     root = locations.cache_root(config)
@@ -81,10 +93,17 @@ def _prepare(config: PipelineConfig, *, retry_failed: bool, refresh_changed: boo
     job = ExtractionJob(config.encoder, config.teacher, extract, str(place), clock_fps)
     videos = locations.videos_root(config)
     extraction = Extraction(
-        manifest, plan, cache, job, videos=videos, retry_failed=retry_failed, refresh_changed=refresh_changed
+        manifest,
+        plan if shard is None else plan.of_shard(shard),
+        cache,
+        job,
+        videos=videos,
+        retry_failed=retry_failed,
+        refresh_changed=refresh_changed,
+        shard=shard,
     )
     _say_changes(extraction.changes, refresh_changed=refresh_changed)
-    return extraction
+    return extraction, plan
 
 
 def _say_changes(changes: Changes, *, refresh_changed: bool) -> None:
@@ -102,18 +121,16 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
     if not extraction.todo:
         return extraction.run(lambda _tasks: iter(()), emit)
     videos = counted(extraction.plan.num_videos, "video")
-    say(f"extracting {len(extraction.todo)} of {videos}; starting Ray and the networks")
-    # Ray takes seconds to import; a finished extraction never gets here.
-    from stages.cluster.connect import cluster
-    from stages.extract.hand_out import process_all
-
+    shard = extraction.shard
+    begun, started = ("", "Ray and ") if shard is None else (f"shard {shard}: ", "")
+    say(f"{begun}extracting {len(extraction.todo)} of {videos}; starting {started}the networks")
     done = len(extraction.before.done.difference(extraction.todo))
     frames = sum(len(extraction.plan.times_s[video]) for video in extraction.todo)
     with (
         # Its pace begins with the first word of a worker: the start of Ray and the networks is none of it.
         progress_bar("extract", frames, "frame", pace=Pace()) as bar,
         telling(lambda: f"; {done} of {videos} done; {GO_ON}"),
-        cluster(address),
+        _workers(address, here=shard is not None) as process_all,
     ):
 
         def on_outcome(outcome: VideoOutcome | None, progress: ExtractionProgress) -> None:
@@ -129,6 +146,22 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
             on_outcome,
             lambda progress: on_outcome(None, progress),
         )
+
+
+@contextmanager
+def _workers(address: str | None, *, here: bool) -> Iterator[Callable[..., Iterator[tuple[VideoOutcome, int]]]]:
+    """What takes tasks to workers within the block: to one in this process, or to those on a Ray cluster."""
+    if here:
+        from stages.extract import in_process
+
+        yield in_process.process_all
+        return
+    # Ray takes seconds to import; a finished extraction never gets here.
+    from stages.cluster.connect import cluster
+    from stages.extract import hand_out
+
+    with cluster(address):
+        yield hand_out.process_all
 
 
 def _emit_events() -> _OnProgress:
@@ -172,6 +205,16 @@ def _note(progress: ExtractionProgress) -> str:
     if progress.failed:
         parts.append(f"{progress.failed} failed")
     return ", ".join(parts)
+
+
+def _states(status: LedgerStatus) -> dict[str, int]:
+    counts = {"done": len(status.done), "failed": len(status.failed), "pending": len(status.pending)}
+    return {"planned": sum(counts.values()), **counts}
+
+
+def _all_shards_sentence(states: dict[str, int]) -> str:
+    planned = counted(states["planned"], "video")
+    return f"all shards: {states['done']} of {planned} done, {states['failed']} failed, {states['pending']} pending"
 
 
 def _print_summary(summary: ExtractionSummary, config: PipelineConfig) -> None:

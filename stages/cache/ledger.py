@@ -24,6 +24,7 @@ from stages.cache.source import VideoSource
 from stages.cache.stores.commit import CommitRecord, committed_ids, load_records
 from stages.errors import UserError
 from stages.ids import check_id
+from stages.shard import Shard
 
 if TYPE_CHECKING:
     from stages.cache.stores.stores import Store
@@ -124,7 +125,8 @@ class LedgerStatus:
 class LedgerWriter:
     """Appends one run's events to a file of its own, which appears with the first event.
 
-    As a context it holds the cache's lock: entering is a UserError while another process writes into the cache.
+    As a context it holds the cache's lock: entering is a UserError while another process writes into the cache, unless
+    both are shards of one extraction.
     Lines are not synced to disk one by one: a power cut costs at most events, and the commit records restore those.
     At a URL, see `log.RemoteLog`.
     """
@@ -183,15 +185,18 @@ class Ledger:
     def __init__(self, store: "Store", fingerprint: str) -> None:
         self.root, self.store, self.fingerprint = store.root, store, fingerprint
 
-    def writer(self, name: str | None = None) -> LedgerWriter:
+    def writer(self, name: str | None = None, *, shard: Shard | None = None) -> LedgerWriter:
         """Return a writer for one extraction run; without a `name` (unique, safe) one is made from the time.
+
+        Args:
+            shard: of an extraction, beside whose other shards this one may write.
 
         Raises:
             UserError: an unsafe or used name, or an export, which is read-only.
         """
         store = self.store.require_writable()
         name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
-        return LedgerWriter(store.event_log(LEDGER, check_id(name, kind="ledger name")), store.lock())
+        return LedgerWriter(store.event_log(LEDGER, check_id(name, kind="ledger name")), store.lock(shard))
 
     def read(self) -> LedgerLog:
         """Read every event.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.data.manifest import Manifest
+from stages.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class FramePlan:
     def num_videos(self) -> int:
         """Videos with at least one frame."""
         return len(self.times_s)
+
+    def of_shard(self, shard: Shard) -> "FramePlan":
+        """The videos of one shard; all shards have about as many frames."""
+        own = shard.share_of({video: len(times) for video, times in self.times_s.items()})
+        return FramePlan({video: times for video, times in self.times_s.items() if video in own})
 
 
 def plan_frames(manifest: Manifest) -> FramePlan:

@@ -15,6 +15,7 @@ from stages.errors import UserError
 from stages.extract.estimate import failed_to_try
 from stages.extract.worker import ExtractionJob, VideoOutcome, VideoTask
 from stages.pace import Pace
+from stages.shard import Shard
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class Extraction:
         retry_failed: whether videos that failed before are tried again; those whose files were not there are, anyway,
             when they are there now.
         refresh_changed: whether videos whose files have changed, or may have, are extracted anew.
+        shard: which one the plan is, where others write into the cache at the same time.
 
     `changes` are the committed videos whose files have changed since, or may have.
     """
@@ -180,9 +182,10 @@ class Extraction:
         videos: Path | str,
         retry_failed: bool,
         refresh_changed: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         self.manifest, self.plan, self.cache, self.job, self.videos = manifest, plan, cache, job, videos
-        self.retry_failed = retry_failed
+        self.retry_failed, self.shard = retry_failed, shard
         status = cache.ledger.status(plan.times_s)
         self.changes = find_changes(status.sources, self.place_of)
         outdated = self.changes.outdated if refresh_changed else ()
@@ -209,7 +212,7 @@ class Extraction:
         self._meter, self._on_progress = _Meter(self.before, []), on_progress
         if not self.todo and not self.before.unlisted:
             return self._summary(self.before)
-        with self.cache.ledger.writer() as ledger:
+        with self.cache.ledger.writer(shard=self.shard) as ledger:
             # Another extraction may have ended between the first look and the lock: what it has done is done.
             self._look(self.cache.ledger.status(self.plan.times_s, adopt=ledger))
             if self.todo:

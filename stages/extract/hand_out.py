@@ -20,7 +20,16 @@ from stages import own_code
 from stages.cluster.connect import SHOWN_CHARS, last_line
 from stages.cluster.shares import WorkerPlace, places_on
 from stages.errors import UserError
-from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoOutcome, VideoTask, num_decode_children
+from stages.extract.worker import (
+    MOST_VIDEOS,
+    ExtractionJob,
+    ExtractionWorker,
+    VideoOutcome,
+    VideoTask,
+    has_room,
+    internal_error,
+    num_decode_children,
+)
 from stages.wording import counted
 
 _LOG = logging.getLogger(__name__)
@@ -31,11 +40,6 @@ PLACE_LIMIT_S = 60.0
 # How often every worker may die without any video done in between: then it is not the videos.
 _ROUNDS_OF_DEATHS = 12
 _PAUSE_S, _LONGEST_PAUSE_S = 2.0, 20.0
-
-# Frames given to an actor ahead of its networks, in passes, and the most videos and frames that it may hold.
-_PASSES_AHEAD = 3
-_MOST_VIDEOS = 64
-_MOST_FRAMES = 4096
 
 _HEARTBEAT_S = 1.0
 _LAST_ANSWER_S = 10.0
@@ -125,8 +129,8 @@ class _Seat:
         return self.frames_per_pass is not None
 
     @property
-    def frames(self) -> int:
-        return sum(len(one.task.times_s) for one in self.held.values())
+    def frames(self) -> list[int]:
+        return [len(one.task.times_s) for one in self.held.values()]
 
 
 class _Flow:
@@ -166,7 +170,7 @@ class _Flow:
             .options(
                 num_cpus=1,
                 num_gpus=place.num_gpus,
-                max_concurrency=_MOST_VIDEOS + 1,  # one thread is left to answer how far the others are
+                max_concurrency=MOST_VIDEOS + 1,  # one thread is left to answer how far the others are
                 # Soft: when the node is lost, any other with room will do.
                 scheduling_strategy=NodeAffinitySchedulingStrategy(place.node_id, soft=True),
             )
@@ -197,16 +201,9 @@ class _Flow:
             seat.alone = bool(self.suspects)
             if self.suspects:
                 self._give(seat, self.suspects.popleft())
-        while self.waiting and not seat.alone and self._has_room(seat, seat.frames_per_pass):
+        children = num_decode_children(self.job.extract, seat.place.cores)
+        while self.waiting and not seat.alone and has_room(seat.frames, seat.frames_per_pass, children):
             self._give(seat, self.waiting.popleft())
-
-    def _has_room(self, seat: _Seat, frames_per_pass: int) -> bool:
-        videos, frames = len(seat.held), seat.frames
-        if videos >= _MOST_VIDEOS or (videos and frames >= _MOST_FRAMES):
-            return False
-        # One more than the decode children, so that a child never waits for the driver; and enough short videos.
-        enough = _PASSES_AHEAD * frames_per_pass
-        return videos <= num_decode_children(self.job.extract, seat.place.cores) or frames < enough
 
     @staticmethod
     def _give(seat: _Seat, one: _Try) -> None:
@@ -241,9 +238,7 @@ class _Flow:
 
     def _outcome(self, one: _Try, answer: VideoOutcome | Exception) -> tuple[VideoOutcome, int]:
         if isinstance(answer, Exception):
-            # A defect of ours in the worker: the video is named, the trace is kept, the others go on.
-            _LOG.error("worker raised on video %s", one.task.video, exc_info=answer)
-            return VideoOutcome(one.task.video, reason=f"internal error: {answer!r}"), one.attempt
+            return internal_error(one.task.video, answer), one.attempt
         if answer.checksum is not None:
             self.deaths_in_a_row = 0
         return answer, one.attempt

@@ -4,11 +4,12 @@ Knows nothing of Ray. Several threads may call `process` at once: each borrows a
 frozen networks with passes that hold frames of several videos, so that decoding, networks and writing overlap.
 """
 
+import logging
 import os
 import queue
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,13 @@ from stages.errors import UserError
 from stages.extract.frozen_pair import ExtractionJob, FrozenPair
 from stages.extract.packing import FramePacker
 from stages.urls import is_url, without_secrets
+
+_LOG = logging.getLogger(__name__)
+
+# Frames given to a worker ahead of its networks, in passes, and the most videos and frames that it may hold.
+_PASSES_AHEAD = 3
+MOST_VIDEOS = 64
+_MOST_FRAMES = 4096
 
 # Decoded pictures of one video that are held at once: a longer one is decoded and encoded part after part.
 _PART_BYTES = 2**28
@@ -276,6 +284,27 @@ class ExtractionWorker:
             yield child
         finally:
             self._idle_children.put(child)
+
+
+def has_room(held: Sequence[int], frames_per_pass: int, children: int) -> bool:
+    """Whether a worker with so many decode children can use another video beside those that it holds.
+
+    Args:
+        held: frames of each video that it has been given.
+        frames_per_pass: of its networks.
+        children: how many there are.
+    """
+    videos, frames = len(held), sum(held)
+    if videos >= MOST_VIDEOS or (videos and frames >= _MOST_FRAMES):
+        return False
+    # One more than the decode children, so that a child never waits for the next; and enough short videos.
+    return videos <= children or frames < _PASSES_AHEAD * frames_per_pass
+
+
+def internal_error(video: str, error: BaseException) -> VideoOutcome:
+    """The outcome of a video on which the worker raised, a defect of ours; the trace is logged, the others go on."""
+    _LOG.error("worker raised on video %s", video, exc_info=error)
+    return VideoOutcome(video, reason=f"internal error: {error!r}")
 
 
 def num_decode_children(config: ExtractConfig, cores: int | None = None) -> int:

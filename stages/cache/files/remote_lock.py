@@ -1,4 +1,4 @@
-"""One extraction at a time into a cache at a URL: an object that says who writes, and that this is not long ago.
+"""The locks of a cache at a URL (`lock`): objects that say who writes, and that this is not long ago.
 
 An object store locks nothing. The holder writes the object anew every 30 seconds; whoever finds it older than five
 minutes, or finds that its writer was a process of this machine that no longer runs, takes it over. Where the store can
@@ -13,11 +13,12 @@ import secrets
 import threading
 import time
 
-from stages.cache.files.lock import LOCK, cache_locked_by
+from stages.cache.files.lock import cache_locked_by, lock_name, rivals
 from stages.cache.files.remote_files import RemoteFiles
 from stages.cache.files.writers import Writer, current_writer
 from stages.errors import UserError
 from stages.lock import holder_in, holder_now
+from stages.shard import Shard
 
 BEAT_S = 30.0
 STALE_AFTER_S = 300.0
@@ -29,8 +30,8 @@ _LOG = logging.getLogger(__name__)
 class RemoteLock:
     """See `lock.CacheLock`."""
 
-    def __init__(self, files: RemoteFiles) -> None:
-        self._files = files
+    def __init__(self, files: RemoteFiles, shard: Shard | None = None) -> None:
+        self._files, self._name = files, lock_name(shard)
         self._token = secrets.token_hex(8)
         self._holder: dict[str, object] = {}
         self._stop = threading.Event()
@@ -39,19 +40,34 @@ class RemoteLock:
 
     def acquire(self) -> None:
         self._holder = holder_now()
-        if not self._files.create_file(LOCK, self._content()):
-            held = self._files.content("", LOCK) or b""
+        if not self._files.create_file(self._name, self._content()):
+            held = self._files.content("", self._name) or b""
             # Our own: the answer to a first try was lost, and the driver tried again.
             if not (self._is_mine(held) or _is_left_behind(held)):
-                raise cache_locked_by(held, self._files.root)
-            self._files.add_file("", LOCK, self._content())
+                raise cache_locked_by(held, self._files.root, self._name)
+            self._files.add_file("", self._name, self._content())
             time.sleep(_SETTLE_S)
-        held = self._files.content("", LOCK) or b""
+        held = self._files.content("", self._name) or b""
         if not self._is_mine(held):
-            raise cache_locked_by(held, self._files.root)
+            raise cache_locked_by(held, self._files.root, self._name)
         self._stop.clear()
         self._beating = threading.Thread(target=self._beat, name="cache-lock", daemon=True)
         self._beating.start()
+        try:
+            self._refuse_rivals()
+        except UserError:
+            self.release()
+            raise
+
+    def _refuse_rivals(self) -> None:
+        """UserError where one writes; what one left behind is removed, so that it learns of that should it wake up."""
+        for name in rivals(self._name, self._files.names("")):
+            held = self._files.content("", name)
+            if held is None:
+                continue
+            if not _is_left_behind(held):
+                raise cache_locked_by(held, self._files.root, name)
+            self._files.remove(name)
 
     def check(self) -> None:
         if self._lost is not None:
@@ -69,8 +85,8 @@ class RemoteLock:
         self._beating.join()
         self._beating = None
         try:
-            if self._lost is None and self._is_mine(self._files.content("", LOCK) or b""):
-                self._files.remove(LOCK)
+            if self._lost is None and self._is_mine(self._files.content("", self._name) or b""):
+                self._files.remove(self._name)
         except UserError as error:
             # The work is done; the next one finds an old lock of a process that has ended.
             _LOG.warning("the lock could not be removed, it counts for %d s more: %s", STALE_AFTER_S, error)
@@ -78,11 +94,11 @@ class RemoteLock:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                held = self._files.content("", LOCK) or b""
+                held = self._files.content("", self._name) or b""
                 if not self._is_mine(held):
                     self._lost = holder_in(held)
                     return
-                self._files.add_file("", LOCK, self._content())
+                self._files.add_file("", self._name, self._content())
             except UserError as error:
                 _LOG.warning("the lock could not be renewed, it is tried again: %s", error)
 

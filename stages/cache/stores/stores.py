@@ -21,6 +21,7 @@ from stages.cache.stores.writing import commit_at_url, commit_video
 from stages.cache.stores.zarr_store import group_problems, read_arrays
 from stages.errors import UserError
 from stages.files import nearest_existing
+from stages.shard import Shard
 
 ZARR = "zarr"
 WEBDATASET = WebDatasetStore.kind
@@ -66,8 +67,8 @@ class WritableStore(Store, Files, Protocol):
     ) -> CommitRecord:
         """See `writing.commit_video`."""
 
-    def lock(self) -> CacheLock:
-        """The lock that writers hold."""
+    def lock(self, shard: Shard | None = None) -> CacheLock:
+        """The lock that writers hold, or the one of a shard of an extraction."""
 
     def event_log(self, folder: str, name: str) -> EventLog:
         """A log of events that nobody else writes, a file named `name`.jsonl; UserError when there is such a file."""
@@ -123,8 +124,8 @@ class ZarrStore(Directory, _ZarrGroups):
     ) -> CommitRecord:
         return commit_video(self.root, video, fingerprint, arrays, source)
 
-    def lock(self) -> CacheLock:
-        return FileLock(self.root)
+    def lock(self, shard: Shard | None = None) -> CacheLock:
+        return FileLock(self.root, shard)
 
     def event_log(self, folder: str, name: str) -> EventLog:
         return FileLog(self.root / folder / f"{name}.jsonl")
@@ -153,8 +154,8 @@ class RemoteZarrStore(RemoteFiles, _ZarrGroups):
     ) -> CommitRecord:
         return commit_at_url(self, video, fingerprint, arrays, source)
 
-    def lock(self) -> CacheLock:
-        return RemoteLock(self)
+    def lock(self, shard: Shard | None = None) -> CacheLock:
+        return RemoteLock(self, shard)
 
     def event_log(self, folder: str, name: str) -> EventLog:
         return RemoteLog(self, folder, name)
