@@ -1,6 +1,6 @@
-"""What a commit record says of the video file whose frames it holds, and whether the file is still that one.
+"""What a commit record knows of the video file whose frames it holds, and whether the file is still that one.
 
-Size and modification time are read without opening the file. A time alone proves little: copies have new ones. So a
+Size and modification time are read without opening the file. A time proves little: copies have new ones. So a
 file of another size has changed, and one of the same size and another time may have, unless a digest decides.
 """
 
@@ -22,7 +22,7 @@ Verdict = Literal["same", "changed", "unsure"]
 
 # Archives and some file systems keep times to a second or two.
 _SAME_WITHIN_S = 2.0
-# What servers call the version of a file, the most telling first; fsspec passes these on under their own names.
+# What servers call the version of a file, the most specific first; fsspec passes these on under their own names.
 _VERSION_KEYS = ("ETag", "etag", "content_md5", "md5Hash", "Last-Modified", "LastModified", "last_modified", "updated")
 # On a network file system or a server each look costs a round trip.
 _LOOKS_AT_ONCE = 16
@@ -78,7 +78,7 @@ def look_at(
     copy: Path | None = None,
     silent: set[str] | None = None,
 ) -> VideoSource:
-    """Describe the file at a path or URL; of one that is not there, or that a server says nothing of, only its name.
+    """Describe the file at a path or URL; of one that is not there, or that a server knows nothing of, only its name.
 
     Args:
         path: an absolute path, or an address of any protocol that fsspec knows.
@@ -94,7 +94,7 @@ def look_at(
         return plain.model_copy(update=_of_file(Path(path), digest=digest))
     facts = _of_address(path, set() if silent is None else silent)
     if copy is not None:
-        # What was fetched is what was used, whatever the server says meanwhile.
+        # What was fetched is what was used, whatever the server reports meanwhile.
         facts |= {name: value for name, value in _of_file(copy, digest=digest).items() if name != "modified"}
     return plain.model_copy(update=facts)
 
@@ -107,7 +107,7 @@ def _of_file(path: Path, *, digest: bool) -> dict[str, Any]:
         facts = {"num_bytes": found.st_size, "modified": datetime.fromtimestamp(found.st_mtime, UTC)}
         return facts | ({"sha256": sha256_of(path)} if digest else {})
     except OSError:
-        return {}  # whoever decodes it says why it cannot be read
+        return {}  # whoever decodes it reports why it cannot be read
 
 
 def _of_address(url: str, silent: set[str]) -> dict[str, Any]:
@@ -118,14 +118,14 @@ def _of_address(url: str, silent: set[str]) -> dict[str, Any]:
         return {}
     try:
         files, path = url_to_fs(url)
-        said = files.info(path)
+        found = files.info(path)
     except Exception as error:  # noqa: BLE001  # each protocol's library has exceptions of its own
         cause = error.__cause__ or error  # fsspec's http calls every failure a missing file
         if not isinstance(cause, FileNotFoundError) and getattr(cause, "status", None) is None:
             silent.add(server)  # no answer at all; thousands of others would be waited for in vain, too
         return {}
-    version = next((str(said[key]) for key in _VERSION_KEYS if said.get(key)), None)
-    return {"num_bytes": said.get("size"), "version": version}
+    version = next((str(found[key]) for key in _VERSION_KEYS if found.get(key)), None)
+    return {"num_bytes": found.get("size"), "version": version}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Changes:
     Attributes:
         changed: the file is another one: its size or its digest differs. Id to what differs.
         unsure: the size is the same, but not the modification time, or not the server's version. Likewise.
-        absent: nothing is found at the file's place, or its server says nothing of it.
+        absent: nothing is found at the file's place, or its server does not know it.
         compared: how many files were compared.
     """
 
@@ -157,7 +157,7 @@ def find_changes(
     digests: Literal["all", "in doubt", "none"] = "in doubt",
     on_video: Callable[[], None] = lambda: None,
 ) -> Changes:
-    """Compare files with what commit records say of them.
+    """Compare files with what commit records know of them.
 
     Args:
         recorded: by video id.

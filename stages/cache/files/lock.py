@@ -11,7 +11,7 @@ from stages.cache.files.places import Place
 from stages.errors import UserError
 from stages.lock import ProcessLock, locked_by
 
-LOCK = "extracting.lock"
+CACHE_LOCK = "extracting.lock"
 _PURPOSE = "writing into this cache"
 _HINT = "wait until it has ended, or give another --cache directory"
 
@@ -33,7 +33,7 @@ class FileLock(ProcessLock):
     """The lock of the cache in the directory `root`."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root / LOCK, purpose=_PURPOSE, hint=_HINT)
+        super().__init__(root / CACHE_LOCK, purpose=_PURPOSE, hint=_HINT)
 
     def check(self) -> None:
         """See `CacheLock.check`: the system takes it from nobody who lives."""

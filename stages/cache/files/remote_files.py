@@ -96,7 +96,7 @@ class RemoteFiles:
     def create_file(self, name: str, content: bytes) -> bool:
         """Write a file at the top unless it is there, where the store can do that in one step; returns whether it did.
 
-        Stores that cannot say no overwrite it, so whoever needs to know reads it back.
+        Stores that cannot refuse overwrite it, so whoever needs to know reads it back.
         """
         self.require_writable()
         try:
@@ -210,7 +210,7 @@ class RemoteFiles:
                 if isinstance(error, FileNotFoundError) and not _says_no_bucket(error):
                     raise
                 if not _is_passing(error) or tries == _TRIES:
-                    raise _told(error, self.root) from error
+                    raise _as_user_error(error, self.root) from error
                 time.sleep(_PAUSE_S * tries)
         raise AssertionError
 
@@ -256,7 +256,7 @@ def _missing_or(error: Exception, root: CacheUrl, *, final: bool) -> bytes | Exc
     if getattr(error, "status", None) == 416 or "satisfiable" in str(error):
         return b""
     if final or not _is_passing(error):
-        raise _told(error, root) from error
+        raise _as_user_error(error, root) from error
     return error
 
 
@@ -276,7 +276,7 @@ def _says_no_bucket(error: BaseException) -> bool:
     return "bucket does not exist" in str(error)
 
 
-def _told(error: Exception, root: CacheUrl) -> Exception:
+def _as_user_error(error: Exception, root: CacheUrl) -> Exception:
     """The error as one line for the user; what is a bug of ours stays what it is."""
     detail = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     hint = (

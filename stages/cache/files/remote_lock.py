@@ -1,6 +1,6 @@
-"""One extraction at a time into a cache at a URL: an object that says who writes, and that this is not long ago.
+"""One extraction at a time into a cache at a URL: an object with the writer and its last sign of life.
 
-An object store locks nothing. The holder writes the object anew every 30 seconds; whoever finds it older than five
+An object store locks nothing. The holder writes the object again every 30 seconds; whoever finds it older than five
 minutes, or finds that its writer was a process of this machine that no longer runs, takes it over. Where the store can
 create an object only if there is none (S3, GCS), two that come at once cannot both get it; elsewhere, and when two take
 over at once, the one that was written last counts, and the other learns so within its first events and stops. Commits
@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 
-from stages.cache.files.lock import LOCK, cache_locked_by
+from stages.cache.files.lock import CACHE_LOCK, cache_locked_by
 from stages.cache.files.remote_files import RemoteFiles
 from stages.cache.files.writers import Writer, current_writer
 from stages.errors import UserError
@@ -39,14 +39,14 @@ class RemoteLock:
 
     def acquire(self) -> None:
         self._holder = holder_now()
-        if not self._files.create_file(LOCK, self._content()):
-            held = self._files.content("", LOCK) or b""
+        if not self._files.create_file(CACHE_LOCK, self._content()):
+            held = self._files.content("", CACHE_LOCK) or b""
             # Our own: the answer to a first try was lost, and the driver tried again.
             if not (self._is_mine(held) or _is_left_behind(held)):
                 raise cache_locked_by(held, self._files.root)
-            self._files.add_file("", LOCK, self._content())
+            self._files.add_file("", CACHE_LOCK, self._content())
             time.sleep(_SETTLE_S)
-        held = self._files.content("", LOCK) or b""
+        held = self._files.content("", CACHE_LOCK) or b""
         if not self._is_mine(held):
             raise cache_locked_by(held, self._files.root)
         self._stop.clear()
@@ -69,8 +69,8 @@ class RemoteLock:
         self._beating.join()
         self._beating = None
         try:
-            if self._lost is None and self._is_mine(self._files.content("", LOCK) or b""):
-                self._files.remove(LOCK)
+            if self._lost is None and self._is_mine(self._files.content("", CACHE_LOCK) or b""):
+                self._files.remove(CACHE_LOCK)
         except UserError as error:
             # The work is done; the next one finds an old lock of a process that has ended.
             _LOG.warning("the lock could not be removed, it counts for %d s more: %s", STALE_AFTER_S, error)
@@ -78,39 +78,39 @@ class RemoteLock:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                held = self._files.content("", LOCK) or b""
+                held = self._files.content("", CACHE_LOCK) or b""
                 if not self._is_mine(held):
                     self._lost = holder_in(held)
                     return
-                self._files.add_file("", LOCK, self._content())
+                self._files.add_file("", CACHE_LOCK, self._content())
             except UserError as error:
                 _LOG.warning("the lock could not be renewed, it is tried again: %s", error)
 
     def _content(self) -> bytes:
-        told = {
+        fields = {
             **self._holder,
             "token": self._token,
             "writer": f"{self._token}.{current_writer()}",
             "heard": time.time(),
         }
-        return json.dumps(told).encode()
+        return json.dumps(fields).encode()
 
     def _is_mine(self, content: bytes) -> bool:
         return _read(content).get("token") == self._token
 
 
 def _is_left_behind(content: bytes) -> bool:
-    told = _read(content)
-    writer = Writer.of(str(told.get("writer")))
+    fields = _read(content)
+    writer = Writer.of(str(fields.get("writer")))
     if writer is not None and writer.is_known_dead():
         return True
-    heard = told.get("heard")
+    heard = fields.get("heard")
     return not isinstance(heard, int | float) or time.time() - heard > STALE_AFTER_S
 
 
 def _read(content: bytes) -> dict[str, object]:
     try:
-        told = json.loads(content)
+        fields = json.loads(content)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return fields if isinstance(fields, dict) else {}
