@@ -123,7 +123,7 @@ class _RepeatedKeyError(ValueError):
         self.key = key
 
     def place(self, text: str, path: Path, first_line: int) -> str:
-        """File and line of the repeat; the file alone where other objects have the key too, so that it is not clear."""
+        """File and line of the repeat; just the file where other objects have the key too, so that it is not clear."""
         again = [found.start() for found in re.finditer(rf"{re.escape(json.dumps(self.key))}\s*:", text)]
         if len(again) > 2 and "\n" in text:
             return str(path)
@@ -158,7 +158,7 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _as_user_error(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
-    # A misspelt key is reported as "unknown" and as "missing"; the first says more.
+    # A misspelt key is reported as "unknown" and as "missing"; the first is clearer.
     errors = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     first = errors[0]
     location = first["loc"]

@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures of one sample in order of time; none, and `problem` says why, where they could not be had."""
+    """Pictures of one sample in order of time; none, and `problem` names why, where they could not be had."""
 
     pictures: tuple[Picture, ...] = ()
     problem: str = ""

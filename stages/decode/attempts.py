@@ -39,7 +39,7 @@ class Attempts:
         """Decode the frames at some of the request's times, in a child that may be another one each time.
 
         Raises:
-            DecodeError: of the first failed attempt's kind; its reason tells of all attempts.
+            DecodeError: of the first failed attempt's kind; its reason names all attempts.
             UserError: the decoder that was asked for is not installed.
         """
         while True:

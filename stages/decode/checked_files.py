@@ -28,13 +28,13 @@ def native_messages() -> Iterator[Callable[[], str]]:
     Not for several threads at once.
     """
     usual = os.dup(2)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as printed:
 
         def beginning() -> str:
-            text = os.pread(said.fileno(), _SHOWN_CHARS, 0).decode("utf-8", "replace")
+            text = os.pread(printed.fileno(), _SHOWN_CHARS, 0).decode("utf-8", "replace")
             return " ".join(text.split())
 
-        os.dup2(said.fileno(), 2)
+        os.dup2(printed.fileno(), 2)
         try:
             yield beginning
         finally:
@@ -111,7 +111,7 @@ def _refuse_unchecked(request: FrameRequest, packets: PacketList, kinds: Checked
             raise kinds.refusal("it returns wrong frames where GOPs are open or a key frame is none")
     with open_video(request.path) as (container, stream):
         if any(is_mirrored(frame) for frame in islice(container.decode(stream), 1)):
-            raise kinds.refusal("it turns pictures as the display matrix says but does not mirror them")
+            raise kinds.refusal("it turns pictures as the display matrix asks but does not mirror them")
 
 
 def _refuse_colours(decoder: Any, kinds: CheckedKinds) -> None:

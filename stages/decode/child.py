@@ -126,7 +126,7 @@ class DecodeChild:
         return VideoLength(answer["length_s"], answer["remark"])
 
     def fetch(self, url: str, target: Path, *, limit_bytes: int, deadline_s: float) -> None:
-        """Copy what lies at `url` into the existing file `target`; what is written before a failure stays there.
+        """Copy what is at `url` into the existing file `target`; what is written before a failure stays there.
 
         Raises `DecodeError` with the reason, and `UserError` for what no other video could be fetched with either.
         """
@@ -197,7 +197,7 @@ class DecodeChild:
         return video
 
     def _crash(self, when: str) -> DecodeError:
-        """Reap a child that is gone and say how it ended."""
+        """Reap a child that is gone; the error names how it ended."""
         assert self._process is not None
         try:
             status = self._process.wait(_LAST_WORDS_S)
@@ -207,9 +207,9 @@ class DecodeChild:
         while chunk := os.read(_open(self._process.stderr).fileno(), _READ_BYTES):
             self._keep_tail(chunk)
         how = f"ended with status {status}" if status >= 0 else f"was ended by {_signal_name(-status)}"
-        said = f"; it last printed: {self._stderr_tail}" if self._stderr_tail.strip() else ""
+        printed = f"; it last printed: {self._stderr_tail}" if self._stderr_tail.strip() else ""
         self._stop()
-        return DecodeError("crash", f"the decode child {how} {when}{said}")
+        return DecodeError("crash", f"the decode child {how} {when}{printed}")
 
     def _keep_tail(self, chunk: bytes) -> None:
         self._stderr_tail = (self._stderr_tail + chunk.decode("utf-8", "replace"))[-_STDERR_TAIL_CHARS:]

@@ -1,4 +1,4 @@
-"""What lies at a URL, copied into a local file through fsspec; runs in the decode child, which can be ended."""
+"""What is at a URL, copied into a local file through fsspec; runs in the decode child, which can be ended."""
 
 import re
 from pathlib import Path
@@ -101,5 +101,5 @@ def _of_library(shown: str, counter: _Counter, error: Exception) -> DecodeError:
 
 def _unreachable(shown: str, counter: _Counter, error: Exception) -> DecodeError:
     came = f" after {counter.value} of {counter.size} bytes" if counter.size else ""
-    said = re.sub(r"https?://\S+", "...", str(error)) or "no reason given"
-    return DecodeError("unreachable", f"{shown}{came}: {type(error).__name__}: {said}")
+    reason = re.sub(r"https?://\S+", "...", str(error)) or "no reason given"
+    return DecodeError("unreachable", f"{shown}{came}: {type(error).__name__}: {reason}")

@@ -1,4 +1,4 @@
-"""What `DecodeChild` and its child program say to each other: JSON lines on pipes, arrays in one shared buffer.
+"""What `DecodeChild` and its child program send each other: JSON lines on pipes, arrays in one shared buffer.
 
 The buffer holds `shown_s` [T] float64 and then each view [T, height, width, 3] uint8. The parent first puts the asked
 times in the place of `shown_s`, so that they cross exactly and a message stays far smaller than a pipe's capacity.
@@ -22,7 +22,7 @@ def to_line(message: dict[str, Any]) -> bytes:
 
 
 def request_message(request: FrameRequest, deadline_s: float) -> dict[str, Any]:
-    """Describe a request, but for its times, which lie in the buffer."""
+    """Describe a request, but for its times, which are in the buffer."""
     return {
         "path": str(request.path.absolute()),
         "num_frames": len(request.times_s),
