@@ -6,9 +6,6 @@ from pydantic import Field
 
 from model.config import NonNegativeFloat, PositiveInt, Settings
 
-GIB = 2**30
-"""Bytes of one unit of the settings that are given in GiB."""
-
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 

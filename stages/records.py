@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml.composer import ComposerError
 
 from stages.errors import UserError
@@ -18,6 +18,12 @@ from stages.errors import UserError
 RecordT = TypeVar("RecordT", bound=BaseModel)
 _LONGEST_VALUE = 120
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+class FrozenRecord(BaseModel):
+    """Base of what is read from files: unknown keys are errors, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def nearest_hint(name: str, allowed: Iterable[str]) -> str | None:

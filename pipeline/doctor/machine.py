@@ -14,11 +14,10 @@ from model.config import TeacherConfig
 from pipeline.doctor.findings import Finding
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
-from stages.config import GIB
 from stages.errors import UserError
 from stages.files import nearest_existing
 from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
-from stages.wording import counted
+from stages.wording import GIB, counted
 
 _DISTRIBUTION = "diff-lmm"
 _LOW_DISK_GIB = 5

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
 from stages.files import sha256_of
-from stages.urls import is_url
+from stages.records import FrozenRecord
+from stages.urls import is_url, open_filesystem
 from stages.wording import first_names
 
 Verdict = Literal["same", "changed", "unsure"]
@@ -28,7 +29,7 @@ _VERSION_KEYS = ("ETag", "etag", "content_md5", "md5Hash", "Last-Modified", "Las
 _LOOKS_AT_ONCE = 16
 
 
-class VideoSource(BaseModel):
+class VideoSource(FrozenRecord):
     """A video's file as it was when its frames were taken; what is not known is None.
 
     Attributes:
@@ -40,8 +41,6 @@ class VideoSource(BaseModel):
         remark: one line on damage of the file that spares the cached frames.
         whole_before_s: frames shown from here on, in seconds, cannot be had from the file, because it is damaged.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     num_bytes: int | None = Field(default=None, ge=0)
@@ -111,13 +110,11 @@ def _of_file(path: Path, *, digest: bool) -> dict[str, Any]:
 
 
 def _of_address(url: str, silent: set[str]) -> dict[str, Any]:
-    from fsspec.core import url_to_fs
-
     server = "/".join(url.split("/")[:3])
     if server in silent:
         return {}
     try:
-        files, path = url_to_fs(url)
+        files, path = open_filesystem(url)
         found = files.info(path)
     except Exception as error:  # noqa: BLE001  # each protocol's library has exceptions of its own
         cause = error.__cause__ or error  # fsspec's http calls every failure a missing file
@@ -146,7 +143,6 @@ class Changes:
 
     @property
     def outdated(self) -> tuple[str, ...]:
-        """The ids of those that have changed or may have."""
         return (*self.changed, *self.unsure)
 
 
@@ -160,10 +156,7 @@ def find_changes(
     """Compare files with what commit records know of them.
 
     Args:
-        recorded: by video id.
-        place_of: path or URL of a video's file today.
         digests: which files whose digest is recorded are read whole to compare it.
-        on_video: called after each video.
     """
 
     silent: set[str] = set()

@@ -60,7 +60,6 @@ class CheckedKinds:
         codecs: FFmpeg's names.
         pixel_formats: FFmpeg's names.
         edit_lists: whether it hides the frames that an edit list hides.
-        interlaced: whether it gives the colours of interlaced pictures that PyAV gives.
     """
 
     decoder: str
@@ -68,10 +67,8 @@ class CheckedKinds:
     codecs: frozenset[str]
     pixel_formats: frozenset[str]
     edit_lists: bool
-    interlaced: bool
 
     def refusal(self, why: str) -> DecodeError:
-        """The error for a file of another kind."""
         return DecodeError("refused", f"not safe with {self.decoder}: {why}; use decoder pyav")
 
 
@@ -120,7 +117,7 @@ def _refuse_colours(decoder: Any, kinds: CheckedKinds) -> None:
         raise kinds.refusal(f"its colours agree with PyAV's for 8-bit pictures of {right} only, not {decoder.pix_fmt}")
     if "420" in decoder.pix_fmt and (decoder.width % 2 or decoder.height % 2):
         raise kinds.refusal("its colours agree with PyAV's for 4:2:0 pictures with even sides only")
-    if decoder.field_order not in _NOT_INTERLACED and not kinds.interlaced:
+    if decoder.field_order not in _NOT_INTERLACED:
         raise kinds.refusal("its colours of interlaced pictures are not PyAV's")
 
 

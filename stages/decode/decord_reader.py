@@ -19,7 +19,6 @@ _RIGHT_ON = CheckedKinds(
     codecs=frozenset({"h264", "vp8", "vp9"}),
     pixel_formats=frozenset({"yuv420p", "yuvj420p"}),
     edit_lists=False,
-    interlaced=False,
 )
 
 

@@ -377,7 +377,6 @@ class RgbConverter:
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def convert(self, frame: Any) -> np.ndarray:
-        """Convert one frame, of whatever size and format."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return np.ascontiguousarray(_upright(rgb, frame))
 

@@ -22,7 +22,6 @@ _RIGHT_ON = CheckedKinds(
     codecs=frozenset({"h264", "hevc", "vp8", "vp9", "av1", "gif"}),
     pixel_formats=frozenset({"yuv420p", "yuvj420p", "yuv444p", "bgra"}),
     edit_lists=True,
-    interlaced=False,
 )
 
 # Timestamps come back as floats; half of the finest time base in use (MPEG's 90 kHz) is above their rounding.

@@ -84,7 +84,6 @@ class PacketList:
     is_proved: bool
 
     def refuse_damaged(self) -> None:
-        """Raise `DecodeError` for a damaged file."""
         if self.damage is not None:
             raise DecodeError("unreadable", self.damage)
 
@@ -103,7 +102,6 @@ class FFmpegMessages:
         return "; ".join(list(dict.fromkeys(self._texts()))[-_MESSAGES_SHOWN:])
 
     def clear(self) -> None:
-        """Forget what has been reported."""
         self._captured.clear()
 
     def _texts(self) -> list[str]:
