@@ -53,7 +53,7 @@ def encoded(source, num_videos):
     """Features of the encoder on synthetic videos, and the channels whose peak is 20 times the median one's."""
     encoder = load_encoder(EncoderConfig(source=source)).eval()
     features = []
-    with tempfile.TemporaryDirectory() as folder, DecodeChild(memory_bytes=8 * 2**30) as child:
+    with tempfile.TemporaryDirectory() as folder, DecodeChild(memory_gb=8) as child:
         generate(Path(folder), seed=0, videos_per_split={"train": num_videos}, workers=1)
         for video in sorted(Path(folder, "videos").glob("*.mp4")):
             request = FrameRequest(

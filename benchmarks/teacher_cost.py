@@ -102,7 +102,7 @@ def build_batch(tokenizers, arguments):
     sample = Sample(
         id="s", video="v", task="t", question="what is the scene?", answer="office", split="train", times_s=(0.0,)
     )
-    prompts, answers = [sample.prompt_text] * size, [sample.answer] * size
+    prompts, answers = [sample.prompt.replace("{}", sample.question)] * size, [sample.answer] * size
     clips = Clips(
         torch.randn(size, frames, PATCHES, WIDTH, generator=generator).half(),
         torch.randn(size, frames, TARGET_WIDTH, generator=generator),

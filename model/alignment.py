@@ -46,12 +46,12 @@ def gate_score(gate: nn.Module, projected: Tensor, target: Tensor, form: GateInp
     projected, target = torch.broadcast_tensors(projected.float(), target.float())
     match form:
         case "sum":
-            told = projected + target
+            read = projected + target
         case "concat":
-            told = torch.cat([projected, target], dim=-1)
+            read = torch.cat([projected, target], dim=-1)
         case "normalised_sum":
-            told = F.normalize(projected, dim=-1) + F.normalize(target, dim=-1)
-    scores: Tensor = gate(told)
+            read = F.normalize(projected, dim=-1) + F.normalize(target, dim=-1)
+    scores: Tensor = gate(read)
     return scores.float().squeeze(-1)
 
 
@@ -104,8 +104,8 @@ class AlignmentReport:
         cosine: [U] cosine between each projected level and y*.
         weight: [U] weight of each level.
         saturated: share of weights above 0.99 of the largest possible, which is U for softmax and else 1.
-        target_to_mean: cosine between the teacher's y*, centred or not, and its running mean; near 1, y* says the same
-            of every frame. 0 before anything was observed.
+        target_to_mean: cosine between the teacher's y*, centred or not, and its running mean; near 1, y* is the same
+            for every frame. 0 before anything was observed.
     """
 
     levels: tuple[int, ...]
@@ -169,7 +169,7 @@ class Alignment(nn.Module):
         )
         self.register_buffer("target_mean", torch.zeros(target_width, dtype=torch.float32))
         self.register_buffer("targets_seen", torch.zeros((), dtype=torch.int64))
-        # Heads are named by their place, so a checkpoint says which levels the places stand for.
+        # Heads are named by their place, so a checkpoint stores which levels the places stand for.
         self.register_buffer("level_numbers", torch.tensor(config.levels))
 
     @torch.no_grad()

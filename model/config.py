@@ -151,7 +151,7 @@ class QFormerConfig(Settings):
     """Longest prompt in Q-Former tokens; a longer one loses the beginning of its question."""
 
 
-# What the equations of model/alignment.py are told of their switches.
+# The switches of the equations in model/alignment.py.
 LossForm = Literal["negative_cosine", "one_minus_cosine"]
 GateInput = Literal["sum", "concat", "normalised_sum"]
 HeadKind = Literal["mlp", "linear", "repa"]
@@ -191,7 +191,7 @@ class AlignmentConfig(Settings):
     gate_width: PositiveInt = 288
     """Hidden width of the gate's MLP."""
     gate_gradient: Literal["through", "input_detached", "weight_detached"] = "through"
-    """Where the gradient of w_i stops: nowhere (`through`), at g_psi's input, so that w_i trains the gate alone, or at
+    """Where the gradient of w_i stops: nowhere (`through`), at g_psi's input, so that w_i trains only the gate, or at
     w_i itself: then nothing trains the gate, which keeps its random start."""
     loss: LossForm = "negative_cosine"
     """L_i of Eq. 4: -cos, or 1 - cos. With the latter a free gate gains by falling to 0 and the distillation fades
@@ -227,7 +227,7 @@ class LanguageConfig(Settings):
     answer_words: PositiveInt | None = None
     """Words of a generated answer that count, 1 for MSVD-QA; None counts all."""
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
-    """Shortest answer in new tokens; MA-LMM's min_length 1 is the start token alone."""
+    """Shortest answer in new tokens; MA-LMM's min_length 1 is just the start token."""
     length_penalty: float = 1.0
     """Exponent of the length in a beam's score; 1 for LVU, 0 for MSVD-QA."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.5

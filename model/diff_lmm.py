@@ -254,7 +254,7 @@ class DiffLMM(nn.Module):
     def watch(
         self, features: Tensor, question: TextTokens, memory: QFormerMemory | None = None
     ) -> tuple[Tensor, QFormerMemory]:
-        """Take in frames [B, T, P, C] and return what the language model is told, [B, Q, W], and memory.
+        """Take in frames [B, T, P, C] and return the language model's queries [B, Q, W] and the memory.
 
         Called again with the returned memory, it goes on where it stopped; this is how a stream is followed.
         """

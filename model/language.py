@@ -26,7 +26,7 @@ from model.frozen import FrozenModule
 class SpecialTokens:
     """Ids that begin a prompt and end an answer.
 
-    InstructBLIP-Vicuna uses `</s>` (2) for both, whatever its published configuration says (docs/checkpoints.md), so
+    InstructBLIP-Vicuna uses `</s>` (2) for both, whatever its published configuration states (docs/checkpoints.md), so
     they are passed explicitly wherever they matter.
     """
 

@@ -2,6 +2,6 @@
 
 import logging
 
-# Where bitsandbytes is installed, diffusers imports it. On some processors it then tells of a faster kernel, whoever
-# needs it or not, and its int8 tells at every call that it rounds.
+# Where bitsandbytes is installed, diffusers imports it. On some processors it then logs that there is a faster kernel,
+# needed or not, and its int8 logs at every call that it rounds.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

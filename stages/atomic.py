@@ -32,7 +32,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def usual_permissions(path: Path) -> Iterator[None]:
     """Whatever the block writes at `path`, a new file, ends with the permissions that the umask gives any new file.
 
-    So others of a cluster can read what is shared. safetensors writes files that their owner alone can read.
+    So others of a cluster can read what is shared. safetensors writes files that only their owner can read.
     """
     path.touch(exist_ok=False)
     permissions = stat.S_IMODE(path.stat().st_mode)

@@ -6,9 +6,6 @@ from pydantic import Field
 
 from model.config import NonNegativeFloat, PositiveInt, Settings
 
-GIB = 2**30
-"""Bytes of one unit of the settings that are given in GiB."""
-
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -28,7 +25,7 @@ class DataConfig(Settings):
     """Wording of the questions where the annotations hold only labels: MA-LMM's ("what is the way_speaking of the
     movie?") or the Diff-LMM paper's ("what is the speaking style of the movie?"), in training and evaluation alike."""
     jitter: bool = True
-    """Whether training draws other frames each epoch where the card says so (msvd_qa), for which extraction caches all
+    """Whether training draws other frames each epoch where the card asks for it (msvd_qa); extraction then caches all
     that can be drawn; false: training sees the frames of evaluation, and the cache holds no others."""
     frame_offset: Annotated[int, Field(le=0)] = 0
     """Added to every frame index, in extraction, training and evaluation alike. At -1 frame i shows second (i - 1)/10,
@@ -46,7 +43,7 @@ class CacheConfig(Settings):
     """Folder on a disk of this machine into which training and evaluation copy each video of a cache at a URL when they
     first read it; None reads every window over the network."""
     tolerance_s: NonNegativeFloat = 0.001
-    """How far a cached frame's time may lie from the time a sample asks for, in seconds."""
+    """How far a cached frame's time may be from the time a sample asks for, in seconds."""
 
 
 class ExtractConfig(Settings):
@@ -57,7 +54,7 @@ class ExtractConfig(Settings):
     decode_device: Literal["cpu", "cuda"] = "cpu"
     """cuda decodes on the worker's GPU, with torchcodec only; its colours are its own, so such a cache is another."""
     tolerance_s: NonNegativeFloat = 0.5
-    """How far past a video's last frame a time may lie and still show that frame, in seconds."""
+    """How far past a video's last frame a time may be and still show that frame, in seconds."""
     decode_workers: PositiveInt | None = None
     """Decode children per model actor; None means its node's CPU cores, divided by the actors there."""
     deadline_s: PositiveFloat = 300.0
@@ -88,13 +85,13 @@ class ExtractConfig(Settings):
     """Type of the stored features; targets are always float32. int8 has a scale per channel of the video and takes half
     the bytes of float16."""
     damaged: Literal["use", "refuse"] = "use"
-    """use: of a damaged file the frames that lie before all damage and are proved untouched by it, with a remark in its
+    """use: of a damaged file the frames that are before all damage and are proved untouched by it, with a remark in its
     commit record; refuse: a damaged file has failed. What is cached stays, whatever is chosen later."""
     digest_videos: bool = False
     """Whether each video file is read whole for a SHA-256 in its commit record, which decides whether a file of the
     same size and another modification time has changed."""
     max_attempts: PositiveInt = 2
-    """How often a video may be alone in a worker that dies before it counts as failed."""
+    """How often a worker may die with just this video in it before it counts as failed."""
 
 
 class TrainConfig(Settings):
@@ -144,8 +141,8 @@ class TrainConfig(Settings):
     """Processes that train together, each on its part of every batch and on a GPU of its own where there are GPUs;
     more than one are run by Ray Train. This is the command's --processes."""
     shard_language: Literal["none", "fsdp"] = "none"
-    """How the frozen language model lies on those processes: whole on each, or (fsdp) each layer in as many pieces as
-    there are processes, put together for the moment in which it computes."""
+    """How the frozen language model is held on those processes: whole on each, or (fsdp) each layer in as many pieces
+    as there are processes, put together for the moment in which it computes."""
     loader_workers: NonNegativeInt = 2
     """Processes that read the cache, beside each process that trains (see `processes`)."""
     prefetch: PositiveInt = 2
@@ -164,8 +161,8 @@ class TrainConfig(Settings):
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints stay beside the best."""
     log_every: PositiveInt = 10
-    """Steps between rows of metrics.jsonl, for which alone losses are read back from the device; the last step of an
-    epoch has one too. Whether losses and gradients were finite is looked at then, and before anything is saved."""
+    """Steps between rows of metrics.jsonl, which alone read losses back from the device; the last step of an epoch has
+    one too. Whether losses and gradients were finite is looked at then, and before anything is saved."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where curves are shown beside metrics.jsonl; wandb (Weights & Biases) needs the extra of this name."""
     wandb_project: str = "diff-lmm"
@@ -187,7 +184,7 @@ class EvaluateConfig(Settings):
     rank_rows: PositiveInt = 256
     """Candidates times samples that go through the language model at once; more take more memory, not other scores."""
     resamples: PositiveInt = 10_000
-    """How often videos are drawn anew for an interval over videos."""
+    """How often videos are resampled for an interval over videos."""
     resample_seed: NonNegativeInt = 0
     """Seed of those draws; the same seed gives the same interval."""
 

@@ -37,7 +37,7 @@ class ProcessLock:
         """Take the lock. Where nothing can be written, or the file system has no locks, a warning is logged instead.
 
         Raises:
-            UserError: another process holds it; says which.
+            UserError: another process holds it; the message names it.
         """
         try:
             self._lock.acquire()
@@ -76,7 +76,7 @@ def is_held(path: Path) -> bool:
 
 
 def holder_now() -> dict[str, object]:
-    """What a lock says about the process that takes it now."""
+    """What a lock file holds about the process that takes it now."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
 
 

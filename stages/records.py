@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml.composer import ComposerError
 
 from stages.errors import UserError
@@ -18,6 +18,12 @@ from stages.errors import UserError
 RecordT = TypeVar("RecordT", bound=BaseModel)
 _LONGEST_VALUE = 120
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+class FrozenRecord(BaseModel):
+    """Base of what is read from files: unknown keys are errors, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def nearest_hint(name: str, allowed: Iterable[str]) -> str | None:
@@ -123,7 +129,7 @@ class _RepeatedKeyError(ValueError):
         self.key = key
 
     def place(self, text: str, path: Path, first_line: int) -> str:
-        """File and line of the repeat; the file alone where other objects have the key too, so that it is not clear."""
+        """File and line of the repeat; just the file where other objects have the key too, so that it is not clear."""
         again = [found.start() for found in re.finditer(rf"{re.escape(json.dumps(self.key))}\s*:", text)]
         if len(again) > 2 and "\n" in text:
             return str(path)
@@ -158,7 +164,7 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _as_user_error(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
-    # A misspelt key is reported as "unknown" and as "missing"; the first says more.
+    # A misspelt key is reported as "unknown" and as "missing"; the first is clearer.
     errors = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     first = errors[0]
     location = first["loc"]

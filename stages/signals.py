@@ -3,7 +3,7 @@
 A command has no handlers for the two signals. Ray puts its own in their place from C++ while it starts, at a moment
 that nobody can know, and that one aborts the process. Instead both signals are blocked in every thread, and a thread
 of ours takes them from the kernel. It interrupts the main thread as Ctrl-C would, by KeyboardInterrupt, unless what
-runs there has asked to be told of it and stops by itself (`StopRequest`).
+runs there has asked for it and stops by itself (`StopRequest`).
 """
 
 import atexit
@@ -23,13 +23,13 @@ from typing import Any, NoReturn
 from stages.process_tree import adopt_orphans, end_descendants
 
 PREEMPTED = 75
-"""Exit code after SIGTERM: sysexits' EX_TEMPFAIL, "try again later", on which a scheduler can be told to requeue."""
+"""Exit code after SIGTERM: sysexits' EX_TEMPFAIL, "try again later", on which a scheduler can be set to requeue."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 GO_ON = "what is committed stays, run the same command again to go on"
 
-# Wakes the main thread out of whatever it waits in. It does nothing by default, and libraries leave it alone.
+# Wakes the main thread out of whatever it waits in. It does nothing by default, and libraries do not touch it.
 _WAKE = signal.SIGURG
 _WAKE_AGAIN_S = 0.05
 # What has not ended by then is ended. Schedulers wait about 30 s between SIGTERM and SIGKILL.
@@ -87,7 +87,7 @@ class StopRequest:
 
 
 class Stopped(SystemExit):
-    """A command has ended because it was asked to, and has told so itself."""
+    """A command has ended because it was asked to, and has printed so itself."""
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def is_interrupted() -> bool:
 def run(command: Callable[[], None]) -> None:
     """Run the command of this process, to its end or until a signal asks to stop.
 
-    Then the process exits with `PREEMPTED` or `INTERRUPTED`, prints one line that says so, and leaves no process that
+    Then the process exits with `PREEMPTED` or `INTERRUPTED`, prints one line about it, and leaves no process that
     it has started, nor one that those have.
     """
     try:

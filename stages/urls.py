@@ -1,6 +1,7 @@
-"""Addresses: what is one, which may be given, and how it may be shown."""
+"""Addresses: what is one, which may be given, how it may be shown, and how it is opened."""
 
 import re
+from typing import Any
 
 from stages.errors import UserError
 
@@ -30,3 +31,32 @@ def refuse_secrets(url: str, *, where: str) -> None:
             where=where,
             hint="leave it out, and give credentials to fsspec by its configuration or the environment",
         )
+
+
+def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
+    """fsspec's filesystem of an address, made with `options`, and the path in it.
+
+    Raises:
+        UserError: fsspec does not know the protocol, or its driver is not installed.
+    """
+    import fsspec  # 0.1 s that local caches need not pay
+
+    protocol, where = url.partition("://")[0], without_secrets(url)
+    try:
+        return fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        raise UserError(
+            f"{protocol}:// needs a package that is not installed ({error})",
+            where=where,
+            hint="run `pip install 'diff-lmm[remote]'` for s3:// and http(s)://, gcsfs for gs://, adlfs for az://",
+        ) from error
+    except ValueError as error:
+        known = "s3, gs, az, http, https, file and what else fsspec knows"
+        raise UserError(
+            "this kind of address is not known", where=where, received=f"{protocol}://", allowed=known
+        ) from error
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Whether a driver of fsspec reports a lack of permission (HTTP 401, 403)."""
+    return isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)

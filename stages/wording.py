@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+GIB = 2**30
+"""Bytes of one unit of the settings that are given in GiB."""
+
 # So many names stand in a line.
 _NAMED = 5
 

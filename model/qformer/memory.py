@@ -84,7 +84,7 @@ def weighted_mean(left: Tensor, count_left: Tensor, right: Tensor, count_right: 
 class MergePlan:
     """Where each frame of a chunk of c frames is kept, and what is merged after it.
 
-    A bank lives on at most M + 1 pages per token position; attention does not ask in which order they lie. The m slots
+    A bank lives on at most M + 1 pages per token position; their order does not matter to attention. The m slots
     carried in stand on pages 0...m-1, oldest first. Frame i is written to page `own[:, i]` and sees it together with
     every page in use. If the bank is then over its slots, page `left` becomes the mean of `left` and `right`, and
     `right` is where the next frame goes. A linear map of the slots merges with the same shares: keys and values are
@@ -203,7 +203,7 @@ class _MergePlanner:
         self.counts.scatter_(1, page, counts)
 
     def _renew_similarity(self, position: Tensor, unit: Tensor) -> None:
-        """Drop the merged pair's similarity and compute anew the two beside it, where there are any."""
+        """Drop the merged pair's similarity and compute the two beside it again, where there are any."""
         if self.order.shape[1] < 2:
             self.similarity = self.similarity[:, :0]
             return

@@ -1,6 +1,6 @@
 """Attention of a chunk of frames to a memory bank kept on pages: every frame projected once, no mask, no gathering.
 
-A bank's slots, projected to keys and values, lie on at most M + 1 pages (`model.qformer.memory.MergePlan`). Going
+A bank's slots, projected to keys and values, are on at most M + 1 pages (`model.qformer.memory.MergePlan`). Going
 through the chunk, a frame is written to its page, attends to the pages in use, and one merge rewrites one page per
 token position: the published loop projects up to M + 1 frames' worth of tokens at every frame instead.
 

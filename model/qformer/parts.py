@@ -36,7 +36,7 @@ class QFormerMemory:
 
 @dataclass(frozen=True)
 class QFormerOutput:
-    """What the Q-Former says about the frames asked for.
+    """The Q-Former's output for the frames asked for.
 
     Attributes:
         levels: 13 tensors [B, T', Q, H] for 12 layers; level u of the paper is `levels[u - 1]`, the embeddings first.
@@ -51,7 +51,7 @@ class QFormerOutput:
 
 @dataclass(frozen=True)
 class QFormerChunk:
-    """What the Q-Former says about one chunk of consecutive wanted frames.
+    """The Q-Former's output for one chunk of consecutive wanted frames.
 
     Attributes:
         start: index in the clip of the chunk's first frame.

@@ -22,7 +22,7 @@ class MemoryQFormer(QFormerParts):
     """The Q-Former with a memory bank, in both forms."""
 
     def step(self, memory: QFormerMemory, frame: Tensor, text: TextTokens) -> QFormerOutput:
-        """Take in one frame's features [B, P, C], exactly as published: remembered inputs are projected anew.
+        """Take in one frame's features [B, P, C], exactly as published: remembered inputs are projected again.
 
         Returns levels of shape [B, 1, Q, H].
         """
@@ -133,7 +133,7 @@ class MemoryQFormer(QFormerParts):
 
 
 def frames_per_chunk_of(memory_slots: int) -> int:
-    """Frames computed at once where nothing is said.
+    """Frames computed at once by default.
 
     A chunk pays for the gradient of the slots carried in once, whatever its length, and keeps memory by its length.
     """

@@ -1,4 +1,4 @@
-"""A third family of teachers, vision towers: does a diffusion network tell more than a visual encoder itself?"""
+"""A third family of teachers, vision towers: does a diffusion network teach more than a visual encoder itself?"""
 
 from collections.abc import Mapping
 

@@ -105,7 +105,7 @@ def _check(cache: FeatureCache) -> tuple[list[CheckResult], dict[str, str]]:
     bad, remarks, videos = [], {}, set(cache.video_ids())
     with progress_bar("verify", len(videos), "video") as bar:
         for result in cache.verify_all():
-            # Not of videos that the ledger alone knows, nor of one committed meanwhile.
+            # Not of videos that only the ledger knows, nor of one committed meanwhile.
             if not result.orphan and result.video in videos:
                 bar.advance()
             if result.remark is not None:
@@ -152,7 +152,7 @@ def convert(source: str, target: str, kind: str, *, shard_gb: float, as_json: bo
 
 
 def prune(root: str, *, dry_run: bool, as_json: bool, keep: PipelineConfig | None = None, yes: bool = False) -> None:
-    """Remove what belongs to no committed video and what nobody writes any more, or say what that would be.
+    """Remove what belongs to no committed video and what nobody writes any more, or print what that would be.
 
     Args:
         root: the cache.
@@ -162,7 +162,7 @@ def prune(root: str, *, dry_run: bool, as_json: bool, keep: PipelineConfig | Non
         yes: whether that is meant.
 
     Raises:
-        UserError: committed videos would be removed and nobody said `yes`.
+        UserError: committed videos would be removed without `yes`.
     """
     cache = FeatureCache.open(root)
     cache.store.require_writable()

@@ -88,7 +88,7 @@ def _evaluate_hint(folder: Path) -> str:
 
 
 def _require_shared(paired: Pairing, first: Path, second: Path, *, common: bool) -> None:
-    """UserError unless there is something to compare, and nothing is left out without being told to."""
+    """UserError unless there is something to compare, and nothing is left out without --common."""
     if not paired.pairs:
         raise UserError(f"no sample was answered both in {first} and in {second}", hint="compare runs of one data set")
     if not common and (paired.only_first or paired.only_second):

@@ -29,7 +29,7 @@ _NAMED_FAILURES = 10
 # Progress events for machines come at most this often.
 _EVENT_EVERY_S = 1.0
 
-# Told of the progress, and of the outcome if a video has ended.
+# Called with the progress, and with the outcome if a video has ended.
 _OnProgress = Callable[[VideoOutcome | None, ExtractionProgress], None]
 
 
@@ -43,7 +43,7 @@ def run(
     as_lines: bool = False,
     shard: Shard | None = None,
 ) -> bool:
-    """Extract, print the summary, and say whether any planned video has failed.
+    """Extract, print the summary, and return whether any planned video has failed.
 
     Args:
         resolved: the configuration.
@@ -185,7 +185,7 @@ def _emit_events() -> _OnProgress:
 
 
 def _every(seconds: float) -> Callable[[], bool]:
-    """Whether so much time has passed since it last said yes."""
+    """Whether so much time has passed since it was last true."""
     last_s = time.monotonic()
 
     def is_time() -> bool:

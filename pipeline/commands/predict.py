@@ -14,7 +14,6 @@ from pipeline.runs.models import LoadedModel, is_exported, open_exported, open_r
 from pipeline.runs.small_world import warn_of_unknown_video
 from pipeline.screen.console import emit_json, print_answer, say
 from pipeline.settings.config import PipelineConfig
-from stages.config import GIB
 from stages.data.card_schema import FrameRule
 from stages.data.manifest import even_times_s
 from stages.decode import DecodeChild, DecodedVideo, DecodeError, FrameRequest, LengthRequest
@@ -42,14 +41,10 @@ def run(
     """Answer the question and print the answer, the other beams or candidates, and the seconds it took.
 
     Args:
-        video: the file.
-        question: as the user asks it.
         source: folder of the run; folder or hub id of the exported model.
         start_s: where the window begins, in seconds.
         method: generate, or rank: the labels of the task.
         task: whose labels; None: as `About.candidates` finds it.
-        overrides: settings that differ from the model's own.
-        as_json: whether the result goes to stdout as JSON.
     """
     if method not in METHODS:
         raise UserError("unknown method", where="--method", received=method, allowed=", ".join(METHODS))
@@ -60,7 +55,7 @@ def run(
     candidates = about.candidates(question, task) if method == "rank" else None
     looking = time.perf_counter()
     rule = about.card.frame_rule
-    with DecodeChild(memory_bytes=int(config.extract.memory_gb * GIB)) as child:
+    with DecodeChild(memory_gb=config.extract.memory_gb) as child:
         times_s = _frame_times(child, video, rule, start_s, config)
         loading = time.perf_counter()
         encoder = load_encoder(config.encoder)

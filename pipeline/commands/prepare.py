@@ -9,7 +9,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import Resolved
 from stages.data.cards import export_manifest, load_card
 from stages.data.downloads import list_downloads
-from stages.data.preparation import Preparation, prepare, put_in_place, unmeasured, write_lengths
+from stages.data.preparation import Preparation, find_files, put_in_place, unmeasured, write_lengths
 from stages.decode.lengths import read_lengths
 from stages.wording import counted
 
@@ -27,7 +27,7 @@ def run_prepare(
     """
     card = load_card(dataset)
     target = target or Path("data") / card.name
-    plan = prepare(card, list_downloads(folders, target.resolve()), target)
+    plan = find_files(card, list_downloads(folders, target.resolve()), target)
     unreadable: list[str] = []
     if not dry_run:
         files = {**plan.annotations, **plan.videos}

@@ -151,7 +151,7 @@ def _check_extra_files(
     # os.walk is several times faster than Path.rglob, and these are thousands of files.
     paths = (Path(where) / name for where, _, names in os.walk(folder) for name in names if name[0] != ".")
     unknown = [path for path in paths if str(path) not in known]
-    # Annotations may lie in the same folder; there, only a video is one too many.
+    # Annotations may be in the same folder; there, only a video is one too many.
     extra = tuple(
         sorted(
             str(path.relative_to(folder))
@@ -175,7 +175,7 @@ def _check_extra_files(
 
 
 def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]) -> Finding:
-    """Compare what the files' headers say with the annotated durations."""
+    """Compare what the files' headers state with the annotated durations."""
     wrong = []
     with progress_bar("lengths", len(present), "file") as bar:
         for name, length in read_lengths(present):
@@ -197,7 +197,7 @@ def _check_durations(card: Card, manifest: Manifest, present: Mapping[str, Path]
 
 
 def check_cache(config: PipelineConfig, *, quick: bool = False) -> Iterator[Finding]:
-    """Say whether the cache fits the configuration, which videos it has, and what to run next.
+    """Whether the cache fits the configuration, which videos it has, and what to run next.
 
     Args:
         config: data set, task and folders.
@@ -219,7 +219,7 @@ def check_cache(config: PipelineConfig, *, quick: bool = False) -> Iterator[Find
     try:
         manifest = locations.manifest_of(config, with_videos=there)
     except UserError:
-        # The data section has said what is wrong; what is cached can be counted all the same.
+        # The data section has reported what is wrong; what is cached can be counted all the same.
         info = cache.info()
         frames = counted(info.num_frames, "frame")
         detail = f"{info.num_videos} with {frames}; without annotations, nobody knows which are missing"
@@ -271,7 +271,7 @@ def _check_sources(
 
 
 def _damaged_files(manifest: Manifest, status: LedgerStatus, extract: str) -> Finding:
-    """Say which files are damaged and what that costs."""
+    """Which files are damaged and what that costs."""
     found, names = damaged_sentence(status.remarks), tuple(status.remarks)
     lost = [one for one in manifest.samples if status.is_beyond_damage(one.video, one.planned_times_s())]
     if not lost:

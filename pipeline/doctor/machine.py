@@ -14,11 +14,10 @@ from model.config import TeacherConfig
 from pipeline.doctor.findings import Finding
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
-from stages.config import GIB
 from stages.errors import UserError
 from stages.files import nearest_existing
 from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
-from stages.wording import counted
+from stages.wording import GIB, counted
 
 _DISTRIBUTION = "diff-lmm"
 _LOW_DISK_GIB = 5
@@ -126,7 +125,7 @@ def check_disk(config: PipelineConfig) -> Iterator[Finding]:
         ("run", locations.run_folder(config), "run.folder"),
     ):
         if not isinstance(path, Path):
-            continue  # an object store does not say how much room it has
+            continue  # an object store does not report how much room it has
         there = nearest_existing(path.resolve())
         free_gib = shutil.disk_usage(there).free / GIB
         where = f"{free_gib:.1f} GiB free for {path}"
@@ -234,7 +233,7 @@ def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
 
 
 def _whole(setting: str, shown: str, paths: Iterable[Path], fix: str) -> Finding:
-    """Whether all of these files are whole, as far as a look at each of them tells."""
+    """Whether all of these files are whole, as far as a look at each of them shows."""
     try:
         for path in paths:
             require_whole(path)

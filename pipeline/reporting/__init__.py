@@ -1,1 +1,1 @@
-"""The report: what runs say of themselves as one HTML page, and their rows beside the paper's tables."""
+"""The report: what runs recorded as one HTML page, and their rows beside the paper's tables."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
-from stages.config import GIB, ExtractConfig
+from stages.config import ExtractConfig
 from stages.data.manifest import Sample, Video
 from stages.data.video_paths import join_video_path
 from stages.decode import DecodeChild, DecodeError, FrameRequest
@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures of one sample in order of time; none, and `problem` says why, where they could not be had."""
+    """Pictures of one sample in order of time; none, and `problem` names why, where they could not be had."""
 
     pictures: tuple[Picture, ...] = ()
     problem: str = ""
@@ -59,7 +59,7 @@ def strips(config: PipelineConfig, samples: Iterable[str]) -> dict[str, Strip]:
     except UserError as error:
         return dict.fromkeys(wanted, Strip(problem=str(error)))
     known = {sample.id: sample for sample in manifest.samples}
-    with DecodeChild(memory_bytes=int(config.extract.memory_gb * GIB)) as child:
+    with DecodeChild(memory_gb=config.extract.memory_gb) as child:
         source = _Source(child, config.extract, root, manifest.videos)
         return {
             name: source.strip(known[name])

@@ -17,7 +17,7 @@ _ALL_PAIRS = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs; `problem` says why they cannot be compared, else there is one comparison for each task."""
+    """Two runs; `problem` is why they cannot be compared, else there is one comparison for each task."""
 
     first: str
     second: str
@@ -25,7 +25,7 @@ class Pair:
     problem: str = ""
 
     def verdict(self, task: str) -> str:
-        """Which of both is better on a task, if the interval over videos says so."""
+        """Which of both is better on a task, if the interval over videos shows it."""
         interval = self.tasks[task].ci95
         if interval is None or interval[0] <= 0 <= interval[1]:
             return "no difference shown"

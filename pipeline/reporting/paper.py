@@ -34,7 +34,7 @@ class Column(_Part):
     mean: bool = False
 
 
-class Row(_Part):
+class PublishedRow(_Part):
     """One model; `settings` make it, on top of the paper's preset or another; None where it cannot be measured here."""
 
     label: str
@@ -49,7 +49,7 @@ class PublishedTable(_Part):
     title: str
     dataset: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PublishedRow, ...]
     notes: tuple[str, ...] = Field(default=())
 
 
@@ -82,7 +82,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One row of a table, the paper's or the project's own."""
 
     label: str
@@ -97,11 +97,11 @@ class PaperTable:
     id: str
     title: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     notes: tuple[str, ...]
 
     @property
-    def measured(self) -> list[tuple[Line, str, Cell]]:
+    def measured(self) -> list[tuple[TableLine, str, Cell]]:
         """The cells that runs measured, each with its line and its column's title."""
         return [
             (line, column, cell)
@@ -135,7 +135,7 @@ def published_tables() -> tuple[PublishedTable, ...]:
 
 
 def lay_out(runs: Sequence[RunData]) -> PaperSection:
-    """Put the runs that may stand there into the paper's tables, and say why the others may not."""
+    """Put the runs that may stand there into the paper's tables, and name why the others may not."""
     tables = published_tables()
     blocked = {run.name: obstacles(run, {table.dataset for table in tables}) for run in runs}
     able = [run for run in runs if not blocked[run.name]]
@@ -158,9 +158,9 @@ def _lay_out(table: PublishedTable, able: Sequence[RunData]) -> PaperTable:
     lines = []
     for row in table.rows:
         printed = [Cell("not given") if value is None else Cell("paper", value) for value in row.paper]
-        lines.append(Line(row.label, "paper", tuple(printed)))
+        lines.append(TableLine(row.label, "paper", tuple(printed)))
         if row.settings is not None:
-            lines.append(Line(row.label, "this project", _measured(table, row.settings, able)))
+            lines.append(TableLine(row.label, "this project", _measured(table, row.settings, able)))
     titles = tuple(column.title for column in table.columns)
     return PaperTable(table.id, table.title, titles, tuple(lines), table.notes)
 
@@ -254,7 +254,7 @@ def print_section(
     emit_table: Callable[[str, Sequence[str], Sequence[Sequence[str]]], None],
     emit_line: Callable[[str], None],
 ) -> None:
-    """Print every table, the paper's lines and below them what was measured here, then what is to be said of the runs.
+    """Print every table, the paper's lines and below them what was measured here, then remarks on the runs.
 
     Args:
         section: what is printed.

@@ -1,4 +1,4 @@
-"""Which run may stand beside the paper's numbers, by the run's own record alone.
+"""Which run may stand beside the paper's numbers, by the run's own record.
 
 A run fills a cell only if it is the paper's method on the paper's data by the paper's protocol: the published networks,
 the whole data set, one model for one task, the settings of the row, beam search on the test split.
@@ -33,7 +33,7 @@ _SOURCES = {
     "teacher.source": "teacher",
     "teacher.vae_source": "the teacher's VAE",
 }
-# Parts of the trained model whose sizes tell the published networks: Q queries of H, H by C of the visual encoder, the
+# Parts of the trained model whose sizes are those of the published networks: Q queries of H, H by C of the encoder, the
 # language model's width by H; and D of the published teacher.
 _PUBLISHED_SIZES = {
     "qformer.query_tokens": (1, 32, 768),
@@ -157,14 +157,14 @@ def _wrong_sizes(run: RunData) -> list[str]:
 def _other_samples(run: RunData) -> list[str]:
     """Splits of which the run did not see the published number of samples."""
     assert run.card is not None
-    told = run.stamp.get("samples") or {}
+    counts = run.stamp.get("samples") or {}
     tasks = [run.config.data.task] if run.config.data.task != "all" else list(run.card.tasks)
     found = []
     for split in ("train", "val"):
         published = sum(published_samples(run.card, task, split) for task in tasks)
-        if told.get(split) != published:
+        if counts.get(split) != published:
             found.append(
-                f"it was trained with {told.get(split, 'an unknown number of')} {split} samples, not {published}"
+                f"it was trained with {counts.get(split, 'an unknown number of')} {split} samples, not {published}"
             )
     return found
 

@@ -1,4 +1,4 @@
-"""What a run's folder says about the run: settings, stamp, numbers over time, scores and predictions."""
+"""What a run's folder holds: settings, stamp, numbers over time, scores and predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -201,7 +201,7 @@ def _card_of(config: PipelineConfig) -> Card | None:
     try:
         return load_card(config.data.dataset)
     except UserError:
-        # A card of the user's own may have moved since; the report then goes without what only the card says.
+        # A card of the user's own may have moved since; the report then goes without what only the card has.
         return None
 
 

@@ -46,7 +46,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class PlotGroup:
-    """Plots that share a legend; `note` is empty if nothing more is to be said of them."""
+    """Plots that share a legend; `note` may be empty."""
 
     title: str
     legend: list[LegendEntry]
@@ -121,7 +121,7 @@ def _entry(label: str, slot: int) -> LegendEntry:
 
 
 def _note(runs: Sequence[RunData]) -> str:
-    """Say so if long trainings are drawn with fewer points than they have steps."""
+    """A sentence if long trainings are drawn with fewer points than they have steps."""
     losses = [run.log.series("train", "loss") for run in runs]
     most = max((plots.thin(series)[1] for series in losses if series is not None), default=1)
     return f"Where there are too many steps to draw, a point is the mean of up to {most} of them." if most > 1 else ""

@@ -26,7 +26,7 @@ _Column = tuple[str, Sequence[str]]
 def tables_within(console: Console, columns: Columns, rows: Sequence[Sequence[str]]) -> list[Table]:
     """Lay out a table for a terminal, as several with the first column in each if need be.
 
-    No cell is cut off, and none is folded unless it alone, beside its row's name, is wider than the terminal.
+    No cell is cut off, and none is folded unless it, beside its row's name, is wider than the terminal.
     """
     cells: Iterator[Sequence[str]] = zip(*rows, strict=True)
     groups = [[(heading, next(cells, ())) for heading in _together(group)] for group in columns]

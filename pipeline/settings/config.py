@@ -1,9 +1,8 @@
 """The configuration tree of a run: defaults, card, preset, file and command line in this order, later ones winning.
 
-A preset wins over a data set's card, so that the baseline's lambda of 0 holds on every data set; what the card says for
-this preset alone wins over both. Defaults live in the
-settings classes of `model.config` and `stages.config` alone. Every value that is not a default
-remembers where it came from (`Resolved.sources`).
+A preset wins over a data set's card, so that the baseline's lambda of 0 holds on every data set; what the card has for
+just this preset wins over both. Defaults live only in the settings classes of `model.config` and `stages.config`. Every
+value that is not a default remembers where it came from (`Resolved.sources`).
 """
 
 import difflib
@@ -31,7 +30,7 @@ _TEACHER = "teacher."
 
 
 class PipelineConfig(ModelConfig):
-    """Everything that a command may be told; the branches of the networks are inherited."""
+    """All settings of a command; the branches of the networks are inherited."""
 
     preset: str = "diff-lmm-7b"
     """Name of the preset that the run started from."""
@@ -168,7 +167,7 @@ def _validate(layers: Sequence[Layer]) -> Resolved:
     sources: dict[str, str] = {}
     for layer in layers:
         if layer.values.get(KIND, values[KIND]) != values[KIND]:
-            # What was said of a teacher of another kind is not about this one.
+            # Settings of a teacher of another kind are not about this one.
             values = {key: value for key, value in values.items() if not key.startswith(_TEACHER)}
             sources = {key: source for key, source in sources.items() if not key.startswith(_TEACHER)}
         for key, value in layer.values.items():

@@ -21,12 +21,12 @@ def card_of(config: PipelineConfig) -> Card:
 
 
 def videos_root(config: PipelineConfig) -> Path | str:
-    """Folder of the videos, or the URL below which they lie."""
+    """Folder of the videos, or the URL below which they are."""
     return named_root(config.data.videos or Path("data") / card_of(config).name / "videos")
 
 
 def videos_folder(config: PipelineConfig) -> Path | None:
-    """Folder of the videos; None where they lie below a URL."""
+    """Folder of the videos; None where they are below a URL."""
     root = videos_root(config)
     return root if isinstance(root, Path) else None
 
@@ -74,11 +74,11 @@ def _as_yaml(value: object) -> str:
 
 
 def _own_settings(config: PipelineConfig) -> list[tuple[str, object]]:
-    """What extraction depends on and the run's preset does not say."""
+    """What extraction depends on and the run's preset does not set."""
     mine, named = settings_of(config), {"data.dataset": config.data.dataset}
     usual = settings_of(resolve(preset=config.preset, options=named).config)
     if mine[KIND] != usual[KIND]:
-        # With this kind the preset says nothing of the teacher.
+        # With this kind the preset sets nothing of the teacher.
         usual = {**settings_of(resolve(preset=config.preset, options={**named, KIND: mine[KIND]}).config), KIND: None}
     branches = ("data.jitter", "data.frame_offset", "encoder.", "teacher.", "extract.")
     return [(key, value) for key, value in mine.items() if key.startswith(branches) and value != usual[key]]
@@ -90,7 +90,7 @@ def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with
     Args:
         config: data set and task.
         splits: which splits.
-        with_videos: whether the videos' folder is needed and looked at; at a URL names go by the card's pattern alone.
+        with_videos: whether the videos' folder is needed and looked at; at a URL names go by the card's pattern.
 
     Raises:
         UserError: annotations or videos are missing or broken, the task or a split is unknown.

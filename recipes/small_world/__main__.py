@@ -61,7 +61,7 @@ def make(out: Path, settings: WorldSettings, device: str) -> Record:
 
 
 def _let_all_read(folder: Path) -> None:
-    """Temporary files and folders are their maker's alone; what is shipped is not."""
+    """Temporary files and folders are readable by their maker only; what is shipped is not."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

@@ -1,4 +1,4 @@
-"""What captions say of a frame: scene, colours and kinds, as those of the web do; never where or how things move."""
+"""What captions name in a frame: scene, colours and kinds, as those of the web do; never where or how things move."""
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ _SAID: dict[str, tuple[str, ...]] = {
 ALWAYS_NAMED = ("scene", "genre", "year")
 DETAILS = ("writer", "director", "way_speaking")
 _PAD = 0
-_WORDS = tuple(dict.fromkeys(word for phrases in _SAID.values() for phrase in phrases for word in phrase.split()))
-NUM_WORDS = len(_WORDS) + 1
+WORDS = tuple(dict.fromkeys(word for phrases in _SAID.values() for phrase in phrases for word in phrase.split()))
+NUM_WORDS = len(WORDS) + 1
 _LONGEST = sum(max(len(phrase.split()) for phrase in phrases) for phrases in _SAID.values())
 
 
@@ -31,12 +31,7 @@ def captions(labels: Tensor, *, names_detail: float, draw: torch.Generator) -> T
     ids = torch.full((len(labels), _LONGEST), _PAD)
     tasks = list(LABELS)
     for row, (shown, details) in enumerate(zip(labels.tolist(), named.tolist(), strict=True)):
-        said = [*ALWAYS_NAMED, *(task for task, wanted in zip(DETAILS, details, strict=True) if wanted)]
-        words = [word for task in said for word in _SAID[task][shown[tasks.index(task)]].split()]
-        ids[row, : len(words)] = torch.tensor([_WORDS.index(word) + 1 for word in words])
+        mentioned = [*ALWAYS_NAMED, *(task for task, wanted in zip(DETAILS, details, strict=True) if wanted)]
+        words = [word for task in mentioned for word in _SAID[task][shown[tasks.index(task)]].split()]
+        ids[row, : len(words)] = torch.tensor([WORDS.index(word) + 1 for word in words])
     return ids
-
-
-def said_words(ids: Tensor) -> str:
-    """The caption with word ids [13]."""
-    return " ".join(_WORDS[number - 1] for number in ids.tolist() if number != _PAD)

@@ -36,7 +36,7 @@ class _Towers(nn.Module):
         )
         embeddings = self.vision.embeddings
         nn.init.normal_(embeddings.class_embedding, std=_CLASS_STD)
-        # Nothing that captions say needs places, so training alone would not make patches keep theirs: what a patch
+        # Nothing that captions name needs places, so training would not make patches keep theirs: what a patch
         # shows and where it is start out large beside what the blocks add.
         nn.init.normal_(embeddings.patch_embedding.weight, std=_PIXELS_STD)
         nn.init.normal_(embeddings.position_embedding, std=_PLACE_STD)
@@ -51,13 +51,13 @@ class _Towers(nn.Module):
     def similarities(self, images: Tensor, ids: Tensor) -> Tensor:
         """Images [N, S, S, 3] uint8 and word ids [N, W] -> scaled cosines [N, N], a row for each image.
 
-        The mean over all tokens stands for the image, so that patches, not the class token alone, learn what is said.
+        The mean over all tokens stands for the image, so that patches too learn what captions name.
         """
         tokens = self.vision(CLIP_PIXELS.normalise(images)).last_hidden_state
         seen = F.normalize(self.image_projection(tokens.mean(1)), dim=-1)
-        said = ids > 0
-        encoded = self.text(self.words(ids), src_key_padding_mask=~said)
-        read = (encoded * said[..., None]).sum(1) / said.sum(1, keepdim=True)
+        real = ids > 0
+        encoded = self.text(self.words(ids), src_key_padding_mask=~real)
+        read = (encoded * real[..., None]).sum(1) / real.sum(1, keepdim=True)
         scale = self.log_scale.exp().clamp(max=_MOST_SCALE)
         cosines: Tensor = scale * seen @ F.normalize(self.text_projection(read), dim=-1).T
         return cosines

@@ -46,7 +46,7 @@ def train_dit(
         picked = torch.randint(len(latents), (settings.batch,), generator=draw)
         steps = torch.randint(schedule.config.num_train_timesteps, (settings.batch,), generator=draw)
         noise = torch.randn(settings.batch, *latents.shape[1:], generator=draw).to(device)
-        # The null class by hand: diffusers' own dropout would draw anew in every block.
+        # The null class by hand: diffusers' own dropout would draw again in every block.
         dropped = torch.rand(settings.batch, generator=draw) < settings.no_class
         labels = classes[picked].masked_fill(dropped, NULL_CLASS).to(device)
         noised = schedule.add_noise(latents[picked], noise, steps.to(device))

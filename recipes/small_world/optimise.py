@@ -19,7 +19,7 @@ _CLIP_NORM = 1.0
 
 @dataclass(frozen=True)
 class Trained:
-    """What is told of a training: the mean loss of its last `_SAY_EVERY` steps, its steps, its seconds."""
+    """A finished training: the mean loss of its last `_SAY_EVERY` steps, its steps, its seconds."""
 
     loss: float
     steps: int
@@ -39,12 +39,12 @@ def optimise(
     """Minimise `loss_of(step)` for so many steps.
 
     Args:
-        name: how the network is called in what is said.
+        name: how the network is called in these lines.
         parameters: what is trained.
         loss_of: draws a batch and returns its loss [].
         steps: how many.
         lr: the highest rate; it rises linearly to it and falls by a cosine to a fiftieth.
-        say: is told of the loss, the rate and the time left.
+        say: called with a line on loss, rate and time left.
         after_step: called after every step.
     """
     trained = list(parameters)

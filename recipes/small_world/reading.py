@@ -73,7 +73,7 @@ def example(card: Card, rng: random.Random) -> tuple[str, str, str]:
 def _batch(
     examples: Sequence[tuple[str, str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Caption, question, answer -> ids, mask and labels [B, S], padded on the right; labels of the answer alone."""
+    """Caption, question, answer -> ids, mask and labels [B, S], padded on the right; labels of only the answer."""
     end = tokenizer.eos_token_id
     captions, prompts, answers = (
         tokenizer(list(part), add_special_tokens=False)["input_ids"] for part in zip(*examples, strict=True)

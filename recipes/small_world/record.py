@@ -9,7 +9,7 @@ from stages.atomic import atomic_write_text
 from stages.records import parse_record, read_json
 
 PROBE_TOLERANCE = 0.1
-"""How far a probe's result may lie from the record's: machines add in different orders, and training magnifies it."""
+"""How far a probe's result may be from the record's: machines add in different orders, and training magnifies it."""
 
 
 class Record(BaseModel):

@@ -1,4 +1,4 @@
-"""What the recipe can be told; the values stand in config.yaml and nowhere else."""
+"""The recipe's settings; the values stand in config.yaml and nowhere else."""
 
 from pathlib import Path
 

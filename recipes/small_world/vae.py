@@ -35,7 +35,7 @@ def train_vae(
         pixels = pixels_of(frames.images[picked].to(device))
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample(generator=draw)).sample
-        # Square beside absolute error: by the latter alone the discs, small and never at one place, are left out.
+        # Square beside absolute error: by only the latter the discs, small and never at one place, are left out.
         error = F.l1_loss(decoded, pixels) + settings.square_weight * F.mse_loss(decoded, pixels)
         error = error + settings.edge_weight * _edge_error(decoded - pixels)
         return error + settings.kl_weight * posterior.kl().mean()

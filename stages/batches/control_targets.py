@@ -24,7 +24,7 @@ class ShuffledTargets:
         seed: decides the ring and the orders.
 
     Raises:
-        UserError: one video alone has nobody to borrow from.
+        UserError: a single video has nobody to borrow from.
     """
 
     def __init__(self, cache: "FeatureCache", videos: Iterable[str], *, seed: int) -> None:

@@ -1,6 +1,6 @@
 """Batches read ahead of training by worker processes, in the order asked for, however many workers there are.
 
-A worker reads windows out of the cache and copies them once, to their places in a batch that lies in memory which it
+A worker reads windows out of the cache and copies them once, to their places in a batch in memory which it
 shares with the training process; where there is a GPU, a thread of that process copies the batch into page-locked
 memory. The workers live as long as the iterator: give it the batches of all epochs.
 """
@@ -80,7 +80,7 @@ def feed(
 
 @contextmanager
 def _as_workers_need_it() -> Iterator[None]:
-    """What processes that are started in the block inherit: how memory is kept, and signals that they leave alone."""
+    """What processes that are started in the block inherit: how memory is kept, and signals that they ignore."""
     added = {name: value for name, value in _KEEP_BUFFERS.items() if name not in os.environ}
     os.environ.update(added)
     try:

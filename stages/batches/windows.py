@@ -66,7 +66,7 @@ def stack_windows(windows: Sequence[Window], *, collate_fn_map: object = None) -
     return Windows(tuple(one.sample for one in windows), features, targets, scales)
 
 
-# So torch.utils.data.default_collate's documentation tells one to teach it another class.
+# So torch.utils.data.default_collate's documentation has one teach it another class.
 default_collate_fn_map[Window] = stack_windows
 
 
@@ -110,7 +110,7 @@ class Batch:
 
 
 def bad_inputs(samples: Sequence[str], videos: Sequence[str], what: str) -> UserError:
-    """What to say of samples, by id, whose videos' cached features or targets are not finite."""
+    """The error about samples, by id, whose videos' cached features or targets are not finite."""
     named = ", ".join(sorted({repr(video) for video in videos}))
     return UserError(
         f"{what}. Cached features or targets of video {named} hold NaN or infinity",
@@ -140,7 +140,7 @@ class WindowDataset(Dataset[Window]):
     Args:
         cache: where the features are.
         samples: what to serve, in this order.
-        tolerance_s: how far a cached time may lie from the one asked for.
+        tolerance_s: how far a cached time may be from the one asked for.
         with_targets: whether y* is read too.
         control: where y* comes from in place of the frames themselves.
 

@@ -83,7 +83,7 @@ def convert(
         on_video: called after each video, for progress.
 
     Raises:
-        UserError: `target` is not empty or lies inside the source, the disk is full or too small, or an id in `source`
+        UserError: `target` is not empty or is inside the source, the disk is full or too small, or an id in `source`
             cannot be a file name.
         DamagedCacheError: a video's bytes are not those that were committed; nothing is left at `target`.
     """
@@ -92,7 +92,7 @@ def convert(
         return _convert_to_url(source, target, kind, on_video)
     _refuse_occupied(target)
     if isinstance(source.root, Path) and target.resolve().is_relative_to(source.root.resolve()):
-        raise UserError("the target lies inside the source", where=target, hint="give a path outside of it")
+        raise UserError("the target is inside the source", where=target, hint="give a path outside of it")
     found = source.info()
     with storage_errors(target.parent, found.num_bytes):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _copy(source: FeatureCache, kind: str, writer: ExportWriter, on_video: Calla
         total = _copy_videos(source, kind, writer, on_video)
         writer.finish()
     except BaseException:
-        with suppress(OSError, UserError):  # the first error is the one to tell
+        with suppress(OSError, UserError):  # the first error is the one to report
             writer.close()
         raise
     return total

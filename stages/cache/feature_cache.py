@@ -173,7 +173,7 @@ class FeatureCache:
         return store.commit(video_id, self.fingerprint.digest, arrays, source)
 
     def add_source(self, video_id: str, source: VideoSource) -> CommitRecord | None:
-        """Replace what a video's commit record says of its file, and nothing else; None when there is no record.
+        """Replace what a video's commit record has of its file, and nothing else; None when there is no record.
 
         Raises:
             CacheWriteError: the cached frames are from another file.
@@ -206,13 +206,13 @@ class FeatureCache:
         """Read the frames nearest to `times_s` (any order, repeats allowed).
 
         Args:
-            tolerance_s: how far a cached time may lie from the asked one; 0 asks for equality.
+            tolerance_s: how far a cached time may be from the asked one; 0 asks for equality.
             features: whether to read the features.
             targets: whether to read the targets.
             as_stored: whether int8 features come as they are, with their scales, for whoever widens them elsewhere.
 
         Raises:
-            MissingFramesError: the video or a frame is not cached; says which command adds it.
+            MissingFramesError: the video or a frame is not cached; the message names the command that adds it.
             DamagedCacheError: files of the video are gone or cut short.
         """
         wanted = frozenset(name for name, asked in (("features", features), ("targets", targets)) if asked)
@@ -333,7 +333,7 @@ class FeatureCache:
         video_id, kept_s = old.video, np.setdiff1d(old.times_array, times_s)
         if not kept_s.size:
             return None
-        # Bytes that changed after their commit must not get a new checksum, which nobody could tell from a true one.
+        # Bytes that changed after their commit must not get a new checksum, which would look like a true one.
         if problems := self.verify(video_id).problems:
             raise CacheWriteError(
                 f"video {video_id!r}: the frames that it has are damaged ({problems[0]}), so none were added. "

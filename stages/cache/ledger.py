@@ -35,7 +35,7 @@ LEDGER = "ledger"
 class LedgerEvent(BaseModel):
     """One line: what became of one video in one run. `attempts` counts from 1; `checksum` is the commit record's.
 
-    requeued: its commit was damaged and is removed, so that the next extraction writes it anew.
+    requeued: its commit was damaged and is removed, so that the next extraction writes it again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -229,7 +229,7 @@ class Ledger:
         done: its commit record is valid, carries this cache's fingerprint, names a group that is there, covers the
         planned times exactly (but for those that a damaged file cannot give), and has the checksum of the latest done
         event; or is newer than any event, because a kill fell between record and event (`unlisted`). failed: the latest
-        event says so and no newer record disproves it.
+        event is a failure and no newer record disproves it.
         pending: all others. One listing of groups, the ledger and the planned videos' records are read, no Zarr;
         for 10,000 videos of 150 frames about 1.1 s on two cores (1.8 s from a cold disk cache).
 

@@ -25,7 +25,7 @@ from stages.cache.stores.writing import TMP
 class CheckResult:
     """What `verify` found for a video, or for an orphan: what no commit record names (`video` is whose it was).
 
-    `remark` is what the commit record says of damage of the video's file, which is no fault of the cache.
+    `remark` is what the commit record has of damage of the video's file, which is no fault of the cache.
     """
 
     video: str
@@ -52,7 +52,7 @@ class CacheInfo:
     """Counts over the valid commit records.
 
     `kind` is zarr, webdataset or hdf5; `num_bytes` are those of the arrays, `stored_bytes` those of their files,
-    padding included; `damaged` are the ids whose commit record is broken; `remarks` say, by id, what is known of damage
+    padding included; `damaged` are the ids whose commit record is broken; `remarks`, by id, name damage
     of videos' files.
     """
 
@@ -104,7 +104,7 @@ def verify_all(store: Store, fingerprint: str) -> Iterator[CheckResult]:
 
 
 def info(store: Store, on_video: Callable[[], None] = lambda: None) -> CacheInfo:
-    """Count videos, frames and bytes from the commit records alone; `on_video` is called after each one."""
+    """Count videos, frames and bytes from the commit records; `on_video` is called after each one."""
     records: list[CommitRecord] = []
     damaged = []
     for video, record in load_records(store, committed_ids(store)):
@@ -128,7 +128,7 @@ def info(store: Store, on_video: Callable[[], None] = lambda: None) -> CacheInfo
 def requeue(store: Store, fingerprint: str, videos: Iterable[str]) -> tuple[str, ...]:
     """Put those `videos` that are damaged or missing back into the queue, by the ledger; returns their ids.
 
-    What is left of their commit records is removed, and the next extraction writes them anew. Each is checked once
+    What is left of their commit records is removed, and the next extraction writes them again. Each is checked once
     more, because it may have been replaced meanwhile.
 
     Raises:
@@ -148,7 +148,7 @@ def requeue(store: Store, fingerprint: str, videos: Iterable[str]) -> tuple[str,
 def remove_videos(
     store: Store, fingerprint: str, videos: Iterable[str], *, reason: str, dry_run: bool = False
 ) -> SweepReport:
-    """Remove committed videos, the record first, and say so in the ledger with the `reason`.
+    """Remove committed videos, the record first, and log it in the ledger with the `reason`.
 
     Args:
         videos: their ids.

@@ -1,6 +1,6 @@
-"""What a commit record says of the video file whose frames it holds, and whether the file is still that one.
+"""What a commit record knows of the video file whose frames it holds, and whether the file is still that one.
 
-Size and modification time are read without opening the file. A time alone proves little: copies have new ones. So a
+Size and modification time are read without opening the file. A time proves little: copies have new ones. So a
 file of another size has changed, and one of the same size and another time may have, unless a digest decides.
 """
 
@@ -12,23 +12,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
 from stages.files import sha256_of
-from stages.urls import is_url
+from stages.records import FrozenRecord
+from stages.urls import is_url, open_filesystem
 from stages.wording import first_names
 
 Verdict = Literal["same", "changed", "unsure"]
 
 # Archives and some file systems keep times to a second or two.
 _SAME_WITHIN_S = 2.0
-# What servers call the version of a file, the most telling first; fsspec passes these on under their own names.
+# What servers call the version of a file, the most specific first; fsspec passes these on under their own names.
 _VERSION_KEYS = ("ETag", "etag", "content_md5", "md5Hash", "Last-Modified", "LastModified", "last_modified", "updated")
 # On a network file system or a server each look costs a round trip.
 _LOOKS_AT_ONCE = 16
 
 
-class VideoSource(BaseModel):
+class VideoSource(FrozenRecord):
     """A video's file as it was when its frames were taken; what is not known is None.
 
     Attributes:
@@ -40,8 +41,6 @@ class VideoSource(BaseModel):
         remark: one line on damage of the file that spares the cached frames.
         whole_before_s: frames shown from here on, in seconds, cannot be had from the file, because it is damaged.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     num_bytes: int | None = Field(default=None, ge=0)
@@ -78,7 +77,7 @@ def look_at(
     copy: Path | None = None,
     silent: set[str] | None = None,
 ) -> VideoSource:
-    """Describe the file at a path or URL; of one that is not there, or that a server says nothing of, only its name.
+    """Describe the file at a path or URL; of one that is not there, or that a server knows nothing of, only its name.
 
     Args:
         path: an absolute path, or an address of any protocol that fsspec knows.
@@ -94,7 +93,7 @@ def look_at(
         return plain.model_copy(update=_of_file(Path(path), digest=digest))
     facts = _of_address(path, set() if silent is None else silent)
     if copy is not None:
-        # What was fetched is what was used, whatever the server says meanwhile.
+        # What was fetched is what was used, whatever the server reports meanwhile.
         facts |= {name: value for name, value in _of_file(copy, digest=digest).items() if name != "modified"}
     return plain.model_copy(update=facts)
 
@@ -107,25 +106,23 @@ def _of_file(path: Path, *, digest: bool) -> dict[str, Any]:
         facts = {"num_bytes": found.st_size, "modified": datetime.fromtimestamp(found.st_mtime, UTC)}
         return facts | ({"sha256": sha256_of(path)} if digest else {})
     except OSError:
-        return {}  # whoever decodes it says why it cannot be read
+        return {}  # whoever decodes it reports why it cannot be read
 
 
 def _of_address(url: str, silent: set[str]) -> dict[str, Any]:
-    from fsspec.core import url_to_fs
-
     server = "/".join(url.split("/")[:3])
     if server in silent:
         return {}
     try:
-        files, path = url_to_fs(url)
-        said = files.info(path)
+        files, path = open_filesystem(url)
+        found = files.info(path)
     except Exception as error:  # noqa: BLE001  # each protocol's library has exceptions of its own
         cause = error.__cause__ or error  # fsspec's http calls every failure a missing file
         if not isinstance(cause, FileNotFoundError) and getattr(cause, "status", None) is None:
             silent.add(server)  # no answer at all; thousands of others would be waited for in vain, too
         return {}
-    version = next((str(said[key]) for key in _VERSION_KEYS if said.get(key)), None)
-    return {"num_bytes": said.get("size"), "version": version}
+    version = next((str(found[key]) for key in _VERSION_KEYS if found.get(key)), None)
+    return {"num_bytes": found.get("size"), "version": version}
 
 
 @dataclass(frozen=True)
@@ -135,7 +132,7 @@ class Changes:
     Attributes:
         changed: the file is another one: its size or its digest differs. Id to what differs.
         unsure: the size is the same, but not the modification time, or not the server's version. Likewise.
-        absent: nothing is found at the file's place, or its server says nothing of it.
+        absent: nothing is found at the file's place, or its server does not know it.
         compared: how many files were compared.
     """
 
@@ -146,7 +143,6 @@ class Changes:
 
     @property
     def outdated(self) -> tuple[str, ...]:
-        """The ids of those that have changed or may have."""
         return (*self.changed, *self.unsure)
 
 
@@ -157,13 +153,10 @@ def find_changes(
     digests: Literal["all", "in doubt", "none"] = "in doubt",
     on_video: Callable[[], None] = lambda: None,
 ) -> Changes:
-    """Compare files with what commit records say of them.
+    """Compare files with what commit records know of them.
 
     Args:
-        recorded: by video id.
-        place_of: path or URL of a video's file today.
         digests: which files whose digest is recorded are read whole to compare it.
-        on_video: called after each video.
     """
 
     silent: set[str] = set()

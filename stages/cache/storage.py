@@ -2,7 +2,7 @@
 
 A storage type may spread the features over several arrays: `features` itself, one row per frame, and `per_video` arrays
 that belong to the whole video (the scales of a quantised type). Writer, reader and verification handle both kinds by
-the commit record alone, so another type is one more entry in `STORAGE_TYPES`.
+the commit record, so another type is one more entry in `STORAGE_TYPES`.
 
 numpy has no bfloat16: such features are stored and returned as their 16 bits, in uint16; `widen` gives the numbers.
 int8 is returned as bfloat16, too.

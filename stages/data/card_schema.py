@@ -1,4 +1,4 @@
-"""What a data set card (`data_manifests/<name>.yaml`) may say."""
+"""What a data set card (`data_manifests/<name>.yaml`) may hold."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class AnnotationFiles(_Part):
 
     What the original releases leave out comes from tables beside them: `durations` are the names looked for, the first
     that is there is read (`stages.data.annotations.lengths`); `video_names` is the list that gives numbered videos
-    their names. `labels` says, per task, how the release's class names are called here; a name that is not in it stays.
+    their names. `labels` maps, per task, the release's class names to the labels here; a name that is not in it stays.
     `published_videos` counts a form's videos per task and split where it differs from the card's `expected`.
     """
 
@@ -126,7 +126,7 @@ class TaskCard(_Part):
 
     @property
     def template(self) -> str:
-        """The text around a question; `{}` alone where `prompt` is the question itself."""
+        """The text around a question; just `{}` where `prompt` is the question itself."""
         return self.prompt if "{}" in self.prompt else "{}"
 
 
@@ -194,7 +194,7 @@ class Card(_Part):
     is read. `text` names how prompts, questions and answers are cleaned (`stages.data.text`). `expected` is task ->
     split
     -> counts. `settings` are this data set's values of configuration keys (under the preset's and the user's),
-    `presets` those that a preset has on this data set alone (over its own, under the user's). `paper` holds published
+    `presets` those that a preset has on this data set only (over its own, under the user's). `paper` holds published
     numbers, in whatever shape they come.
     """
 
@@ -234,7 +234,7 @@ class Card(_Part):
             if form.format in _ONE_TASK and len(self.tasks) != 1:
                 raise ValueError(f"format {form.format} has one task, because its questions name none")
             if form.whole and len(self.annotations) > 1:
-                raise ValueError(f"format {form.format} stands alone, because it holds all splits at once")
+                raise ValueError(f"format {form.format} must be the only one, because it holds all splits at once")
         return self
 
     def as_asked(self, *, prompts: Literal["ma-lmm", "paper"], jitter: bool, frame_offset: int = 0) -> "Card":

@@ -15,7 +15,7 @@ from stages.wording import counted
 
 __all__ = ["Card", "build_manifest", "bundled_cards", "differences_from_expected", "export_manifest", "load_card"]
 
-# The folder lies beside this package both in a checkout and when installed.
+# The folder is beside this package both in a checkout and when installed.
 _BUNDLED = Path(__file__).resolve().parents[2] / "data_manifests"
 
 
@@ -53,7 +53,7 @@ def build_manifest(card: Card, *, annotations: Path, videos: Path | None) -> Man
     Args:
         card: which files there are and how they are read.
         annotations: the folder that holds them.
-        videos: the folder that holds the videos, to find each one's file name extension; None: names by pattern alone.
+        videos: the folder that holds the videos, to find each one's file name extension; None: names by the pattern.
 
     Raises:
         UserError: a folder or every file is missing, or a file is broken; one line with file and place.
@@ -81,7 +81,7 @@ def build_manifest(card: Card, *, annotations: Path, videos: Path | None) -> Man
 
 
 def _read_exported(card: Card, annotations: Path) -> Manifest:
-    """Read what `pipeline data export` wrote, whose samples say themselves what others take from the card."""
+    """Read what `pipeline data export` wrote, whose samples hold what others take from the card."""
     manifest = Manifest.read_jsonl(annotations)
     for sample in manifest.samples:
         task = card.tasks.get(sample.task)

@@ -73,7 +73,7 @@ def whole_archive(path: Path) -> Iterator[None]:
     try:
         yield
     except (*_BROKEN, OSError) as error:
-        # gzip and bz2 say that their data are damaged by an OSError which is none of the system's.
+        # gzip and bz2 report damaged data by an OSError which is none of the system's.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"not a whole archive ({error})", where=path, hint="download it again") from None

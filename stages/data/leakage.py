@@ -58,13 +58,13 @@ def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> 
     if leaks and not allow:
         every = {video for leak in leaks for video in leak.videos}
         named = ", ".join(f"{leak.task} {len(leak.videos)}" for leak in leaks)
-        alone = "give each video one split" if len(tasks) == 1 else "train one task at a time (--task)"
+        split = "give each video one split" if len(tasks) == 1 else "train one task at a time (--task)"
         together = "" if len(tasks) == 1 else f" on {len(tasks)} tasks together"
         videos = counted(len(every), "video that is", "videos that are")
         raise UserError(
             f"training{together} would show {videos} in a {_HELD_OUT} split ({named})",
             where=f"data set {manifest.dataset!r}",
-            hint=f"{alone}, or set data.allow_leakage=true, and the run and its report say so",
+            hint=f"{split}, or set data.allow_leakage=true, and the run and its report name it",
         )
     return {leak.task: len(leak.videos) for leak in leaks}
 

@@ -42,7 +42,7 @@ def _safe_name(kind: str) -> Callable[[str], str]:
 
 
 class Video(Record):
-    """One video: its id, where it lies and how long it is.
+    """One video: its id, where it is and how long it is.
 
     `path` is relative to the videos folder, or absolute. `duration_s` is the length that samples may use.
     """
@@ -65,11 +65,11 @@ class Sample(Record):
     """One question about some frames of one video.
 
     The frames are given either by `start_s`, `end_s`, `num_frames` and `index_fps`, or one by one by `times_s`.
-    `id` is unique in the manifest; it is not a file name. `question` is the bare question; `prompt_text` is what a
-    model reads, the question inside `prompt`. `candidates` are a classification's answers in order, None if open.
+    `id` is unique in the manifest; it is not a file name. `question` is the bare question, and what a
+    model reads is the question inside `prompt`. `candidates` are a classification's answers in order, None if open.
     `answer_type` is what kind of thing is asked for (MSVD-QA: what, who, how, when, where). With `jitter`, every epoch
     of training draws other frames between `start_s` and `end_s` (`training_times_s`). `frame_offset` is added to every
-    frame index, and what then lies before the video is its first frame.
+    frame index, and an index before the video gives its first frame.
     """
 
     id: str = Field(min_length=1)
@@ -100,20 +100,15 @@ class Sample(Record):
         rule = (self.start_s, self.end_s, self.num_frames, self.index_fps)
         given = sum(value is not None for value in rule)
         if given not in (0, len(rule)) or (given == 0) == (self.times_s is None):
-            raise ValueError("give either start_s, end_s, num_frames and index_fps, or times_s alone")
+            raise ValueError("give either start_s, end_s, num_frames and index_fps, or only times_s")
         for name, is_set in (("jitter", self.jitter), ("frame_offset", self.frame_offset != 0)):
             if is_set and self.times_s is not None:
                 raise ValueError(f"{name} needs start_s, end_s, num_frames and index_fps, not times_s")
         if self.start_s is not None and self.end_s is not None and self.end_s < self.start_s:
-            raise ValueError(f"end_s {self.end_s} lies before start_s {self.start_s}")
+            raise ValueError(f"end_s {self.end_s} is before start_s {self.start_s}")
         if self.times_s is not None and (self.times_s[0] < 0 or list(self.times_s) != sorted(self.times_s)):
             raise ValueError("times_s must be sorted and not negative")
         return self
-
-    @property
-    def prompt_text(self) -> str:
-        """The question inside its prompt: the text that the Q-Former and the language model read, unless too long."""
-        return self.prompt.replace("{}", self.question)
 
     def frame_times_s(self) -> np.ndarray:
         """Return the frame times of evaluation in seconds, `[T]` float64, sorted; short videos may repeat one.
@@ -131,7 +126,7 @@ class Sample(Record):
 
         Without `jitter` these are `frame_times_s`. With it, the frames from the first to the last are cut into T
         segments of whole frame indices and one index is drawn in each, as MA-LMM does
-        (lavis/datasets/datasets/msvd_vqa_datasets.py). The draw depends on seed, epoch and sample id alone, so
+        (lavis/datasets/datasets/msvd_vqa_datasets.py). The draw depends only on seed, epoch and sample id, so
         neither order nor number of workers changes it, and any epoch can be drawn again.
         """
         if not self.jitter:
@@ -302,7 +297,7 @@ class ManifestBuilder:
             )
 
     def add_sample(self, sample: Sample, where: str) -> None:
-        """Add a sample; UserError when its id is taken, its video unknown, or its frames lie beyond the video."""
+        """Add a sample; UserError when its id is taken, its video unknown, or its frames are beyond the video."""
         if sample.id in self._samples:
             raise UserError(f"sample id {sample.id!r} appears twice", where=where)
         video = self.videos.get(sample.video)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.atomic import atomic_path, atomic_write_text
 from stages.data.annotations import read_annotations
-from stages.data.annotations.lengths import HEADER, read_lengths
+from stages.data.annotations.lengths import HEADER, read_length_table
 from stages.data.annotations.msvd_release import read_video_names
 from stages.data.card_schema import AnnotationFiles, Card
 from stages.data.downloads import Download, DownloadReader, whole_archive
@@ -47,7 +47,7 @@ class Preparation:
     to_measure: bool = False
 
 
-def prepare(card: Card, downloads: Sequence[Download], target: Path) -> Preparation:
+def find_files(card: Card, downloads: Sequence[Download], target: Path) -> Preparation:
     """Find out which downloads go where; nothing is written.
 
     Raises:
@@ -116,7 +116,7 @@ def _file_names(card: Card) -> Iterator[tuple[AnnotationFiles, str]]:
 def _choose(
     card: Card, form: AnnotationFiles, name: str, downloads: Sequence[Download], reader: "DownloadReader"
 ) -> Download | None:
-    """The download that is this annotation file, by its name, its first entry and the folder it lies in."""
+    """The download that is this annotation file, by its name, its first entry and the folder it is in."""
     parts = PurePosixPath(name).parts
     fitting = [one for one in downloads if one.name.parts[-len(parts) :] == parts]
     fitting = [one for one in fitting if _looks_right(form, name, reader.read(one))]
@@ -133,7 +133,7 @@ def _choose(
 
 
 def _looks_right(form: AnnotationFiles, name: str, content: bytes) -> bool:
-    """Tell this data set's file from others' of the same name by its first entry; what is broken is let through."""
+    """Whether a file's first entry is of this data set, not of another with the same file name; broken files pass."""
     if form.format not in ("lvu_json", "msvd_json", "msvd_release") or not name.endswith(".json"):
         return True
     try:
@@ -292,5 +292,5 @@ def _known_lengths(target: Path) -> dict[str, tuple[float, int | None]]:
     folder = target / "annotations"
     if not (folder / _DURATIONS).is_file():
         return {}
-    table = read_lengths(folder, [_DURATIONS], hint="")
+    table = read_length_table(folder, [_DURATIONS], hint="")
     return {video: (length.duration_s, length.num_frames) for video, length in table.items()}

@@ -1,4 +1,4 @@
-"""Where a video lies: below the videos root (a folder or a URL), or at a manifest's own URL of an allowed protocol.
+"""Where a video is: below the videos root (a folder or a URL), or at a manifest's own URL of an allowed protocol.
 
 Relative paths cannot leave the root. Links below a local root are followed: whoever made them owns the folder.
 """
@@ -36,7 +36,7 @@ def join_video_path(root: Path | str, path: str, protocols: Collection[str], *, 
     Args:
         root: as `videos_root` returned it.
         path: relative to the root, absolute, or a URL.
-        protocols: those of URLs that may lie outside the root; "file" stands for any local file.
+        protocols: those of URLs that may be outside the root; "file" stands for any local file.
         video: its id, for the message.
 
     Raises:
@@ -78,7 +78,7 @@ def _local_file(root: Path | str, path: str, protocols: Collection[str], where: 
     if below or not set(LOCAL).isdisjoint(protocols):
         return str(file)
     raise UserError(
-        "this file lies outside the videos folder",
+        "this file is outside the videos folder",
         where=where,
         received=path,
         allowed=f"files below {root}",

@@ -1,6 +1,6 @@
-"""Frames by time from local video files: in a killable child (`DecodeChild`), or in process (`reader.decode`)."""
+"""Frames by time from video files, in a killable child (`DecodeChild`), or in process (`reader.decode`)."""
 
-from stages.decode.attempts import Attempts, decode_or_retry
+from stages.decode.attempts import Attempts
 from stages.decode.child import DecodeChild
 from stages.decode.frames import (
     DamagedRule,
@@ -13,7 +13,6 @@ from stages.decode.frames import (
     LengthRequest,
     VideoLength,
 )
-from stages.decode.local_copy import local_copy
 
 __all__ = [
     "Attempts",
@@ -27,6 +26,4 @@ __all__ = [
     "FrameRequest",
     "LengthRequest",
     "VideoLength",
-    "decode_or_retry",
-    "local_copy",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def named_alike(absent: Iterable[Path]) -> dict[Path, str]:
-    """Of absent files, those beside which there are others that differ in extension or capitals alone; and their names.
+    """Of absent files, those beside which there are others that differ only in extension or capitals; and their names.
 
     Each folder is listed once.
     """

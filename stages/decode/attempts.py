@@ -24,14 +24,14 @@ class Attempts:
     so there is no other for it.
 
     Args:
-        request: the video, and who decodes it first.
         deadline_s: for each decoder, all of its parts together.
     """
 
     def __init__(self, request: FrameRequest, deadline_s: float) -> None:
         self._request, self._deadline_s = request, deadline_s
         self._left_s = deadline_s
-        self._others = _others(request)
+        usable: list[DecoderName] = [name for name in get_args(DecoderName) if find_spec(_PACKAGES[name])]
+        self._others = [name for name in usable if name != request.decoder and request.device == "cpu"]
         self._kind: FailureKind | None = None
         self._reasons: list[str] = []
 
@@ -39,7 +39,7 @@ class Attempts:
         """Decode the frames at some of the request's times, in a child that may be another one each time.
 
         Raises:
-            DecodeError: of the first failed attempt's kind; its reason tells of all attempts.
+            DecodeError: of the first failed attempt's kind; its reason names all attempts.
             UserError: the decoder that was asked for is not installed.
         """
         while True:
@@ -72,14 +72,3 @@ class Attempts:
             self._reasons.append(error.reason)
         else:
             raise error
-
-
-def decode_or_retry(child: DecodeChild, request: FrameRequest, deadline_s: float) -> DecodedVideo:
-    """Decode a whole request, see `Attempts`."""
-    return Attempts(request, deadline_s).decode(child, request.times_s)
-
-
-def _others(request: FrameRequest) -> list[DecoderName]:
-    if request.device != "cpu":
-        return []
-    return [name for name in get_args(DecoderName) if name != request.decoder and find_spec(_PACKAGES[name])]

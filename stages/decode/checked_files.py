@@ -28,13 +28,13 @@ def native_messages() -> Iterator[Callable[[], str]]:
     Not for several threads at once.
     """
     usual = os.dup(2)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as printed:
 
         def beginning() -> str:
-            text = os.pread(said.fileno(), _SHOWN_CHARS, 0).decode("utf-8", "replace")
+            text = os.pread(printed.fileno(), _SHOWN_CHARS, 0).decode("utf-8", "replace")
             return " ".join(text.split())
 
-        os.dup2(said.fileno(), 2)
+        os.dup2(printed.fileno(), 2)
         try:
             yield beginning
         finally:
@@ -60,7 +60,6 @@ class CheckedKinds:
         codecs: FFmpeg's names.
         pixel_formats: FFmpeg's names.
         edit_lists: whether it hides the frames that an edit list hides.
-        interlaced: whether it gives the colours of interlaced pictures that PyAV gives.
     """
 
     decoder: str
@@ -68,10 +67,8 @@ class CheckedKinds:
     codecs: frozenset[str]
     pixel_formats: frozenset[str]
     edit_lists: bool
-    interlaced: bool
 
     def refusal(self, why: str) -> DecodeError:
-        """The error for a file of another kind."""
         return DecodeError("refused", f"not safe with {self.decoder}: {why}; use decoder pyav")
 
 
@@ -111,7 +108,7 @@ def _refuse_unchecked(request: FrameRequest, packets: PacketList, kinds: Checked
             raise kinds.refusal("it returns wrong frames where GOPs are open or a key frame is none")
     with open_video(request.path) as (container, stream):
         if any(is_mirrored(frame) for frame in islice(container.decode(stream), 1)):
-            raise kinds.refusal("it turns pictures as the display matrix says but does not mirror them")
+            raise kinds.refusal("it turns pictures as the display matrix asks but does not mirror them")
 
 
 def _refuse_colours(decoder: Any, kinds: CheckedKinds) -> None:
@@ -120,7 +117,7 @@ def _refuse_colours(decoder: Any, kinds: CheckedKinds) -> None:
         raise kinds.refusal(f"its colours agree with PyAV's for 8-bit pictures of {right} only, not {decoder.pix_fmt}")
     if "420" in decoder.pix_fmt and (decoder.width % 2 or decoder.height % 2):
         raise kinds.refusal("its colours agree with PyAV's for 4:2:0 pictures with even sides only")
-    if decoder.field_order not in _NOT_INTERLACED and not kinds.interlaced:
+    if decoder.field_order not in _NOT_INTERLACED:
         raise kinds.refusal("its colours of interlaced pictures are not PyAV's")
 
 

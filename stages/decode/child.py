@@ -9,21 +9,23 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
 from stages import own_code
 from stages.decode.frames import DecodeDevice, DecodedVideo, DecodeError, FrameRequest, LengthRequest, VideoLength
-from stages.decode.wire import length_message, request_message, to_line, view_offsets
+from stages.decode.wire import request_message, to_line, view_offsets
 from stages.errors import UserError
+from stages.wording import GIB
 
-# Address space that decoding one video may take beyond what the libraries have mapped. Pictures of 4096 x 4096 were
-# seen to need 128 to 256 MiB; 8K pictures of 10 bits with 16 reference frames would need about 2 GiB.
-MEMORY_BYTES = 4 * 2**30
+# Pictures of 4096 x 4096 were seen to need 128 to 256 MiB; 8K pictures of 10 bits with 16 reference frames would need
+# about 2 GiB.
+_MEMORY_GB = 4.0
 
 # Importing torch takes a second or two, and far longer from a cold network disk.
 _START_LIMIT_S = 180.0
@@ -43,14 +45,16 @@ class DecodeChild:
     Not for use by several threads at once.
 
     Args:
-        memory_bytes: address space for one video, on top of the libraries' own (enforced on Linux).
+        memory_gb: address space in GiB for one video, on top of the libraries' own (enforced on Linux).
         device: "cuda" lets it see the GPUs. There is no memory limit then: CUDA reserves more address space than there
             is memory.
     """
 
-    def __init__(self, *, memory_bytes: int = MEMORY_BYTES, device: DecodeDevice = "cpu") -> None:
-        self._memory_bytes = memory_bytes if device == "cpu" else 0
-        self._environment = _child_environment(device)
+    def __init__(self, *, memory_gb: float = _MEMORY_GB, device: DecodeDevice = "cpu") -> None:
+        self._memory_bytes = int(memory_gb * GIB) if device == "cpu" else 0
+        # In it the child finds this package and no reason to start threads.
+        without_gpu = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+        self._environment = {**os.environ, **own_code.environment(), "OMP_NUM_THREADS": "1", **without_gpu}
         self._buffer = _open_buffer()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
@@ -59,9 +63,7 @@ class DecodeChild:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -114,7 +116,7 @@ class DecodeChild:
         self._buffer.seek(0)
         self._buffer.write(np.ascontiguousarray(request.times_s).data.cast("B"))
         try:
-            answer = self._check(self._ask(request_message(request, deadline_s), deadline_s, "decoding"))
+            answer = self._check(self._ask({"request": request_message(request)}, deadline_s, "decoding"))
             return replace(self._copy_out(request), remark=answer["remark"])
         finally:
             self._buffer.truncate(0)  # hands the memory back
@@ -122,17 +124,31 @@ class DecodeChild:
     def length(self, request: LengthRequest, deadline_s: float) -> VideoLength:
         """Find how long a video is; raises `DecodeError` with the reason."""
         self.begin()
-        answer = self._check(self._ask(length_message(request, deadline_s), deadline_s, "reading its length"))
+        answer = self._check(self._ask({"request": request_message(request)}, deadline_s, "reading its length"))
         return VideoLength(answer["length_s"], answer["remark"])
 
-    def fetch(self, url: str, target: Path, *, limit_bytes: int, deadline_s: float) -> None:
-        """Copy what lies at `url` into the existing file `target`; what is written before a failure stays there.
+    @contextmanager
+    def local_copy(self, url: str, *, folder: str | None, limit_bytes: int, deadline_s: float) -> Iterator[Path]:
+        """Fetch `url` into a temporary file in `folder` (None: the system's) and yield its path, good in children too.
 
-        Raises `DecodeError` with the reason, and `UserError` for what no other video could be fetched with either.
+        On Linux the file has no name: however this process ends, the system gives its room back.
+
+        Raises:
+            DecodeError: the file cannot be had, is too large, or takes too long.
+            UserError: no driver for the protocol, or the folder takes no file.
         """
-        self.begin()
-        message = {"fetch": url, "target": str(target), "limit_bytes": limit_bytes, "deadline_s": deadline_s}
-        self._check(self._ask(message, deadline_s, "fetching"))
+        make = tempfile.TemporaryFile if sys.platform == "linux" else tempfile.NamedTemporaryFile
+        try:
+            copy = make(dir=folder)
+        except OSError as error:
+            where, hint = folder or tempfile.gettempdir(), "set extract.scratch to another folder"
+            raise UserError(f"nothing can be written here ({error.strerror})", where=where, hint=hint) from error
+        with copy:
+            path = Path(f"/proc/{os.getpid()}/fd/{copy.fileno()}" if sys.platform == "linux" else copy.name)
+            self.begin()
+            message = {"fetch": url, "target": str(path), "limit_bytes": limit_bytes}
+            self._check(self._ask(message, deadline_s, "fetching"))
+            yield path
 
     def close(self) -> None:
         """End the child and release the buffer; the object cannot be used again."""
@@ -142,7 +158,7 @@ class DecodeChild:
     def _ask(self, message: dict[str, Any], limit_s: float, doing: str) -> dict[str, Any]:
         assert self._process is not None
         try:
-            _open(self._process.stdin).write(to_line(message))
+            _open(self._process.stdin).write(to_line({**message, "deadline_s": limit_s}))
             return self._receive(limit_s, doing)
         except BrokenPipeError:
             raise self._crash("before it began") from None
@@ -197,7 +213,7 @@ class DecodeChild:
         return video
 
     def _crash(self, when: str) -> DecodeError:
-        """Reap a child that is gone and say how it ended."""
+        """Reap a child that is gone; the error names how it ended."""
         assert self._process is not None
         try:
             status = self._process.wait(_LAST_WORDS_S)
@@ -206,10 +222,14 @@ class DecodeChild:
             status = self._process.wait()
         while chunk := os.read(_open(self._process.stderr).fileno(), _READ_BYTES):
             self._keep_tail(chunk)
-        how = f"ended with status {status}" if status >= 0 else f"was ended by {_signal_name(-status)}"
-        said = f"; it last printed: {self._stderr_tail}" if self._stderr_tail.strip() else ""
+        how = (
+            f"ended with status {status}"
+            if status >= 0
+            else f"was ended by signal {-status} ({signal.strsignal(-status)})"
+        )
+        printed = f"; it last printed: {self._stderr_tail}" if self._stderr_tail.strip() else ""
         self._stop()
-        return DecodeError("crash", f"the decode child {how} {when}{said}")
+        return DecodeError("crash", f"the decode child {how} {when}{printed}")
 
     def _keep_tail(self, chunk: bytes) -> None:
         self._stderr_tail = (self._stderr_tail + chunk.decode("utf-8", "replace"))[-_STDERR_TAIL_CHARS:]
@@ -229,18 +249,8 @@ def _open(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _signal_name(number: int) -> str:
-    return f"signal {number} ({signal.strsignal(number)})"
-
-
 def _open_buffer() -> Any:
     """Memory that both programs hold open and that has no name, so that no crash can leave it behind."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("decoded-frames"), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
-
-
-def _child_environment(device: DecodeDevice) -> dict[str, str]:
-    """This program's environment, in which the child finds this package and no reason to start threads."""
-    without_gpu = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    return {**os.environ, **own_code.environment(), "OMP_NUM_THREADS": "1", **without_gpu}

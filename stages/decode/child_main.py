@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from stages.decode.frames import DecodeError, FrameRequest
-from stages.decode.wire import read_length_request, read_request, to_line, view_offsets, write_rows
+from stages.decode.frames import DecodeError, FrameRequest, LengthRequest
+from stages.decode.wire import read_request, to_line, view_offsets, write_rows
 from stages.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
@@ -58,12 +58,13 @@ def _answer(message: dict[str, Any], buffer_fd: int) -> dict[str, Any]:
 
             fetch_into(message["fetch"], Path(message["target"]), limit_bytes=message["limit_bytes"])
             return {"error": None}
-        if "length" in message:
+        request = read_request(message["request"], buffer_fd)
+        if isinstance(request, LengthRequest):
             from stages.decode.length import video_length
 
-            length = video_length(read_length_request(message))
+            length = video_length(request)
             return {"error": None, "length_s": length.seconds, "remark": length.remark}
-        return {"error": None, "remark": _decode(read_request(message, buffer_fd), buffer_fd)}
+        return {"error": None, "remark": _decode(request, buffer_fd)}
     except DecodeError as error:
         return {"error": error.kind, "reason": error.reason, "whole_before_s": error.whole_before_s}
     except UserError as error:

@@ -3,7 +3,7 @@
 decord 0.6 counts key frames in file order and frames in display order and compares the two, so on many files it returns
 wrong frames without an error, and on some it hangs or uses up all memory. Therefore PyAV reads the packets first,
 files outside the checked kinds are refused, and decord is asked for exact frame numbers, never for times. What its
-FFmpeg says of damaged pictures is caught, because decord itself returns what was made of them.
+FFmpeg prints about damaged pictures is caught, because decord itself returns what was made of them.
 """
 
 from typing import Any
@@ -19,7 +19,6 @@ _RIGHT_ON = CheckedKinds(
     codecs=frozenset({"h264", "vp8", "vp9"}),
     pixel_formats=frozenset({"yuv420p", "yuvj420p"}),
     edit_lists=False,
-    interlaced=False,
 )
 
 
@@ -36,11 +35,11 @@ def read_with_decord(request: FrameRequest, sink: FrameSink) -> None:
         reader = decord.VideoReader(str(request.path.absolute()), ctx=decord.cpu(0), num_threads=1)
         if len(reader) != len(timeline.ticks):
             raise _RIGHT_ON.refusal(f"it counts {len(reader)} frames where the file has {len(timeline.ticks)}")
-        with native_messages() as said:
+        with native_messages() as printed:
             for index, rows in rows_by_frame(chosen):
                 rgb = reader[index].asnumpy()
-                if said():
-                    raise DecodeError("unreadable", f"damaged: {said()}")
+                if printed():
+                    raise DecodeError("unreadable", f"damaged: {printed()}")
                 sink(rows, float(timeline.shown_s[index]), rgb)
     except (decord.DECORDError, RuntimeError, IndexError) as error:
         raise DecodeError("unreadable", f"decord: {str(error).splitlines()[0] if str(error) else 'failed'}") from error

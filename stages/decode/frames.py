@@ -24,7 +24,7 @@ class DecodeError(Exception):
     address), "timeout", "crash" and "memory" (the decode child was ended, died, or reached its memory limit).
 
     `whole_before_s` (seconds after the first frame shown) is set where a file is "unreadable" only from there on: a
-    request whose times all lie below it, with `damaged="use"`, succeeds with a remark.
+    request whose times are all below it, with `damaged="use"`, succeeds with a remark.
     """
 
     def __init__(self, kind: FailureKind, reason: str, whole_before_s: float | None = None) -> None:
@@ -48,9 +48,9 @@ class FrameRequest:
         times_s: [T] float64, ascending (repeats allowed), seconds after the first frame shown.
         sizes_px: (height, width) of each wanted view.
         decoder: "pyav" (right for every format it opens), "decord" or "torchcodec" (subsets, see their readers).
-        tolerance_s: how far a time may lie outside the video and still get the nearest frame.
+        tolerance_s: how far a time may be outside the video and still get the nearest frame.
         device: "cuda" decodes on a GPU, with torchcodec only; its colours are not those of the CPU.
-        damaged: "use" gives frames that lie before all damage and are proved to be untouched by it, with a remark;
+        damaged: "use" gives frames that are before all damage and are proved to be untouched by it, with a remark;
             "refuse" gives nothing of a damaged file.
         clock_fps: frames per second of a file that carries no times at all; a file's own times are always preferred.
 

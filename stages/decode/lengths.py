@@ -1,4 +1,4 @@
-"""How long video files are, by their headers alone, read in a decode child."""
+"""How long video files are, by their headers, read in a decode child."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

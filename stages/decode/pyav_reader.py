@@ -251,7 +251,7 @@ def damage_remark(damage: str, proved_s: float) -> str:
 def _decode_all(path: Path, count: int, messages: FFmpegMessages) -> Iterator[Any]:
     """Yield every frame shown that the first `count` packets give, those held back at the file's end included.
 
-    Damage before the first whole frame (a cut at an open GOP) leaves those frames out, unless it lies in the first key
+    Damage before the first whole frame (a cut at an open GOP) leaves those frames out, unless it is in the first key
     frame itself. After it, a damaged frame or anything that FFmpeg reports raises `DecodeError`.
     """
     with open_video(path) as (container, stream):
@@ -377,7 +377,6 @@ class RgbConverter:
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def convert(self, frame: Any) -> np.ndarray:
-        """Convert one frame, of whatever size and format."""
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return np.ascontiguousarray(_upright(rgb, frame))
 
@@ -393,7 +392,7 @@ def _upright(rgb: np.ndarray, frame: Any) -> np.ndarray:
 
 
 def is_mirrored(frame: Any) -> bool:
-    """Whether the frame's display matrix mirrors it (a turn alone does not)."""
+    """Whether the frame's display matrix mirrors it (just a turn does not)."""
     a, b, c, d = _display_matrix(frame)
     return a * d - b * c < 0
 

@@ -54,7 +54,7 @@ def decode_into(request: FrameRequest, store: ViewStore) -> str | None:
 
             read_with_torchcodec(request, resize_and_store)
     except (MemoryError, RuntimeError) as error:
-        # torch says that it found no memory by a RuntimeError.
+        # torch reports a lack of memory by a RuntimeError.
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         raise DecodeError("memory", f"the memory limit was reached ({error or 'allocation failed'})") from error

@@ -42,7 +42,7 @@ def first_break(path: Path, container: str, packets: ReadPackets) -> Break | Non
 def _avi_break(read: FileBytes, packets: ReadPackets) -> Break | None:
     """The index names what was read, or each chunk's length leads to the next chunk.
 
-    The header's count of frames alone proves nothing: writers are off by a few. It decides where index and chunks
+    The header's count of frames proves nothing: writers are off by a few. It decides where index and chunks
     differ.
     """
     named = _avi_index(read, packets.stream, _avi_index_place(read))
@@ -93,7 +93,7 @@ def _avi_chunks(read: FileBytes) -> tuple[list[_Chunk], Break | None]:
 
 
 def _avi_index_place(read: FileBytes) -> int | None:
-    """Where the index lies by the lengths of the lists before it."""
+    """Where the index is by the lengths of the lists before it."""
     at = 12
     while at + 8 <= read.size:
         head = read(at, 8)

@@ -9,7 +9,7 @@ _PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _HEADER_BYTES = 30
 _OBJECT_HEAD_BYTES = 24
 _DATA_HEAD_BYTES = 50
-_FIELD_BYTES = (0, 1, 2, 4)  # by the two bits that say how wide a field is
+_FIELD_BYTES = (0, 1, 2, 4)  # by the two bits that give a field's width
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _layout(read: FileBytes) -> tuple[int, int, int]:
 
 
 class _Fields:
-    """Reads one field after the other, each as wide as two bits say."""
+    """Reads one field after the other, each as wide as two bits state."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0

@@ -68,7 +68,7 @@ def _element(head: bytes) -> tuple[int, int, int]:
 
 
 def _number(head: bytes) -> tuple[int, int]:
-    """Bytes and value of a number whose first byte says how many follow; -1 where all its bits are set."""
+    """Bytes and value of a number whose first byte gives how many follow; -1 where all its bits are set."""
     count = 9 - head[0].bit_length() if head else 9
     if count > 8 or len(head) < count:
         return 1, 0

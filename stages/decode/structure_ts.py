@@ -70,7 +70,7 @@ def _landmarks(read: FileBytes, ident: int) -> Iterator[tuple[int, bytes | None,
 
 
 def _stride(read: FileBytes) -> tuple[int, int]:
-    """Bytes from sync byte to sync byte, and where the first lies."""
+    """Bytes from sync byte to sync byte, and where the first is."""
     data = read(0, _SEARCHED_BYTES)
     for first in range(len(data) // 2):
         for stride in _STRIDES:

@@ -3,7 +3,7 @@
 torchcodec 0.13 in its exact mode returns wrong frames without an error of MPEG-4 Part 2, of H.264 without IDR pictures
 and of files whose key frames are none, repeats frames or fails in AVI and MPEG-TS, and converts the colours of deep,
 interlaced and odd-sized pictures in another way than PyAV. Therefore PyAV reads the packets first, other kinds are
-refused, and each frame's own timestamp, as torchcodec returns it, must be the one asked for. What FFmpeg says of
+refused, and each frame's own timestamp, as torchcodec returns it, must be the one asked for. What FFmpeg prints about
 damaged pictures is caught, because torchcodec returns what was made of them.
 """
 
@@ -22,7 +22,6 @@ _RIGHT_ON = CheckedKinds(
     codecs=frozenset({"h264", "hevc", "vp8", "vp9", "av1", "gif"}),
     pixel_formats=frozenset({"yuv420p", "yuvj420p", "yuv444p", "bgra"}),
     edit_lists=True,
-    interlaced=False,
 )
 
 # Timestamps come back as floats; half of the finest time base in use (MPEG's 90 kHz) is above their rounding.
@@ -47,7 +46,7 @@ def read_with_torchcodec(request: FrameRequest, sink: FrameSink) -> None:
         )
         if len(decoder) != len(timeline.ticks):
             raise _RIGHT_ON.refusal(f"it counts {len(decoder)} frames where the file has {len(timeline.ticks)}")
-        with native_messages() as said:
+        with native_messages() as printed:
             for index, rows in rows_by_frame(chosen):
                 shown_s = float(timeline.shown_s[index])
                 frame = decoder.get_frame_at(index)
@@ -55,8 +54,8 @@ def read_with_torchcodec(request: FrameRequest, sink: FrameSink) -> None:
                     raise _RIGHT_ON.refusal(
                         f"asked for the frame at {shown_s:.3f} s it returned that at {frame.pts_seconds - first_s:.3f}"
                     )
-                if said():
-                    raise DecodeError("unreadable", f"damaged: {said()}")
+                if printed():
+                    raise DecodeError("unreadable", f"damaged: {printed()}")
                 _refuse_fallback(decoder, request)
                 sink(rows, shown_s, frame.data.cpu().numpy())
     except (RuntimeError, ValueError, IndexError) as error:

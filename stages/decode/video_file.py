@@ -33,7 +33,7 @@ _MAX_PICTURE_PX = 150_000_000
 
 _PROBED = re.compile(r"Format (\S+) probed")
 
-# Of sizes that FFmpeg itself does not accept it forgets the numbers, and only its message tells them.
+# Of sizes that FFmpeg itself does not accept it forgets the numbers, and only its message has them.
 _NO_SIZE = "the file does not state the size of its pictures"
 _TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) is invalid")
 
@@ -52,7 +52,7 @@ _ROUNDED_TICKS = 1
 _DAMAGE = ("concealing ",)
 
 # Of these codecs FFmpeg passes over bits that are left at the end of a picture, as a wrong bit in it leaves them,
-# unless it is told not to. Some encoders leave bits there in every file: then one of the first pictures has them.
+# unless an option forbids it. Some encoders leave bits there in every file: then one of the first pictures has them.
 _ENDS_WITHOUT_MARK = frozenset({"msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"})
 _CHECK_ENDS = {"err_detect": "buffer"}
 _PICTURES_TRIED = 24
@@ -84,7 +84,6 @@ class PacketList:
     is_proved: bool
 
     def refuse_damaged(self) -> None:
-        """Raise `DecodeError` for a damaged file."""
         if self.damage is not None:
             raise DecodeError("unreadable", self.damage)
 
@@ -103,7 +102,6 @@ class FFmpegMessages:
         return "; ".join(list(dict.fromkeys(self._texts()))[-_MESSAGES_SHOWN:])
 
     def clear(self) -> None:
-        """Forget what has been reported."""
         self._captured.clear()
 
     def _texts(self) -> list[str]:
@@ -146,12 +144,12 @@ def _is_of_pyav(error: Exception) -> bool:
 
 def translated(error: Any, messages: FFmpegMessages) -> DecodeError:
     """The error for one that FFmpeg raised."""
-    said = str(messages)
-    if isinstance(error, MemoryError) or "get_buffer() failed" in said:
-        return DecodeError("memory", f"the memory limit was reached ({said or 'allocation failed'})")
+    reported = str(messages)
+    if isinstance(error, MemoryError) or "get_buffer() failed" in reported:
+        return DecodeError("memory", f"the memory limit was reached ({reported or 'allocation failed'})")
     if isinstance(error, PermissionError):
         return DecodeError("refused", "no permission to read the file")
-    return DecodeError("unreadable", f"{error.strerror}{f' ({said})' if said else ''}")
+    return DecodeError("unreadable", f"{error.strerror}{f' ({reported})' if reported else ''}")
 
 
 def check_regular_file(path: Path) -> None:
@@ -190,7 +188,7 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def _ends_are_clean(name: str) -> bool:
     """Whether no bits are left at the ends of the first pictures."""
-    with av.logging.Capture() as said, _opened(name) as container:
+    with av.logging.Capture() as captured, _opened(name) as container:
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1
         stream.codec_context.options = _CHECK_ENDS
@@ -199,7 +197,7 @@ def _ends_are_clean(name: str) -> bool:
                 pass
         except av.error.FFmpegError:
             return True  # damaged; whoever reads the file will find out
-    return not any("junk bits" in text for _, _, text in said)
+    return not any("junk bits" in text for _, _, text in captured)
 
 
 def _opened(name: str) -> Any:
@@ -216,14 +214,14 @@ def _opened(name: str) -> Any:
 def _format_not_opened(name: str) -> str | None:
     """The format that FFmpeg takes a file for, where that is one that is not opened; it opens nothing."""
     level = av.logging.get_level()
-    with av.logging.Capture() as said:
+    with av.logging.Capture() as captured:
         av.logging.set_level(av.logging.DEBUG)
         try:
             with suppress(av.error.FFmpegError):  # it fails again; this time its messages are kept
                 av.open(name, container_options=_OPEN_OPTIONS)
         finally:
             av.logging.set_level(level)
-    texts = " ".join(text for _, _, text in said)
+    texts = " ".join(text for _, _, text in captured)
     probed = _PROBED.search(texts)
     return probed[1] if probed and "not on whitelist" in texts else None
 
@@ -305,7 +303,7 @@ def list_packets(path: Path, messages: FFmpegMessages) -> PacketList:
             found.add(f"damaged: {broken.why}", _packet_at(packets, broken.at))
         moved = None if name == "mov" else _moved_packet(packets)
         if moved is not None:
-            found.add("damaged: one timestamp lies off the constant rate of all others", moved)
+            found.add("damaged: one timestamp is off the constant rate of all others", moved)
         return _to_list(packets, stream, found, is_proved=name in PROVED)
 
 
@@ -315,7 +313,7 @@ def is_end_marker(packet: Any) -> bool:
 
 
 def _moved_packet(packets: "list[_Packet]") -> int | None:
-    """The packet whose timestamp alone lies off a constant rate, which without it has one place free.
+    """The packet whose timestamp alone is off a constant rate, which without it has one place free.
 
     Videos of variable rate have many such timestamps, and a legal gap has none.
     """

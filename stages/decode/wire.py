@@ -1,4 +1,4 @@
-"""What `DecodeChild` and its child program say to each other: JSON lines on pipes, arrays in one shared buffer.
+"""What `DecodeChild` and its child program send each other: JSON lines on pipes, arrays in one shared buffer.
 
 The buffer holds `shown_s` [T] float64 and then each view [T, height, width, 3] uint8. The parent first puts the asked
 times in the place of `shown_s`, so that they cross exactly and a message stays far smaller than a pipe's capacity.
@@ -21,50 +21,20 @@ def to_line(message: dict[str, Any]) -> bytes:
     return json.dumps(message).encode("ascii") + b"\n"
 
 
-def request_message(request: FrameRequest, deadline_s: float) -> dict[str, Any]:
-    """Describe a request, but for its times, which lie in the buffer."""
-    return {
-        "path": str(request.path.absolute()),
-        "num_frames": len(request.times_s),
-        "sizes_px": request.sizes_px,
-        "decoder": request.decoder,
-        "tolerance_s": request.tolerance_s,
-        "device": request.device,
-        "damaged": request.damaged,
-        "clock_fps": request.clock_fps,
-        "deadline_s": deadline_s,
-    }
+def request_message(request: FrameRequest | LengthRequest) -> dict[str, Any]:
+    """Describe a request; of times, which are in the buffer, their number."""
+    message = {**vars(request), "path": str(request.path.absolute())}
+    return {**message, "times_s": len(request.times_s)} if isinstance(request, FrameRequest) else message
 
 
-def read_request(message: dict[str, Any], buffer_fd: int) -> FrameRequest:
+def read_request(message: dict[str, Any], buffer_fd: int) -> FrameRequest | LengthRequest:
     """Rebuild a request from its message and the times in the buffer."""
-    times = os.pread(buffer_fd, message["num_frames"] * _TIME_BYTES, 0)
-    return FrameRequest(
-        path=Path(message["path"]),
-        times_s=np.frombuffer(times, dtype=np.float64),
-        sizes_px=tuple((height, width) for height, width in message["sizes_px"]),
-        decoder=message["decoder"],
-        tolerance_s=message["tolerance_s"],
-        device=message["device"],
-        damaged=message["damaged"],
-        clock_fps=message["clock_fps"],
-    )
-
-
-def length_message(request: LengthRequest, deadline_s: float) -> dict[str, Any]:
-    """Describe a request for a length."""
-    return {
-        "length": str(request.path.absolute()),
-        "by_header": request.by_header,
-        "damaged": request.damaged,
-        "clock_fps": request.clock_fps,
-        "deadline_s": deadline_s,
-    }
-
-
-def read_length_request(message: dict[str, Any]) -> LengthRequest:
-    """Rebuild a request for a length from its message."""
-    return LengthRequest(Path(message["length"]), message["by_header"], message["damaged"], message["clock_fps"])
+    fields = {**message, "path": Path(message["path"])}
+    if "times_s" not in message:
+        return LengthRequest(**fields)
+    times = os.pread(buffer_fd, message["times_s"] * _TIME_BYTES, 0)
+    sizes_px = tuple((height, width) for height, width in message["sizes_px"])
+    return FrameRequest(**{**fields, "times_s": np.frombuffer(times, dtype=np.float64), "sizes_px": sizes_px})
 
 
 def view_offsets(request: FrameRequest) -> list[int]:

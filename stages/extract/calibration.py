@@ -107,7 +107,7 @@ def calibrate(
     """Extract the first of `spread(tasks)` with one worker that has the decode children of all devices.
 
     Args:
-        job: which networks, how to decode and encode; the precision must be settled. Its cache is left alone.
+        job: which networks, how to decode and encode; the precision must be settled. Its cache is not touched.
         tasks: planned videos that exist; at least one.
         seconds: time to spend; loading the networks is not counted, and what has begun is finished.
         beside: folder of the disk to measure; a temporary cache is made in it and removed.

@@ -1,4 +1,4 @@
-"""Stage 1 from plan to summary: what is done already, what is asked of the workers, what the ledger is told."""
+"""Stage 1 from plan to summary: what is done already, what the workers do, what goes into the ledger."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -99,7 +99,7 @@ class _Meter:
     def __init__(self, status: LedgerStatus, tasks: list[VideoTask]) -> None:
         self.planned = len(status.done) + len(status.failed) + len(status.pending)
         self.frames_of = {task.video: len(task.times_s) for task in tasks}
-        # A video that is extracted anew is not done until that has ended.
+        # A video that is extracted again is not done until that has ended.
         self.done = len(status.done.difference(self.frames_of))
         self.left, self.frames_planned = len(tasks), sum(self.frames_of.values())
         self.frames_left = self.frames_planned
@@ -162,11 +162,11 @@ class Extraction:
         manifest: whose videos and samples.
         plan: the frames wanted of each video.
         cache: where they go.
-        job: what the workers are told.
+        job: networks, settings and cache of the workers.
         videos: folder or URL of the video files.
         retry_failed: whether videos that failed before are tried again; those whose files were not there are, anyway,
             when they are there now.
-        refresh_changed: whether videos whose files have changed, or may have, are extracted anew.
+        refresh_changed: whether videos whose files have changed, or may have, are extracted again.
         shard: which one the plan is, where others write into the cache at the same time.
 
     `changes` are the committed videos whose files have changed since, or may have.
@@ -202,8 +202,8 @@ class Extraction:
 
         Args:
             process_all: gives tasks to workers and yields outcomes with attempts, see `stages.extract.hand_out`.
-            on_outcome: told of each outcome and of the progress.
-            on_progress: told of the progress whenever `encoded` is.
+            on_outcome: called with each outcome and the progress.
+            on_progress: called with the progress whenever `encoded` is called.
 
         Raises:
             UserError: a video's path leads outside the videos folder; or the cache cannot be written any more: what
@@ -240,7 +240,7 @@ class Extraction:
     def _look(self, status: LedgerStatus) -> None:
         """Take from the ledger what is left to do."""
         self.before = status
-        # What another extraction has done anew meanwhile has another group.
+        # What another extraction has extracted again meanwhile has another group.
         groups = {video: record.group for video, record in status.records.items()}
         self.refreshed = {video for video, group in self._outdated.items() if groups.get(video) == group}
         again = failed_to_try(status, self.place_of, retry_failed=self.retry_failed)

@@ -25,7 +25,7 @@ _GPU_MARGIN = 0.1
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """What every worker of one extraction is told.
+    """What every worker of one extraction needs to know.
 
     `clock_fps` is the rate of the data set's frames, for videos that carry no times at all.
     """

@@ -83,9 +83,9 @@ def process_all(
 
     Args:
         tasks: what to extract.
-        job: what the workers are told.
+        job: networks, settings and cache.
         place_limit_s: how long to wait for a node in place of one that is lost, before going on without.
-        on_encoded: told about once a second of each video in work how many of its frames have been through the
+        on_encoded: called about once a second with the frames of each video in work that have been through the
             networks.
 
     Raises:
@@ -106,11 +106,11 @@ class _Try(NamedTuple):
 
 
 @dataclass(eq=False)
-class _Seat:
+class _Worker:
     """One place and the actor that is there now.
 
     `frames_per_pass` is known once the actor is ready. `held` are the videos given to it by the reference of their
-    outcome; `alone` says that they are one video that was in a dead actor before. `encoded` are the frames of each
+    outcome; `exclusive`: they are one video that was in a dead actor before. `encoded` are the frames of each
     that have been through its networks, as it answered last; `asked` is the reference of its next answer.
     """
 
@@ -119,7 +119,7 @@ class _Seat:
     readiness: Any
     started_s: float
     frames_per_pass: int | None = None
-    alone: bool = False
+    exclusive: bool = False
     held: dict[Any, _Try] = field(default_factory=dict)
     encoded: dict[str, int] = field(default_factory=dict)
     asked: Any = None
@@ -143,17 +143,17 @@ class _Flow:
         self.asked_s = time.monotonic()
         self.code = own_code.digest()
         self.waiting = deque(_Try(task, 1) for task in tasks)
-        self.suspects: deque[_Try] = deque()
+        self.retries: deque[_Try] = deque()
         self.deaths_in_a_row = 0
-        self.seats = [self._start_actor(place) for place in places_on(ray.nodes(), len(tasks), job.extract)]
+        self.workers = [self._start_actor(place) for place in places_on(ray.nodes(), len(tasks), job.extract)]
 
     def run(self) -> Iterator[tuple[VideoOutcome, int]]:
         """Hand out and collect until nothing is left."""
-        while self.waiting or self.suspects or any(seat.held for seat in self.seats):
-            for seat in self.seats:
-                self._hand_out(seat)
+        while self.waiting or self.retries or any(worker.held for worker in self.workers):
+            for worker in self.workers:
+                self._hand_out(worker)
             self._ask_progress()
-            owners = {reference: seat for seat in self.seats for reference in self._references(seat)}
+            owners = {reference: worker for worker in self.workers for reference in self._references(worker)}
             answered, _ = ray.wait(list(owners), num_returns=1, timeout=_HEARTBEAT_S)
             for reference in answered:
                 yield from self._collect(reference, owners[reference])
@@ -161,10 +161,10 @@ class _Flow:
 
     def stop(self) -> None:
         """End every actor."""
-        for seat in self.seats:
-            ray.kill(seat.actor)
+        for worker in self.workers:
+            ray.kill(worker.actor)
 
-    def _start_actor(self, place: WorkerPlace) -> _Seat:
+    def _start_actor(self, place: WorkerPlace) -> _Worker:
         actor = (
             ray.remote(WorkerActor)
             .options(
@@ -176,64 +176,64 @@ class _Flow:
             )
             .remote(self.job, place.cores, self.code)
         )
-        return _Seat(place, actor, actor.frames_per_pass.remote(), time.monotonic())
+        return _Worker(place, actor, actor.frames_per_pass.remote(), time.monotonic())
 
     @staticmethod
-    def _references(seat: _Seat) -> list[Any]:
-        if not seat.is_ready:
-            return [seat.readiness]
-        return list(seat.held) if seat.asked is None else [*seat.held, seat.asked]
+    def _references(worker: _Worker) -> list[Any]:
+        if not worker.is_ready:
+            return [worker.readiness]
+        return list(worker.held) if worker.asked is None else [*worker.held, worker.asked]
 
     def _ask_progress(self) -> None:
         """Ask every actor that works how far it is, now and then."""
         if time.monotonic() - self.asked_s < _HEARTBEAT_S:
             return
         self.asked_s = time.monotonic()
-        for seat in self.seats:
-            if seat.held and seat.asked is None:
-                seat.asked = seat.actor.encoded.remote()
+        for worker in self.workers:
+            if worker.held and worker.asked is None:
+                worker.asked = worker.actor.encoded.remote()
 
-    def _hand_out(self, seat: _Seat) -> None:
-        """Give videos to an actor that runs: one suspect alone, or as many others as keep it busy."""
-        if seat.frames_per_pass is None:
+    def _hand_out(self, worker: _Worker) -> None:
+        """Give videos to an actor that runs: one that was in a dead actor, or as many others as keep it busy."""
+        if worker.frames_per_pass is None:
             return
-        if not seat.held:
-            seat.alone = bool(self.suspects)
-            if self.suspects:
-                self._give(seat, self.suspects.popleft())
-        children = num_decode_children(self.job.extract, seat.place.cores)
-        while self.waiting and not seat.alone and has_room(seat.frames, seat.frames_per_pass, children):
-            self._give(seat, self.waiting.popleft())
+        if not worker.held:
+            worker.exclusive = bool(self.retries)
+            if self.retries:
+                self._give(worker, self.retries.popleft())
+        children = num_decode_children(self.job.extract, worker.place.cores)
+        while self.waiting and not worker.exclusive and has_room(worker.frames, worker.frames_per_pass, children):
+            self._give(worker, self.waiting.popleft())
 
     @staticmethod
-    def _give(seat: _Seat, one: _Try) -> None:
-        seat.held[seat.actor.process.remote(one.task)] = one
+    def _give(worker: _Worker, one: _Try) -> None:
+        worker.held[worker.actor.process.remote(one.task)] = one
 
-    def _collect(self, reference: Any, seat: _Seat) -> Iterator[tuple[VideoOutcome, int]]:
-        if reference == seat.asked:
-            self._note_progress(seat)
+    def _collect(self, reference: Any, worker: _Worker) -> Iterator[tuple[VideoOutcome, int]]:
+        if reference == worker.asked:
+            self._note_progress(worker)
             return
-        if reference != seat.readiness and reference not in seat.held:
+        if reference != worker.readiness and reference not in worker.held:
             return  # its actor's death was dealt with a moment ago
         try:
             answer = _answer(reference)
         except RayError as error:
             # The actor died, was ended by Ray's memory monitor, or its node is gone.
-            yield from self._replace(seat, error)
+            yield from self._replace(worker, error)
             return
-        if reference == seat.readiness:
-            seat.frames_per_pass = answer
+        if reference == worker.readiness:
+            worker.frames_per_pass = answer
         else:
-            yield self._outcome(seat.held.pop(reference), answer)
+            yield self._outcome(worker.held.pop(reference), answer)
 
-    def _note_progress(self, seat: _Seat) -> None:
+    def _note_progress(self, worker: _Worker) -> None:
         try:
-            seat.encoded = _answer(seat.asked)
+            worker.encoded = _answer(worker.asked)
         except RayError:
-            seat.encoded = {}  # the videos that it held will show that it died
-        seat.asked = None
-        held = {one.task.video for seat in self.seats for one in seat.held.values()}
-        known = {video: frames for seat in self.seats for video, frames in seat.encoded.items()}
+            worker.encoded = {}  # the videos that it held will show that it died
+        worker.asked = None
+        held = {one.task.video for worker in self.workers for one in worker.held.values()}
+        known = {video: frames for worker in self.workers for video, frames in worker.encoded.items()}
         self.on_encoded({video: frames for video, frames in known.items() if video in held})
 
     def _outcome(self, one: _Try, answer: VideoOutcome | Exception) -> tuple[VideoOutcome, int]:
@@ -243,23 +243,23 @@ class _Flow:
             self.deaths_in_a_row = 0
         return answer, one.attempt
 
-    def _replace(self, seat: _Seat, error: RayError) -> Iterator[tuple[VideoOutcome, int]]:
+    def _replace(self, worker: _Worker, error: RayError) -> Iterator[tuple[VideoOutcome, int]]:
         """Start another actor; what the dead one held and had not finished is tried again, video by video."""
         if getattr(error, "actor_init_failed", False):
             raise UserError(f"the extraction worker could not start: {last_line(error)}", exit_code=1)
-        ray.kill(seat.actor)  # it may live, out of reach; two must not work on one video
+        ray.kill(worker.actor)  # it may live, out of reach; two must not work on one video
         victims = []
-        for reference, one in seat.held.items():
+        for reference, one in worker.held.items():
             try:
                 yield self._outcome(one, _answer(reference))
             except RayError:
                 victims.append(one)
         self._count_death(error)
-        self.seats[self.seats.index(seat)] = self._start_actor(seat.place)
+        self.workers[self.workers.index(worker)] = self._start_actor(worker.place)
         if len(victims) != 1:
-            self.suspects.extend(_again(one, one.attempt) for one in victims)
+            self.retries.extend(_again(one, one.attempt) for one in victims)
         elif victims[0].attempt < self.job.extract.max_attempts:
-            self.suspects.appendleft(_again(victims[0], victims[0].attempt + 1))
+            self.retries.appendleft(_again(victims[0], victims[0].attempt + 1))
         else:
             (one,) = victims
             yield (
@@ -270,7 +270,7 @@ class _Flow:
     def _count_death(self, error: RayError) -> None:
         _LOG.warning("an extraction worker %s; starting another", _way_of_dying(error))
         self.deaths_in_a_row += 1
-        rounds, rest = divmod(self.deaths_in_a_row, len(self.seats))  # a lost node takes all of its workers at once
+        rounds, rest = divmod(self.deaths_in_a_row, len(self.workers))  # a lost node takes all of its workers at once
         if rest:
             return
         if rounds >= _ROUNDS_OF_DEATHS:
@@ -286,15 +286,15 @@ class _Flow:
     def _give_up_places(self) -> None:
         """Go on without the actors for which the cluster has no node any more."""
         late = time.monotonic() - self.place_limit_s
-        for seat in [seat for seat in self.seats if not seat.is_ready and seat.started_s < late]:
+        for worker in [worker for worker in self.workers if not worker.is_ready and worker.started_s < late]:
             have = ray.cluster_resources()
-            gpus = sum(other.place.num_gpus for other in self.seats)
-            if gpus <= have.get("GPU", 0) and len(self.seats) <= have.get("CPU", 0):
+            gpus = sum(other.place.num_gpus for other in self.workers)
+            if gpus <= have.get("GPU", 0) and len(self.workers) <= have.get("CPU", 0):
                 continue  # it loads its networks, or waits for other users of the cluster
-            ray.kill(seat.actor)
-            self.seats.remove(seat)
-            _LOG.warning("a node is lost; going on with %s", counted(len(self.seats), "worker"))
-        if not self.seats:
+            ray.kill(worker.actor)
+            self.workers.remove(worker)
+            _LOG.warning("a node is lost; going on with %s", counted(len(self.workers), "worker"))
+        if not self.workers:
             raise UserError(
                 f"the cluster has no node left that can run a worker, after {self.place_limit_s:g} s of waiting",
                 received=f"{counted(have.get('GPU', 0), 'GPU')}, {counted(have.get('CPU', 0), 'CPU core')}",

@@ -1,4 +1,4 @@
-"""The frozen networks of Stage 1's worker: frames of several videos share a pass, and every pass has one shape."""
+"""The frozen networks of Stage 1's worker: frames of several videos request a pass, and every pass has one shape."""
 
 import logging
 import threading
@@ -20,12 +20,12 @@ _LOG = logging.getLogger(__name__)
 _LINGER_S = 0.5
 
 
-# Told of so many frames more that have been through both networks.
+# Called with the number of frames that have just been through both networks.
 OnEncoded = Callable[[int], None]
 
 
 @dataclass(eq=False)
-class _Share:
+class _Request:
     """One video's frames on their way through the networks; `given` rows are in a pass already."""
 
     views: tuple[np.ndarray, np.ndarray]
@@ -54,7 +54,7 @@ class FramePacker:
     def __init__(self, networks: FrozenPair) -> None:
         self._networks = networks
         self._changed = threading.Condition()
-        self._waiting: deque[_Share] = deque()
+        self._waiting: deque[_Request] = deque()
         self._announced = 0
         self._closed = False
         self._busy_s, self._idle_s = 0.0, 0.0
@@ -80,14 +80,14 @@ class FramePacker:
 
         `on_encoded` is called after each pass, on the networks' thread.
         """
-        share = _Share((encoder_view, teacher_view), time.monotonic(), on_encoded=on_encoded)
+        request = _Request((encoder_view, teacher_view), time.monotonic(), on_encoded=on_encoded)
         with self._changed:
-            self._waiting.append(share)
+            self._waiting.append(request)
             self._changed.notify()
-        share.ready.wait()
-        if share.error is not None:
-            raise UserError(f"the frozen networks failed: {share.error}") from share.error
-        return joined(share.parts)
+        request.ready.wait()
+        if request.error is not None:
+            raise UserError(f"the frozen networks failed: {request.error}") from request.error
+        return joined(request.parts)
 
     def take_times(self) -> tuple[float, float]:
         """Seconds in which the networks computed and in which they had nothing to do, since the last call."""
@@ -117,16 +117,16 @@ class FramePacker:
             with self._changed:
                 self._idle_s += started - waited_from
                 self._busy_s += time.perf_counter() - started
-            for share, _ in pieces:
-                if share.error is not None or not share.left:
-                    share.ready.set()
+            for request, _ in pieces:
+                if request.error is not None or not request.left:
+                    request.ready.set()
 
     def _is_worth_a_pass(self) -> bool:
         if not self._waiting:
             return False
         if self._closed or not self._announced or self._linger_s() == 0:
             return True
-        return sum(share.left for share in self._waiting) >= self._networks.batch_frames
+        return sum(request.left for request in self._waiting) >= self._networks.batch_frames
 
     def _linger_s(self) -> float | None:
         """How long the first frame that waits may wait on; None where none does."""
@@ -134,35 +134,35 @@ class FramePacker:
             return None
         return max(0.0, self._waiting[0].since_s + _LINGER_S - time.monotonic())
 
-    def _take(self) -> list[tuple[_Share, slice]]:
+    def _take(self) -> list[tuple[_Request, slice]]:
         """The rows of the next pass, in the order in which their videos came."""
-        pieces: list[tuple[_Share, slice]] = []
+        pieces: list[tuple[_Request, slice]] = []
         room = self._networks.batch_frames
         while self._waiting and room:
-            share = self._waiting[0]
-            rows = slice(share.given, share.given + min(room, share.left))
-            pieces.append((share, rows))
-            share.given, share.since_s = rows.stop, time.monotonic()
+            request = self._waiting[0]
+            rows = slice(request.given, request.given + min(room, request.left))
+            pieces.append((request, rows))
+            request.given, request.since_s = rows.stop, time.monotonic()
             room -= rows.stop - rows.start
-            if not share.left:
+            if not request.left:
                 self._waiting.popleft()
         return pieces
 
-    def _run(self, pieces: list[tuple[_Share, slice]]) -> None:
+    def _run(self, pieces: list[tuple[_Request, slice]]) -> None:
         try:
-            views = [np.concatenate([share.views[view][rows] for share, rows in pieces]) for view in (0, 1)]
+            views = [np.concatenate([request.views[view][rows] for request, rows in pieces]) for view in (0, 1)]
             features, targets = self._networks.encode(*views)
         except Exception as error:  # noqa: BLE001 - whatever it is, each video's thread must hear of it
             with self._changed:
-                for share, _ in pieces:
-                    share.error = error
-                    if share.left:
-                        self._waiting.remove(share)
+                for request, _ in pieces:
+                    request.error = error
+                    if request.left:
+                        self._waiting.remove(request)
             return
         start = 0
-        for share, rows in pieces:
+        for request, rows in pieces:
             stop = start + rows.stop - rows.start
-            share.parts.append((features[start:stop], targets[start:stop]))
-            if share.on_encoded is not None:
-                share.on_encoded(stop - start)
+            request.parts.append((features[start:stop], targets[start:stop]))
+            if request.on_encoded is not None:
+                request.on_encoded(stop - start)
             start = stop

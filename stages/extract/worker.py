@@ -21,12 +21,13 @@ from stages.cache.files.errors import CacheWriteError, DamagedCacheError
 from stages.cache.source import VideoSource, look_at
 from stages.cache.storage import refuse_unstorable
 from stages.cache.stores.commit import CommitRecord, load_record
-from stages.config import GIB, ExtractConfig
-from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest, local_copy
+from stages.config import ExtractConfig
+from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest
 from stages.errors import UserError
 from stages.extract.frozen_pair import ExtractionJob, FrozenPair
 from stages.extract.packing import FramePacker
 from stages.urls import is_url, without_secrets
+from stages.wording import GIB
 
 _LOG = logging.getLogger(__name__)
 
@@ -106,9 +107,8 @@ class ExtractionWorker:
         self.packer = FramePacker(self.networks)
         self._encoded: dict[str, int] = {}
         self._part_frames = max(1, part_bytes // sum(3 * height * width for height, width in self.networks.sizes_px))
-        memory_bytes = int(job.extract.memory_gb * GIB)
         self.children = [
-            DecodeChild(memory_bytes=memory_bytes, device=job.extract.decode_device)
+            DecodeChild(memory_gb=job.extract.memory_gb, device=job.extract.decode_device)
             for _ in range(num_decode_children(job.extract, cores))
         ]
         self._idle_children: queue.SimpleQueue[DecodeChild] = queue.SimpleQueue()
@@ -177,8 +177,7 @@ class ExtractionWorker:
         with ExitStack() as stack:
             with self.packer.announce(), self._borrowed_child() as child, spent.decoding():
                 path = stack.enter_context(
-                    local_copy(
-                        child,
+                    child.local_copy(
                         task.path,
                         folder=extract.scratch,
                         limit_bytes=int(extract.download_gb * GIB),

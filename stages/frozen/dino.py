@@ -37,7 +37,7 @@ class OpenedDino(OpenedTransformer):
 
     @property
     def tokens(self) -> int:
-        """Tokens that are pooled: the patches, or the class token alone."""
+        """Tokens that are pooled: the patches, or only the class token."""
         return 1 if self.config.pooling == "class" else self.patches
 
     def names(self) -> Iterable[str]:

@@ -97,7 +97,7 @@ class OpenedDiT:
         return self.pipeline.tensors("transformer")
 
     def describe(self) -> FrozenSource:
-        """Input size, digest of what is read, and what the checkpoint says; UserError if it is no such network."""
+        """Input size, digest of what is read, and what the checkpoint states; UserError if it is no such network."""
         if self.config.random_seed is not None:
             digest = random_digest(self.config.random_seed, self.dit)
         else:

@@ -11,7 +11,7 @@ from stages.weights.repository import OnLoaded, log_loading
 
 
 def feature_fields(config: ModelConfig, *, with_teacher: bool = True) -> dict[str, Scalar]:
-    """The part of a fingerprint that follows from the configuration alone; Stage 2 compares these.
+    """The part of a fingerprint that follows from the configuration; Stage 2 compares these.
 
     Every setting of encoder and teacher is in it: those that the chosen network does not read cannot be changed.
     """
@@ -34,7 +34,7 @@ def checkpoint_fields(part: str, source: FrozenSource) -> dict[str, Scalar]:
 
 
 def settle_precision(extract: ExtractConfig) -> ExtractConfig:
-    """Decide an `auto` precision here, once, so that all workers compute alike and the fingerprint tells the truth."""
+    """Decide an `auto` precision here, once, so that all workers compute alike and the fingerprint is true."""
     dtype = str(pick_dtype(extract.precision, pick_device())).removeprefix("torch.")
     return extract.model_copy(update={"precision": dtype})
 
@@ -42,7 +42,7 @@ def settle_precision(extract: ExtractConfig) -> ExtractConfig:
 def fingerprint(config: ModelConfig, extract: ExtractConfig, on_loaded: OnLoaded = log_loading) -> Fingerprint:
     """Everything that changes a cached feature, weights included: reads and hashes the weights that are used.
 
-    `on_loaded` is told which tensors those are, checkpoint by checkpoint. The precision must be settled
+    `on_loaded` is called with the tensors, checkpoint by checkpoint. The precision must be settled
     (`settle_precision`).
     """
     assert extract.precision != "auto"

@@ -97,7 +97,7 @@ def describe_encoder(config: EncoderConfig) -> FrozenSource:
 
 
 def load_encoder(config: EncoderConfig, on_loaded: OnLoaded = log_loading) -> "VisionEncoder":
-    """Build the visual encoder and read its weights, and only those; `on_loaded` is told what was read.
+    """Build the visual encoder and read its weights, and only those; `on_loaded` is called with what was read.
 
     Raises:
         UserError: no InstructBLIP or CLIP checkpoint, or one that lacks the layer or a tensor.
@@ -134,7 +134,7 @@ def _describe_teacher(config: TeacherConfig) -> FrozenSource:
 
 
 def load_teacher(config: TeacherConfig, on_loaded: OnLoaded = log_loading) -> "Teacher":
-    """Build the teacher and read the weights that it needs, and only those; `on_loaded` is told what was read.
+    """Build the teacher and read the weights that it needs, and only those; `on_loaded` is called with what was read.
 
     Raises:
         UserError: as `open_teacher`, or the checkpoint lacks a tensor.

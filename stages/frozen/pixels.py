@@ -1,4 +1,4 @@
-"""How a checkpoint's own preprocessor says that the network sees its pixels."""
+"""How the network sees its pixels, by the checkpoint's own preprocessor."""
 
 from typing import Any
 

@@ -74,7 +74,7 @@ def _teacher_here(config: TeacherConfig) -> FrozenSource | None:
 
 
 def _here(source: str) -> str | None:
-    """Where a checkpoint lies on this machine; None if it would have to be fetched."""
+    """Where a checkpoint is on this machine; None if it would have to be fetched."""
     if source.startswith(BUNDLED_PREFIX) or Path(source).expanduser().exists():
         return source
     from huggingface_hub import snapshot_download
@@ -91,5 +91,5 @@ def _described(part: str, source: str, describe: Callable[[], FrozenSource]) -> 
         return describe()
     except UserError as error:
         # Of a checkpoint of several networks, the files of this one may not have been downloaded.
-        _LOG.debug("whether the %s at %s is the cache's cannot be told: %s", part, source, error)
+        _LOG.debug("whether the %s at %s is the cache's is unknown: %s", part, source, error)
         return None

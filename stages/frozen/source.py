@@ -97,7 +97,7 @@ def _load(path: Path) -> _Entry | None:
     try:
         return _Entry.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
-        return None  # it is written anew
+        return None  # it is written again
 
 
 def _save(path: Path, described: FrozenSource, seen: Mapping[tuple[str, str], Path | None]) -> None:

@@ -57,7 +57,7 @@ class OpenedTower(OpenedEncoder):
 
     @property
     def tokens(self) -> int:
-        """Tokens that are pooled: the patches, or the class token alone."""
+        """Tokens that are pooled: the patches, or only the class token."""
         return 1 if self.config.pooling == "class" else self.patches
 
     def load(self) -> "Teacher":

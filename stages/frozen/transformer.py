@@ -60,7 +60,7 @@ class OpenedTransformer(ABC):
         return {} if self.random_seed is not None else self.repository.tensors()
 
     def describe(self) -> FrozenSource:
-        """Input size, digest of what is read, and what the checkpoint says."""
+        """Input size, digest of what is read, and what the checkpoint states."""
         if isinstance(self.tensors, CheckpointTensors):
             digest = self.tensors.digest(self.names())
         else:

@@ -31,7 +31,7 @@ TRAINED_FILE = "model.safetensors"
 
 _QFORMER, _QUERIES, _PROJECTION = "qformer.", "query_tokens", "language_projection."
 _TABLE = "qformer.frame_positions.weight"
-# Parts that may start anew when a checkpoint's do not fit: they depend on teacher and language model.
+# Parts that may keep their start when a checkpoint's do not fit: they depend on teacher and language model.
 _ALIGNMENT, _LEVELS = "alignment.", "alignment.level_numbers"
 _REPLACEABLE = (_ALIGNMENT, _PROJECTION)
 
@@ -111,9 +111,9 @@ def build_diff_lmm(
         language: the frozen language model, weights loaded.
         special: its `SpecialTokens`.
         visual_width: C of the cached features.
-        target_width: D of the cached targets; None to build no alignment heads whatever lambda says.
+        target_width: D of the cached targets; None to build no alignment heads whatever lambda is.
         seed: of every weight that no checkpoint gives.
-        on_loaded: is told what was taken from each checkpoint, in the order of loading.
+        on_loaded: called with what was taken from each checkpoint, in the order of loading.
 
     Raises:
         UserError: a checkpoint is missing, damaged, or does not fit.
@@ -148,7 +148,7 @@ def new_diff_lmm(
     from model.qformer.qformer import MemoryQFormer
 
     described = instructblip_config(Repository(config.qformer.source))
-    # transformers sets encoder_hidden_size to the vision tower's width, whatever the file says.
+    # transformers sets encoder_hidden_size to the vision tower's width, whatever the file states.
     if described.qformer_config.encoder_hidden_size != visual_width:
         raise UserError(
             f"the Q-Former takes features of width {described.qformer_config.encoder_hidden_size}, "
@@ -172,7 +172,7 @@ def new_diff_lmm(
 def _load_instructblip(model: "DiffLMM", source: str) -> LoadingReport:
     """Fill Q-Former, query tokens and projection from an InstructBLIP checkpoint, whole or not at all.
 
-    The projection alone may stay at its start, when the checkpoint's leads to another language model.
+    Only the projection may stay at its start, when the checkpoint's leads to another language model.
     """
     tensors = Repository(source).tensors()
     with naming(source):

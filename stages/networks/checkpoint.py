@@ -37,7 +37,7 @@ _READ_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Position:
-    """Where a checkpoint stands, and what validation said there.
+    """Where a checkpoint stands, and what validation measured there.
 
     Attributes:
         epoch: epochs finished, validation included.
@@ -112,7 +112,7 @@ class Checkpoints:
         """Name of the newest checkpoint that is whole, which counts as the newest from now on; None if there is none.
 
         Args:
-            on_damaged: is told, in one line, of each newer one that is not; it is kept as `damaged-<name>`.
+            on_damaged: called with one line about each newer one that is not; it is kept as `damaged-<name>`.
         """
         for name in reversed(self._names()):
             try:
@@ -171,7 +171,7 @@ class Checkpoints:
         try:
             yield temporary
         except SafetensorError as error:
-            # Its own kind of error for whatever the system says.
+            # Its own kind of error for whatever the system reports.
             raise UserError(
                 f"the checkpoint cannot be written: {error}",
                 where=self.folder,

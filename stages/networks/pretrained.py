@@ -38,7 +38,7 @@ class LoadedModel(ModelHubMixin):
     """Stage 2's model on its device, and what goes with it.
 
     `save_pretrained(folder)`, `push_to_hub(repo_id)` and `from_pretrained(folder_or_repo_id)` are those of
-    huggingface_hub; the last takes `sources={"language": ..., "qformer": ...}` for frozen networks that lie elsewhere
+    huggingface_hub; the last takes `sources={"language": ..., "qformer": ...}` for frozen networks that are elsewhere
     now, and `verify=False` to take them unseen.
 
     Args:
@@ -74,7 +74,7 @@ class LoadedModel(ModelHubMixin):
             visual_width: C of the features.
             target_width: D of the teacher targets.
             seed: of every weight that no checkpoint gives.
-            shard_language: whether the language model lies in pieces on the processes that train together.
+            shard_language: whether the language model is in pieces on the processes that train together.
 
         Raises:
             UserError: a checkpoint is missing or damaged, or networks and settings do not fit each other.

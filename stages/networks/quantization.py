@@ -35,7 +35,7 @@ def require_quantization(kind: Quantization, *, sharded: bool = False) -> None:
 
     Args:
         kind: how it is to be held.
-        sharded: whether its layers are to lie in pieces on several processes.
+        sharded: whether its layers are to be in pieces on several processes.
     """
     from importlib.util import find_spec
 

@@ -26,7 +26,7 @@ _END_TOKEN = "</s>"  # noqa: S105
 # Its id in LLaMA's vocabulary of 32,000 pieces, to which the published checkpoints add some tokens of their own.
 _LLAMA_END_ID = 2
 _LLAMA_ROWS = range(32_000, 32_128)
-# Every tokenizer of transformers has this file; asked for first, because what it says when all are absent is unclear.
+# Every tokenizer of transformers has this file; asked for first: the error when all are absent is unclear.
 _TOKENIZER_FILE = "tokenizer_config.json"
 
 
@@ -70,7 +70,7 @@ class Tokenizers:
         and nothing of the template, whose words ask for an answer.
 
         Raises:
-            UserError: the template alone is too long.
+            UserError: the template itself is too long.
         """
 
         def without(start: int) -> str:
@@ -171,7 +171,7 @@ def _load_tokenizer(source: str, subfolder: str = "") -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         else:
             tokenizer = AutoTokenizer.from_pretrained(source, subfolder=subfolder)
-        # Without a file of its words transformers makes a tokenizer that knows the special tokens alone.
+        # Without a file of its words transformers makes a tokenizer that knows only the special tokens.
         words = set(tokenizer.get_vocab()) - {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
     if not words:
         raise UserError(
@@ -201,7 +201,7 @@ def _special_tokens(tokenizer: Any, repository: Repository) -> SpecialTokens:
                 "the tokenizer has no end-of-text token", where=source, hint="choose another language.source"
             )
         special = SpecialTokens(start_id=end if start is None else start, end_id=end)
-    # Prompts must begin with the start token alone, and answers with none.
+    # Prompts must begin with only the start token, and answers with none.
     if {special.start_id, special.end_id} & set(tokenizer("a", add_special_tokens=False)["input_ids"]):
         raise UserError("the tokenizer adds special tokens even with add_special_tokens off", where=source)
     return special

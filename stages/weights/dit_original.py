@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.frozen import TensorView
 
-# The sizes that DiT publishes (S, B, L, XL): heads cannot be read off the tensors, whose width alone they divide.
+# The sizes that DiT publishes (S, B, L, XL): heads cannot be read off the tensors: they only divide the width.
 HEADS_BY_WIDTH = {384: 6, 768: 12, 1024: 16, 1152: 16}
 
 _EMBEDDINGS = {"pos_embed.proj.": "x_embedder.proj."}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import InstructBlipConfig, PretrainedConfig
 
 INSTRUCTBLIP = "instructblip"
-# So many characters of what a library says are shown.
+# So many characters of a library's message are shown.
 _LONGEST_REASON = 300
 
 
@@ -71,10 +71,10 @@ def loading(what: str, source: str) -> Iterator[None]:
     except Exception as error:
         for path in sorted(Path(source).expanduser().glob("*.json")):
             refuse_pointer(path)  # whatever the library makes of one
-        said = " ".join(str(error).split())[:_LONGEST_REASON]
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
         raise UserError(
-            f"no {what}: {kind}{said}",
+            f"no {what}: {kind}{reason}",
             where=source,
             hint="install the package that it asks for, or complete its files with `hf download` or `git lfs pull`",
         ) from error

@@ -119,7 +119,7 @@ def open_lavis(path: Path) -> LavisTensors:
 
 
 def _extraction_hint(path: Path) -> str:
-    """The command that writes the tensors alone; it runs whatever the file brings along."""
+    """The command that writes only the tensors; it runs whatever the file brings along."""
     bare = path.with_name(f"{path.stem}-model.pth")
     code = (
         f'import torch; state = torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=False); '

@@ -46,7 +46,7 @@ _LOCAL_ONLY: ContextVar[bool] = ContextVar("local_only", default=False)
 
 @contextmanager
 def local_only() -> Iterator[None]:
-    """Find the files of repositories on this machine alone within the block: no connection is attempted."""
+    """Find the files of repositories only on this machine within the block: no connection is attempted."""
     token = _LOCAL_ONLY.set(True)
     try:
         yield
@@ -305,7 +305,7 @@ def load_without_code(path: Path, *, hint: str) -> Any:
             "damaged, or holds more than tensors, which could run as code and is not loaded", where=path, hint=hint
         ) from error
     except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
-        # What the reader of pickles says of bytes that are none.
+        # What the reader of pickles raises for bytes that are none.
         raise UserError("damaged, or not a checkpoint", where=path, hint="download the file again") from error
     except (RuntimeError, OSError, EOFError) as error:
         reason = str(error).partition(". ")[0] or "it ends too early"
@@ -336,8 +336,8 @@ class LoadingReport:
 
     def summary(self) -> str:
         """One line: how many of each, and under which prefixes."""
-        told = f"{self.source}: took {_grouped(self.taken, 1)}, left {_grouped(self.left, 1)}"
-        return f"{told}; still at the start: {_grouped(self.initialised, 2)}" if self.initialised else told
+        line = f"{self.source}: took {_grouped(self.taken, 1)}, left {_grouped(self.left, 1)}"
+        return f"{line}; still at the start: {_grouped(self.initialised, 2)}" if self.initialised else line
 
 
 OnLoaded = Callable[[LoadingReport], None]

@@ -1,9 +1,9 @@
-"""Where the tiny frozen networks lie that come with the project, in the layouts of the published checkpoints.
+"""Where the tiny frozen networks are that come with the project, in the layouts of the published checkpoints.
 
 They let the whole path run on any machine without a download, through the same classes and the same loading code as the
 published weights. `bundled:tiny-instructblip` holds a vision tower, an untrained Q-Former to start from, a LLaMA
 language model and both tokenizers; `bundled:tiny-dit` a DiT pipeline. How they were trained, and how well they know the
-synthetic world, is told by the card beside each and by docs/small-world.md.
+synthetic world, is in the card beside each and in docs/small-world.md.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's file is what its name says and all there, as far as its beginning, size and own index tell."""
+"""Whether a checkpoint's file is what its name claims and complete, by its beginning, its size and its own index."""
 
 import json
 import zipfile
@@ -38,7 +38,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def refuse_pointer(path: Path) -> None:
-    """UserError if a git-lfs pointer lies in the place of a file, as after cloning a repository without git-lfs."""
+    """UserError if a git-lfs pointer is in the place of a file, as after cloning a repository without git-lfs."""
     if path.stat().st_size > _LONGEST_POINTER:
         return
     content = path.read_bytes()
@@ -53,7 +53,7 @@ def require_whole(path: Path) -> None:
     """Look at a weight, configuration or tokenizer file without loading it.
 
     Raises:
-        UserError: it is a git-lfs pointer, empty, cut short, or of another kind than its name says.
+        UserError: it is a git-lfs pointer, empty, cut short, or of another kind than its name claims.
     """
     refuse_pointer(path)
     if not path.stat().st_size:
@@ -72,7 +72,7 @@ def _require_safetensors(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        # It compares the file's size with what the header says that it holds.
+        # It compares the file's size with what the header states that it holds.
         with safe_open(path, framework="numpy"):
             pass
     except (SafetensorError, OSError) as error:

@@ -158,7 +158,7 @@ def test_an_interrupted_decode_leaves_no_answer_for_the_next(child, video):
 @on_linux
 def test_a_video_past_the_memory_limit_is_one_memory_error(video, tmp_path):
     large = write_flat_video(tmp_path / "large.mp4", side_px=4096)
-    with DecodeChild(memory_bytes=64 * 2**20) as small:
+    with DecodeChild(memory_gb=64 / 1024) as small:
         assert_decodes(small, video)
         error = failure(small, request_for(large, [0.0]))
         assert error.kind == "memory"

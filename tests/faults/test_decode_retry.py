@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from stages.decode import Attempts, DecodeChild, DecodeError, FrameRequest, decode_or_retry
+from stages.decode import Attempts, DecodeChild, DecodeError, FrameRequest
 from stages.decode.reader import decode
 from tests.faults.test_decode_child import write_flat_video
 from tests.video_files import write_video
@@ -24,6 +24,10 @@ LONG_S = 60.0
 
 def request_for(path):
     return FrameRequest(path, TIMES_S, ((64, 64), (40, 56)), "pyav", 0.1)
+
+
+def decode_or_retry(child, request, deadline_s):
+    return Attempts(request, deadline_s).decode(child, request.times_s)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,7 @@ def test_the_deadline_holds_for_all_parts_together(child, video):
 def test_a_video_past_the_memory_limit_is_tried_with_the_other_decoder_too(tmp_path):
     large = write_flat_video(tmp_path / "large.mp4", side_px=4096, codec="libx264")
     request = FrameRequest(large, TIMES_S[:1], ((64, 64),), "pyav", 0.1)
-    with DecodeChild(memory_bytes=64 * 2**20) as small, pytest.raises(DecodeError) as caught:
+    with DecodeChild(memory_gb=64 / 1024) as small, pytest.raises(DecodeError) as caught:
         decode_or_retry(small, request, LONG_S)
     assert caught.value.kind == "memory"
     assert "; then, with decord, " in caught.value.reason

@@ -36,7 +36,14 @@ def manifest_of(dataset, folder):
 def answered(samples, answer_of):
     return [
         Prediction(
-            one.id, one.video, one.task, one.prompt_text, one.answer, (answer_of(one),), (-1.0,), answer_type_of(one)
+            one.id,
+            one.video,
+            one.task,
+            one.prompt.replace("{}", one.question),
+            one.answer,
+            (answer_of(one),),
+            (-1.0,),
+            answer_type_of(one),
         )
         for one in samples
     ]

@@ -330,7 +330,7 @@ def test_a_training_says_once_how_many_questions_it_cuts_and_reads_them_as_evalu
     assert tokenizers.decode(row[~answer][None, None])[0][0] == answered.question
     assert answered.question.startswith("what is the ")
     assert answered.question.endswith(" of the movie?")
-    assert len(answered.question) < len(long.prompt_text)
+    assert len(answered.question) < len(long.prompt.replace("{}", long.question))
     assert (~answer & batch.stored.answer.mask[0]).sum() <= 10
 
     lines = (world.folder / "samples.jsonl").read_text(encoding="utf-8")

@@ -73,7 +73,7 @@ def cannot_begin(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Some places (/proc) say that they are not there rather than that they cannot be written.
+        # Some places (/proc) report that they are not there rather than that they cannot be written.
         raise UserError(
             f"no cache can be made here: {refusal_of(error) or f'the system reports {error.strerror!r}'}",
             where=path,

@@ -21,7 +21,7 @@ class Piece(NamedTuple):
 
 
 class SmallFiles(Protocol):
-    """Records, ledger files and fingerprint of a cache or an export, wherever they lie; "" is the folder at the top."""
+    """Records, ledger files and fingerprint of a cache or an export, wherever they are; "" is the folder at the top."""
 
     @property
     def root(self) -> Place:

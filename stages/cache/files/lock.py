@@ -19,7 +19,7 @@ from stages.errors import UserError
 from stages.lock import ProcessLock, is_held, locked_by
 from stages.shard import Shard
 
-LOCK = "extracting.lock"
+CACHE_LOCK = "extracting.lock"
 _OF_A_SHARD = re.compile(r"extracting-([0-9]+)-of-([0-9]+)\.lock")
 
 
@@ -58,7 +58,7 @@ class FileLock(ProcessLock):
 
 def lock_name(shard: Shard | None) -> str:
     """The name of the lock of an extraction of a whole plan (None), or of one shard of it."""
-    return LOCK if shard is None else f"extracting-{shard.index}-of-{shard.count}.lock"
+    return CACHE_LOCK if shard is None else f"extracting-{shard.index}-of-{shard.count}.lock"
 
 
 def rivals(own: str, names: Iterable[str]) -> list[str]:
@@ -68,7 +68,7 @@ def rivals(own: str, names: Iterable[str]) -> list[str]:
     for name in names:
         theirs = _OF_A_SHARD.fullmatch(name)
         side_by_side = ours is not None and theirs is not None and ours[2] == theirs[2]
-        if name != own and (theirs is not None or name == LOCK) and not side_by_side:
+        if name != own and (theirs is not None or name == CACHE_LOCK) and not side_by_side:
             found.append(name)
     return sorted(found)
 

@@ -59,7 +59,7 @@ class FileLog:
 
 
 class RemoteLog:
-    """Writes parts of 500 lines, <name>.jsonl, <name>-0001.jsonl, ..., the last one anew with each batch of lines.
+    """Writes parts of 500 lines, <name>.jsonl, <name>-0001.jsonl, ..., the last one again with each batch of lines.
 
     An object cannot grow, and one per event would be slow to read. A part is stored when an event cannot be restored
     (a video failed) and otherwise every 5 seconds: a kill costs at most the events of videos done since, which their

@@ -1,4 +1,4 @@
-"""Where a cache may lie: a directory (an HDF5 export: a file), or a prefix of an object store, named by its URL."""
+"""Where a cache may be: a directory (an HDF5 export: a file), or a prefix of an object store, named by its URL."""
 
 from pathlib import Path, PurePosixPath
 

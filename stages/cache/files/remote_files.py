@@ -16,6 +16,7 @@ from stages.cache.files.errors import damaged
 from stages.cache.files.files import Piece
 from stages.cache.files.places import CacheUrl
 from stages.errors import UserError
+from stages.urls import is_forbidden, open_filesystem
 
 T = TypeVar("T")
 
@@ -96,7 +97,7 @@ class RemoteFiles:
     def create_file(self, name: str, content: bytes) -> bool:
         """Write a file at the top unless it is there, where the store can do that in one step; returns whether it did.
 
-        Stores that cannot say no overwrite it, so whoever needs to know reads it back.
+        Stores that cannot refuse overwrite it, so whoever needs to know reads it back.
         """
         self.require_writable()
         try:
@@ -174,7 +175,9 @@ class RemoteFiles:
     def _filesystem(self) -> tuple[Any, str]:
         # An event loop does not survive a fork, so each process has its own.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), *_open(self.root))
+            # Other processes write too, so a listing is never taken from memory.
+            options = {"use_listings_cache": False, **_OPTIONS.get(self.root.protocol, {})}
+            self._opened = (os.getpid(), *open_filesystem(str(self.root), **options))
         return self._opened[1:]
 
     def _fetch(self, paths: Sequence[str], starts: Sequence[int], ends: Sequence[int | None]) -> list[bytes | None]:
@@ -210,28 +213,9 @@ class RemoteFiles:
                 if isinstance(error, FileNotFoundError) and not _says_no_bucket(error):
                     raise
                 if not _is_passing(error) or tries == _TRIES:
-                    raise _told(error, self.root) from error
+                    raise _as_user_error(error, self.root) from error
                 time.sleep(_PAUSE_S * tries)
         raise AssertionError
-
-
-def _open(root: CacheUrl) -> tuple[Any, str]:
-    import fsspec  # 0.1 s that local caches need not pay
-
-    try:
-        # Other processes write too, so a listing is never taken from memory.
-        return fsspec.core.url_to_fs(str(root), use_listings_cache=False, **_OPTIONS.get(root.protocol, {}))
-    except ImportError as error:
-        raise UserError(
-            f"{root.protocol}:// needs a package that is not installed ({error})",
-            where=root,
-            hint="run `pip install 'diff-lmm[remote]'` for s3:// and http(s)://, gcsfs for gs://, adlfs for az://",
-        ) from error
-    except ValueError as error:
-        known = "s3, gs, az, http, https, file and what else fsspec knows"
-        raise UserError(
-            "this kind of address is not known", where=root, received=f"{root.protocol}://", allowed=known
-        ) from error
 
 
 def _spans(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -256,7 +240,7 @@ def _missing_or(error: Exception, root: CacheUrl, *, final: bool) -> bytes | Exc
     if getattr(error, "status", None) == 416 or "satisfiable" in str(error):
         return b""
     if final or not _is_passing(error):
-        raise _told(error, root) from error
+        raise _as_user_error(error, root) from error
     return error
 
 
@@ -276,15 +260,14 @@ def _says_no_bucket(error: BaseException) -> bool:
     return "bucket does not exist" in str(error)
 
 
-def _told(error: Exception, root: CacheUrl) -> Exception:
+def _as_user_error(error: Exception, root: CacheUrl) -> Exception:
     """The error as one line for the user; what is a bug of ours stays what it is."""
     detail = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     hint = (
         "credentials and endpoints are fsspec's and its driver's, such as AWS_ACCESS_KEY_ID; "
         "see docs/cache.md in the project's repository, Caches at a URL"
     )
-    status = getattr(error, "status", None)
-    if isinstance(error, PermissionError) or status in (401, 403):
+    if is_forbidden(error):
         return UserError(f"no permission ({detail})", where=root, hint=hint)
     if type(error).__name__ in _CREDENTIALS:
         return UserError(f"no credentials for this place ({detail})", where=root, hint=hint)

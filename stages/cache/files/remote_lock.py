@@ -1,6 +1,6 @@
 """The locks of a cache at a URL (`lock`): objects that say who writes, and that this is not long ago.
 
-An object store locks nothing. The holder writes the object anew every 30 seconds; whoever finds it older than five
+An object store locks nothing. The holder writes the object again every 30 seconds; whoever finds it older than five
 minutes, or finds that its writer was a process of this machine that no longer runs, takes it over. Where the store can
 create an object only if there is none (S3, GCS), two that come at once cannot both get it; elsewhere, and when two take
 over at once, the one that was written last counts, and the other learns so within its first events and stops. Commits
@@ -103,30 +103,30 @@ class RemoteLock:
                 _LOG.warning("the lock could not be renewed, it is tried again: %s", error)
 
     def _content(self) -> bytes:
-        told = {
+        fields = {
             **self._holder,
             "token": self._token,
             "writer": f"{self._token}.{current_writer()}",
             "heard": time.time(),
         }
-        return json.dumps(told).encode()
+        return json.dumps(fields).encode()
 
     def _is_mine(self, content: bytes) -> bool:
         return _read(content).get("token") == self._token
 
 
 def _is_left_behind(content: bytes) -> bool:
-    told = _read(content)
-    writer = Writer.of(str(told.get("writer")))
+    fields = _read(content)
+    writer = Writer.of(str(fields.get("writer")))
     if writer is not None and writer.is_known_dead():
         return True
-    heard = told.get("heard")
+    heard = fields.get("heard")
     return not isinstance(heard, int | float) or time.time() - heard > STALE_AFTER_S
 
 
 def _read(content: bytes) -> dict[str, object]:
     try:
-        told = json.loads(content)
+        fields = json.loads(content)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return fields if isinstance(fields, dict) else {}

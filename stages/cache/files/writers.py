@@ -1,4 +1,4 @@
-"""Who writes into a cache, and whether that process still runs: what tells a leftover from work in progress."""
+"""Who writes into a cache, and whether that process still runs: what distinguishes a leftover from work in progress."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ class Writer:
 
     @classmethod
     def of(cls, folder_name: str) -> "Writer | None":
-        """Return the writer that `folder_name` tells of, None when it is not one of ours."""
+        """Return the writer that `folder_name` names, None when it is not one of ours."""
         parts = folder_name.split(".", 3)
         if len(parts) == 4 and parts[1].isdecimal():
             return cls(pid=int(parts[1]), start=parts[2], host=parts[3])
@@ -30,7 +30,7 @@ class Writer:
 
 
 def current_writer() -> str:
-    """Return "<pid>.<start>.<host>" of this process; the start tells it from a later process with the same id."""
+    """Return "<pid>.<start>.<host>" of this process; a later process with the same id has another start."""
     return f"{os.getpid()}.{_start_of(os.getpid())}.{_host()}"
 
 
@@ -54,6 +54,6 @@ def _start_of(pid: int) -> str | None:
         # The second field is the program's name in brackets and may itself hold blanks and brackets.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return _UNKNOWN_START  # a system without /proc: the id alone has to do
+        return _UNKNOWN_START  # a system without /proc: only the id is known
     state, start = fields[0], fields[19]
     return None if state in "ZX" else start

@@ -12,7 +12,7 @@ from stages.cache.files.places import Place
 from stages.cache.stores.commit import ArrayRecord, CommitRecord
 
 
-class Export:
+class ReadOnlyStore:
     """The part of `stores.Store` that is the same for every kind."""
 
     kind: ClassVar[str]
@@ -46,7 +46,7 @@ def rows_buffer(array: ArrayRecord, num_rows: int) -> tuple[np.ndarray, memoryvi
 
 
 def runs(rows: np.ndarray, chunk_rows: int) -> Iterator[tuple[int, int]]:
-    """Cut `rows` into (first row, count) runs of neighbours that lie in one chunk."""
+    """Cut `rows` into (first row, count) runs of neighbours in one chunk."""
     if rows.size:
         cuts = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % chunk_rows == 0)) + 1
         for run in np.split(rows, cuts):
@@ -75,7 +75,7 @@ def times_problems(record: CommitRecord, read: ReadRows) -> list[str]:
 
 
 def content_problems(record: CommitRecord, read: ReadRows) -> list[str]:
-    """Check every chunk of every array and the times, for arrays that lie in one piece each."""
+    """Check every chunk of every array and the times, for arrays in one piece each."""
     problems = []
     for name, array in record.arrays.items():
         for chunk in range(len(array.crc32c)):

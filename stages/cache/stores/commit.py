@@ -1,4 +1,4 @@
-"""Commit records: one small JSON file per video that says which group holds it; what no record names does not exist.
+"""Commit records: one small JSON file per video that names its group; what no record names does not exist.
 
 <root>/commits/<video>.json      the record, replaced in one step, always written last
 <root>/videos/<video>.<revision> the group it names; 8 hexadecimal digits, new for every write
@@ -151,7 +151,7 @@ def record_name(root: Place, video: str) -> str:
 
 
 def record_path(root: Place, video: str) -> Place:
-    """Return where the commit record of `video` lies; UserError when the id is unsafe as a file name."""
+    """Return where the commit record of `video` is; UserError when the id is unsafe as a file name."""
     return root / COMMITS / record_name(root, video)
 
 

@@ -63,7 +63,7 @@ class CopiedStore:
     def _begin(self) -> None:
         theirs, mine = self._store.content("", FILE_NAME), self._files.content("", FILE_NAME)
         if theirs is None or mine == theirs:
-            return  # without a cache there, whoever opens it says so
+            return  # without a cache there, whoever opens it reports that
         folder = self._files.root
         if mine is not None or self._files.names(""):
             raise UserError(
@@ -79,7 +79,7 @@ class CopiedStore:
             mine = load_record(self._files, record.video)
         except DamagedCacheError:
             return False
-        # The copy's record is written last, so its group is whole; the name alone does not say whose group it is.
+        # The copy's record is written last, so its group is whole; the name does not show whose group it is.
         same = mine is not None and (mine.group, mine.checksum) == (record.group, record.checksum)
         return same and bool(self._files.names(f"{VIDEOS}/{record.group}"))
 

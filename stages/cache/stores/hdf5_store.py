@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from stages.cache.files.errors import damaged_export
-from stages.cache.stores.blocks import Export, content_problems, runs
+from stages.cache.stores.blocks import ReadOnlyStore, content_problems, runs
 from stages.cache.stores.commit import COMMITS, VIDEOS, CommitRecord
 from stages.cache.stores.webdataset_store import INDEX, RECORD
 from stages.ids import check_id
@@ -46,7 +46,7 @@ def is_hdf5(root: Path) -> bool:
         return file.read(len(_SIGNATURE)) == _SIGNATURE
 
 
-class Hdf5Store(Export):
+class Hdf5Store(ReadOnlyStore):
     """Reads such a file; see `stores.Store`."""
 
     kind: ClassVar[str] = "hdf5"
@@ -120,7 +120,7 @@ class Hdf5Store(Export):
 
     @contextmanager
     def _reading(self) -> "Iterator[h5py.File]":
-        """Give the open file, and turn what HDF5 says of a broken one into our error."""
+        """Give the open file, and turn HDF5's errors about a broken one into ours."""
         try:
             yield self._file()
         except (OSError, RuntimeError, KeyError, ValueError) as error:
@@ -129,7 +129,7 @@ class Hdf5Store(Export):
             raise damaged_export(self.root, f"HDF5 cannot read this file ({error})") from error
 
     def _dataset(self, path: str) -> "h5py.Dataset | None":
-        """The dataset at `path` if it lies in this very file and in one piece; links to elsewhere are not followed."""
+        """The dataset at `path` if it is in this very file and in one piece; links to elsewhere are not followed."""
         import h5py
 
         with self._reading() as file:

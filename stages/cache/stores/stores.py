@@ -30,7 +30,7 @@ _HDF5_NAMES = (".h5", ".hdf5")
 
 
 class Store(SmallFiles, Protocol):
-    """Where a cache's records, ledger and arrays lie. Cheap to copy to other processes: each opens files by itself."""
+    """Where a cache's records, ledger and arrays are. Cheap to copy to other processes: each opens files by itself."""
 
     kind: ClassVar[str]
 
@@ -75,7 +75,7 @@ class WritableStore(Store, Files, Protocol):
 
 
 class _ZarrGroups:
-    """What a cache does with its groups, wherever they lie."""
+    """What a cache does with its groups, wherever they are."""
 
     def groups(self: Files) -> set[str]:
         return set(self.names(VIDEOS))
@@ -162,7 +162,7 @@ class RemoteZarrStore(RemoteFiles, _ZarrGroups):
 
 
 def store_at(root: Place) -> Store:
-    """Return the store at `root`, by what lies there; a cache when nothing does yet.
+    """Return the store at `root`, by what is there; a cache when nothing is yet.
 
     Raises:
         UserError: an address of no known kind, a driver that is not installed, or an HDF5 file at a URL.

@@ -1,4 +1,4 @@
-"""What lies in a cache's directory besides committed videos: groups that no record names, attempts nobody finishes."""
+"""What is in a cache's directory besides committed videos: groups that no record names, attempts nobody finishes."""
 
 import json
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def is_left_behind(files: Files, attempt: str, stale_after_s: float) -> bool:
 
 
 def video_of(group: str) -> str:
-    """The video that a group's name tells of."""
+    """The video in a group's name."""
     return group.rpartition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""A cache as WebDataset shards: plain tar files of .npy members, and an index of where each member's bytes lie.
+"""A cache as WebDataset shards: plain tar files of .npy members, and an index of where each member's bytes are.
 
     fingerprint.json, ledger/         as in the cache
     shards/<number>.tar               per video <id>.times_s.npy, <id>.features.npy, ..., <id>.record.json
@@ -26,7 +26,7 @@ from stages.cache.files.errors import DamagedCacheError, damaged_export
 from stages.cache.files.files import Directory, Piece, SmallFiles
 from stages.cache.files.places import Place
 from stages.cache.files.remote_files import RemoteFiles
-from stages.cache.stores.blocks import Export, content_problems, rows_buffer, runs
+from stages.cache.stores.blocks import ReadOnlyStore, content_problems, rows_buffer, runs
 from stages.cache.stores.commit import COMMITS, CommitRecord
 from stages.errors import UserError
 from stages.ids import check_id
@@ -60,7 +60,7 @@ def is_webdataset(files: SmallFiles) -> bool:
     return bool(files.names(SHARDS)) or files.content("", INDEX) is not None
 
 
-class WebDatasetStore(Export):
+class WebDatasetStore(ReadOnlyStore):
     """Reads such an export; see `stores.Store`."""
 
     kind: ClassVar[str] = "webdataset"

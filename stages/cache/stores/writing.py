@@ -4,10 +4,10 @@
                                            /record.json  the record to be, until it is moved into place
 
 An object store has no rename: there the group is written where it will stay, under a name that nobody else takes, while
-record.json says whose it will be; and the commit record alone decides.
+record.json names the video it will belong to; only the commit record decides.
 
 An attempt has a folder of its own, so writers never meet in one. Kill it at any moment: the record is the old one or
-the new one, and what is left over is found by `maintenance.sweep`, through the writer that the folder's name tells of.
+the new one, and what is left over is found by `maintenance.sweep`, through the writer in the folder's name.
 """
 
 import secrets
@@ -100,7 +100,7 @@ def commit_at_url(
 
 
 def attempt_name() -> str:
-    """A name in `tmp/` that nobody else takes, and that tells who writes."""
+    """A name in `tmp/` that nobody else takes, and that names the writer."""
     return f"{secrets.token_hex(4)}.{current_writer()}"
 
 

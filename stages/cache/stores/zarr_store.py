@@ -31,11 +31,11 @@ _CHECKED_AT_ONCE = 16
 # bits of bfloat16, and this is its NaN.
 _FILL = {"uint16": 0x7FC0, "int8": -128}
 
-assert sys.byteorder == "little", "stored rows are read as they lie on disk, little-endian"
+assert sys.byteorder == "little", "stored rows are read as they are on disk, little-endian"
 
 
 def write_group(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, ArrayRecord]:
-    """Write a new group at `path` and return what the commit record says of its arrays.
+    """Write a new group at `path` and return its arrays as the commit record lists them.
 
     Nothing is synced to disk yet. Whoever puts a record in place has to do that before: a record that survives a power
     cut must not name chunks that did not.
@@ -160,7 +160,7 @@ def _metadata_problems(content: bytes | None, name: str, expected: Mapping[str, 
 
 
 def _array_metadata(array: ArrayRecord) -> dict[str, object]:
-    """What the metadata of an array says, as far as it decides what other readers of Zarr see."""
+    """The metadata of an array, as far as it decides what other readers of Zarr see."""
     return {
         "zarr_format": 3,
         "node_type": "array",

@@ -38,7 +38,7 @@ def questions(source: Source, path: Path) -> Iterator[Question]:
         end_s = line.duration_s if line.end_s is None else line.end_s
         if not line.start_s < end_s <= line.duration_s:
             raise UserError(
-                "start_s and end_s do not lie in the video",
+                "start_s and end_s are not in the video",
                 where=where,
                 received=f"{line.start_s} and {end_s}",
                 allowed=f"0 <= start_s < end_s <= duration_s = {line.duration_s}",

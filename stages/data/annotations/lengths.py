@@ -1,4 +1,4 @@
-"""How long videos are, for annotations that do not say it: a table with a line per video beside them."""
+"""How long videos are, for annotations without it: a table with a line per video beside them."""
 
 import csv
 import math
@@ -16,20 +16,20 @@ _VIDEO, _DURATION, _FRAMES = ("video", "videoid"), ("duration_s", "duration"), (
 
 @dataclass(frozen=True)
 class Length:
-    """A video's length; `num_frames` counts frames at the card's `index_fps`, None if the table does not say."""
+    """A video's length; `num_frames` counts frames at the card's `index_fps`, None if the table does not have it."""
 
     duration_s: float
     num_frames: int | None
 
 
-def read_lengths(folder: Path, names: Sequence[str], *, hint: str) -> dict[str, Length]:
+def read_length_table(folder: Path, names: Sequence[str], *, hint: str) -> dict[str, Length]:
     """Return the lengths by video id from the first of the tables `names` that is in `folder`.
 
     The table is comma-separated with a header: `video` or `videoid`, `duration_s` or `duration` in seconds, and, if
     known, `num_frames`.
 
     Raises:
-        UserError: there is no such table (`hint` says how to get one), or a line of it is broken; file and line.
+        UserError: there is no such table (`hint`: how to get one), or a line of it is broken; file and line.
     """
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.data.annotations.lengths import Length, read_lengths
+from stages.data.annotations.lengths import Length, read_length_table
 from stages.data.annotations.questions import Question, Source
 from stages.data.card_schema import AnnotationFiles
 from stages.data.manifest import Split
@@ -21,7 +21,7 @@ def questions(source: Source, form: AnnotationFiles, folder: Path, split: Split)
     The release counts no frames, so a window is never cut by their number (in MA-LMM's files one window is). A video
     without a duration, as clips have that went offline before durations were collected, is left out.
     """
-    lengths = read_lengths(folder, form.durations, hint=_HINT)
+    lengths = read_length_table(folder, form.durations, hint=_HINT)
     for task, card in source.card.tasks.items():
         (name,) = form.files_of(split, [task])
         if not (folder / name).exists():

@@ -22,7 +22,7 @@ class _Asked(Record):
 
 
 def questions(source: Source, form: AnnotationFiles, folder: Path, split: Split) -> Iterator[Question]:
-    """Yield the questions; `frame_length` counts frames at the rule's `index_fps` and so says the duration."""
+    """Yield the questions; `frame_length` counts frames at the rule's `index_fps` and so gives the duration."""
     (task,) = source.card.tasks
     for place, question_id, entry in read_json_entries(folder / form.files[split]):
         where = f"{place}, question {question_id!r}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, Field
 
-from stages.data.annotations.lengths import read_lengths
+from stages.data.annotations.lengths import read_length_table
 from stages.data.annotations.questions import Question, Source
 from stages.data.card_schema import AnnotationFiles
 from stages.data.manifest import Record, Split
@@ -39,7 +39,7 @@ def questions(source: Source, form: AnnotationFiles, folder: Path, split: Split)
     if not isinstance(entries, list):
         raise UserError("must hold one JSON list", where=path, received=type(entries).__name__)
     names = read_video_names(names_path)
-    lengths = read_lengths(folder, form.durations, hint=_HINT)
+    lengths = read_length_table(folder, form.durations, hint=_HINT)
     for number, entry in enumerate(entries):
         where = f"{path}, entry {number}"
         asked = parse_record(_Asked, entry, where)

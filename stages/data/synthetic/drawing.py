@@ -58,14 +58,14 @@ STRIPE_SHIFTS = 24  # a common multiple of the stripes' periods, 6 and 8
 
 @dataclass(frozen=True)
 class Motion:
-    """The discs' angles: `phase_rad` at time 0 and `speed_rad_s`, each for A and B; the start tells nothing."""
+    """The discs' angles: `phase_rad` at time 0 and `speed_rad_s`, each for A and B; the start is no clue."""
 
     phase_rad: tuple[float, float]
     speed_rad_s: tuple[float, float]
 
 
 def draw_motion(relationship: str, rng: np.random.Generator) -> Motion:
-    """Draw phases uniformly, speeds within 1.0 to 1.4 rad/s, and an overall direction that tells nothing either."""
+    """Draw phases uniformly, speeds within 1.0 to 1.4 rad/s, and an overall direction that is no clue either."""
     sense = rng.choice((-1.0, 1.0))
     phases = rng.uniform(0, 2 * np.pi, size=2)
     speeds = rng.uniform(*_SPEED_RAD_S, size=2)
@@ -97,7 +97,7 @@ def draw_video(labels: dict[str, str], seed: tuple[int, ...], times_s: np.ndarra
     still = _film_look(_lit(_scene(labels["scene"], rng), labels["genre"]), labels["year"])
     # The grain stands still: moving grain would be most of the file.
     still = np.clip(still + rng.normal(0, _GRAIN, size=(SIZE_PX, SIZE_PX, 1)), 0, 1)
-    # Shifted stripes: their direction tells the director, not the grey that a blurred corner happens to have.
+    # Shifted stripes: their direction is the director, not the grey that a blurred corner happens to have.
     marks = Marks(
         emblem_shift=int(rng.integers(STRIPE_SHIFTS)),
         glyph_px=(int(rng.integers(*GLYPH_ROWS_PX)), int(rng.integers(*GLYPH_COLUMNS_PX))),

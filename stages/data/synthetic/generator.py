@@ -31,7 +31,7 @@ _OWN_FILE = re.compile(r"(?:train|val|test)_\d{4,}\.mp4|\.(?:train|val|test)_\d{
 
 @dataclass(frozen=True)
 class SyntheticSummary:
-    """What lies in the folder: number, total length and total size of the videos; `reused` when it was there before."""
+    """What is in the folder: number, total length and total size of the videos; `reused` when it was there before."""
 
     folder: Path
     videos: int
@@ -51,7 +51,7 @@ def generate(
     """Write `folder/videos/<id>.mp4` and `folder/annotations/<split>.json`; return at once if they are there.
 
     A record file is written last. A folder without it, or with another seed, size or generator version, is written
-    anew; each file is replaced in one step, so no video is ever half-written under its name.
+    again; each file is replaced in one step, so no video is ever half-written under its name.
 
     Args:
         folder: where to; created when absent.
@@ -101,7 +101,7 @@ def _check_sizes(seed: int, videos_per_split: Mapping[str, int]) -> None:
 def _is_finished(folder: Path, specs: list[VideoSpec], request: dict[str, Any]) -> bool:
     try:
         record = json.loads((folder / _RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent or damaged: write everything anew
+    except (OSError, ValueError):  # absent or damaged: write everything again
         return False
     present = {path.name for path in (folder / "videos").glob("*.mp4")}
     annotated = all((folder / "annotations" / f"{split}.json").is_file() for split in request["videos_per_split"])

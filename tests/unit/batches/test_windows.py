@@ -278,7 +278,8 @@ def test_batches_come_in_the_order_asked_for_whatever_the_workers(cache, tokeniz
         assert batch.clips.features[:, 0, 0, 0].tolist() == first
         assert batch.clips.targets[:, 0, 0].tolist() == [-value for value in first]
         texts = tokenizers.qformer.batch_decode(batch.clips.question.ids, skip_special_tokens=True)
-        assert [text.strip() for text in texts] == [samples[index].prompt_text for index in indices]
+        asked = [samples[index] for index in indices]
+        assert [text.strip() for text in texts] == [one.prompt.replace("{}", one.question) for one in asked]
 
 
 def test_a_batch_without_targets_has_none(cache, tokenizers):

@@ -221,7 +221,7 @@ def test_a_target_that_is_not_empty_is_refused_and_left_alone(cache, tmp_path, k
 
 def test_a_target_inside_the_source_is_refused(cache):
     before = sorted(cache.root.rglob("*"))
-    with pytest.raises(UserError, match="the target lies inside the source"):
+    with pytest.raises(UserError, match="the target is inside the source"):
         export(cache, cache.root / "export", "webdataset")
     assert sorted(cache.root.rglob("*")) == before
 

@@ -13,7 +13,7 @@ import zarr
 
 from stages.cache import DamagedCacheError, FeatureCache, Fingerprint, MissingFramesError
 from stages.cache.convert import convert
-from stages.cache.files.lock import LOCK
+from stages.cache.files.lock import CACHE_LOCK
 from stages.cache.files.places import CacheUrl, place_of
 from stages.cache.files.remote_lock import STALE_AFTER_S
 from stages.cache.files.writers import current_writer
@@ -252,7 +252,7 @@ def test_a_second_writer_stops_with_a_line_that_names_the_first(root):
         pytest.raises(UserError, match=rf"another process \({os.getpid()} on .*\) is writing into this cache"),
     ):
         cache.ledger.writer().__enter__()
-    assert cache.store.content("", LOCK) is None
+    assert cache.store.content("", CACHE_LOCK) is None
     with cache.ledger.writer():
         pass
 
@@ -266,20 +266,20 @@ def test_a_lock_that_was_written_although_the_answer_was_lost_is_ones_own(root):
     """The driver asks again, and the store then says that there is one."""
     cache = make(root)
     lock = cache.store.lock()
-    cache.store.add_file("", LOCK, lock._content())
+    cache.store.add_file("", CACHE_LOCK, lock._content())
     lock.acquire()
     lock.release()
-    assert cache.store.content("", LOCK) is None
+    assert cache.store.content("", CACHE_LOCK) is None
 
 
 def test_the_lock_of_another_host_counts_until_it_is_old(root):
     cache = make(root)
-    cache.store.add_file("", LOCK, told())
+    cache.store.add_file("", CACHE_LOCK, told())
     with pytest.raises(UserError, match=r"another process \(7 on elsewhere, since noon\)"):
         cache.ledger.writer().__enter__()
-    cache.store.add_file("", LOCK, told(heard=time.time() - STALE_AFTER_S - 1))
+    cache.store.add_file("", CACHE_LOCK, told(heard=time.time() - STALE_AFTER_S - 1))
     with cache.ledger.writer():
-        assert json.loads(cache.store.content("", LOCK))["pid"] == os.getpid()
+        assert json.loads(cache.store.content("", CACHE_LOCK))["pid"] == os.getpid()
 
 
 def test_the_lock_of_a_process_of_this_host_that_ended_is_taken_over_at_once(root):
@@ -287,7 +287,7 @@ def test_the_lock_of_a_process_of_this_host_that_ended_is_taken_over_at_once(roo
     ended.wait()
     host = current_writer().split(".", 2)[2]
     cache = make(root)
-    cache.store.add_file("", LOCK, told(writer=f"t.{ended.pid}.1.{host}"))
+    cache.store.add_file("", CACHE_LOCK, told(writer=f"t.{ended.pid}.1.{host}"))
     with cache.ledger.writer():
         pass
 
@@ -298,21 +298,21 @@ def test_whoever_lost_the_lock_stops_at_the_next_event(root, monkeypatch):
     with cache.ledger.writer() as run:
         run.failed("v", reason="first", attempts=1)
         # On a busy machine a beat that has begun may write its own over it.
-        while json.loads(cache.store.content("", LOCK))["pid"] != 7:
-            cache.store.add_file("", LOCK, told())
+        while json.loads(cache.store.content("", CACHE_LOCK))["pid"] != 7:
+            cache.store.add_file("", CACHE_LOCK, told())
             time.sleep(1)
         with pytest.raises(UserError, match=r"another process \(7 on elsewhere, since noon\) has taken over"):
             run.failed("w", reason="second", attempts=1)
-    assert json.loads(cache.store.content("", LOCK))["pid"] == 7, "it is not ours to remove"
+    assert json.loads(cache.store.content("", CACHE_LOCK))["pid"] == 7, "it is not ours to remove"
 
 
 def test_a_holder_that_lives_is_heard_again_and_again(root, monkeypatch):
     monkeypatch.setattr("stages.cache.files.remote_lock.BEAT_S", 0.05)
     cache = make(root)
     with cache.ledger.writer():
-        first = json.loads(cache.store.content("", LOCK))["heard"]
+        first = json.loads(cache.store.content("", CACHE_LOCK))["heard"]
         time.sleep(1)
-        assert json.loads(cache.store.content("", LOCK))["heard"] > first
+        assert json.loads(cache.store.content("", CACHE_LOCK))["heard"] > first
 
 
 # --- conversion
@@ -322,7 +322,9 @@ def test_a_cache_that_goes_to_a_url_and_comes_back_has_the_same_files(root, loca
     done = convert(local, place_of(root), "zarr", shard_bytes=1, on_video=lambda: None)
     assert done.num_videos == 3
     convert(FeatureCache.open(root), tmp_path / "back", "zarr", shard_bytes=1, on_video=lambda: None)
-    kept = {p.relative_to(local.root): p.read_bytes() for p in local.root.rglob("*") if p.is_file() and p.name != LOCK}
+    kept = {
+        p.relative_to(local.root): p.read_bytes() for p in local.root.rglob("*") if p.is_file() and p.name != CACHE_LOCK
+    }
     back = {p.relative_to(tmp_path / "back"): p.read_bytes() for p in (tmp_path / "back").rglob("*") if p.is_file()}
     assert back == kept
     with pytest.raises(UserError, match="the target exists and is not empty"):

@@ -297,7 +297,7 @@ def test_the_papers_prompts_reach_the_samples_cleaned(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"v1": clip}))
     card = load_card("lvu").as_asked(prompts="paper", jitter=True)
     (sample,) = build_manifest(card, annotations=tmp_path, videos=None).samples
-    assert sample.prompt_text == "what is the release year of the movie?"
+    assert sample.prompt.replace("{}", sample.question) == "what is the release year of the movie?"
 
 
 def test_a_card_without_the_papers_wording_refuses_it():

@@ -68,7 +68,7 @@ def test_lvu_reproduces_every_published_count(lvu):
 @needs_lvu
 def test_lvu_samples_carry_prompt_label_and_unique_id(lvu):
     sample = next(sample for sample in lvu.samples if sample.id == "way_speaking:0bR6pUOhZo4_20")
-    assert sample.prompt_text == "what is the way_speaking of the movie?"
+    assert sample.prompt.replace("{}", sample.question) == "what is the way_speaking of the movie?"
     assert sample.candidates == ("explain", "confront", "discuss", "teach", "threaten")
     assert np.array_equal(sample.frame_times_s(), np.arange(20.0, 120.0))
 
@@ -91,7 +91,7 @@ def test_msvd_reproduces_the_published_counts_and_keeps_the_question(msvd):
     raw = json.loads((MSVD / "qa_test.json").read_text())["0000000"]
     sample = next(sample for sample in msvd.samples if sample.id == "qa:test_0000000")
     assert (sample.question, sample.answer, sample.candidates) == (raw["question"], raw["answer"], None)
-    assert sample.prompt_text == f"Question: {raw['question']} Short answer:"
+    assert sample.prompt.replace("{}", sample.question) == f"Question: {raw['question']} Short answer:"
     indices = np.rint(np.linspace(0, raw["frame_length"] - 1, 20))
     assert np.array_equal(sample.frame_times_s(), indices / 10)
 
@@ -278,7 +278,8 @@ def test_a_users_own_data_set_is_one_card_and_one_jsonl_file(tmp_path):
     ]
     assert [name for name in samples if name.startswith("action:b2")] == ["action:b2_line8_40", "action:b2_line8_50"]
     assert samples["action:b2_line8_50"].answer == "Ann."  # nothing is cleaned unless the card says so
-    assert samples["action:b2_line8_50"].prompt_text == "Question: Who leaves? Short answer:"
+    sample = samples["action:b2_line8_50"]
+    assert sample.prompt.replace("{}", sample.question) == "Question: Who leaves? Short answer:"
     assert samples["action:a2_line5_2.5"].frame_times_s()[[0, -1]].tolist() == [2.5, 8.0]
     # 4.04 s at 10 fps are frames 0..39
     assert samples["room:b1_line6_0"].frame_times_s()[-1] == 3.9

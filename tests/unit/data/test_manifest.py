@@ -152,11 +152,6 @@ def test_a_part_of_a_video_is_drawn_from_where_it_starts():
     assert (drawn <= [2.95, 3.95, 4.95, 5.95]).all()
 
 
-def test_the_prompt_wraps_the_bare_question():
-    assert sample(question="why?", prompt="Question: {} Short answer:").prompt_text == "Question: why? Short answer:"
-    assert sample(question="why {x}?").prompt_text == "why {x}?"
-
-
 @pytest.fixture
 def manifest():
     second = Video(id="v2", path="v2.mp4", duration_s=120.0)

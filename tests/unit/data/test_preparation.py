@@ -13,7 +13,7 @@ import pytest
 from stages.data.annotations.lengths import HEADER
 from stages.data.cards import build_manifest, load_card
 from stages.data.downloads import list_downloads
-from stages.data.preparation import prepare, put_in_place, unmeasured, write_lengths
+from stages.data.preparation import find_files, put_in_place, unmeasured, write_lengths
 from stages.errors import UserError
 
 CLIP = {"subset": "train", "duration": 130, "num_frames": 1598, "scene": "office", "scene_answer": "(a)"}
@@ -38,7 +38,7 @@ def downloads(tmp_path):
 
 def placed(card, folder, target, **options):
     """Prepare and put in place; what was planned, and the target's files."""
-    plan = prepare(load_card(card), list_downloads([folder], target.resolve()), target)
+    plan = find_files(load_card(card), list_downloads([folder], target.resolve()), target)
     list(put_in_place({**plan.annotations, **plan.videos}, copy=options.get("copy", False)))
     return plan, sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
 

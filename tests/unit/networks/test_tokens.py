@@ -101,6 +101,7 @@ def test_a_long_prompt_loses_the_beginning_of_its_question_and_nothing_of_its_fr
 def test_a_prompt_that_fits_is_read_as_it_is(tokenizers):
     assert tokenizers.fitted(SHORT) == SHORT
     assert tokenizers.fitted("the scene", FRAME) == "what is the scene of the movie?"
+    assert tokenizers.fitted("why {x}?") == "why {x}?", "braces of a question are just text"
 
 
 def test_a_question_of_one_long_word_is_cut_within_the_word():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recipes.small_world.captions import DETAILS, captions, said_words
+from recipes.small_world.captions import DETAILS, WORDS, captions
 from recipes.small_world.contrast import _groups, _some, contrastive_loss
 from recipes.small_world.diffusion import NULL_CLASS, NUM_CLASSES, classes_of, noise_schedule, train_dit
 from recipes.small_world.frames import Frames, draw
@@ -78,11 +78,15 @@ def test_the_networks_see_no_video_of_the_evaluation_nor_of_the_probes():
 # --- the tower
 
 
+def text_of(ids):
+    return " ".join(WORDS[number - 1] for number in ids.tolist() if number)
+
+
 def test_captions_speak_of_all_but_place_and_motion():
     draw_from = torch.Generator().manual_seed(0)
     ids = captions(every_label(), names_detail=1.0, draw=draw_from)
-    assert said_words(ids[0]) == "teal office bright warm grey film cross level stripes flat mouth"
-    texts = [said_words(row) for row in captions(every_label().repeat(50, 1), names_detail=0.6, draw=draw_from)]
+    assert text_of(ids[0]) == "teal office bright warm grey film cross level stripes flat mouth"
+    texts = [text_of(row) for row in captions(every_label().repeat(50, 1), names_detail=0.6, draw=draw_from)]
     words = {word for text in texts for word in text.split()}
     assert not words & {"left", "right", "top", "bottom", "corner", "moves", "turns", "still", "disc", "discs"}
     # Another relationship, which only motion shows, is no other caption.
@@ -94,9 +98,9 @@ def test_captions_speak_of_all_but_place_and_motion():
 def test_details_are_named_as_often_as_asked():
     draw_from = torch.Generator().manual_seed(0)
     ids = captions(torch.zeros(4000, len(LABELS), dtype=torch.long), names_detail=0.6, draw=draw_from)
-    texts = [said_words(row) for row in ids]
-    for said in ("cross", "level stripes", "flat mouth"):
-        assert np.mean([said in text for text in texts]) == pytest.approx(0.6, abs=0.03)
+    texts = [text_of(row) for row in ids]
+    for detail in ("cross", "level stripes", "flat mouth"):
+        assert np.mean([detail in text for text in texts]) == pytest.approx(0.6, abs=0.03)
     assert len(DETAILS) == 3
     assert all(text.startswith("teal office bright warm grey film") for text in texts)
 

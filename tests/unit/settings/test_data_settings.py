@@ -33,7 +33,8 @@ def config_of(dataset, annotations, *overrides):
 
 def test_the_wording_reaches_samples_and_the_runs_record_and_not_the_fingerprint(annotations):
     plain, paper = (config_of("lvu", annotations, *given) for given in ([], ["data.prompts=paper"]))
-    asked = [locations.manifest_of(config).samples[0].prompt_text for config in (plain, paper)]
+    samples = [locations.manifest_of(config).samples[0] for config in (plain, paper)]
+    asked = [sample.prompt.replace("{}", sample.question) for sample in samples]
     assert asked == ["what is the way_speaking of the movie?", "what is the speaking style of the movie?"]
     assert "prompts: paper" in dump_yaml(paper)
     assert "speaking style" in locations.card_of(paper).tasks["way_speaking"].prompt
