@@ -1,6 +1,6 @@
 """Checkpoints in the layout of LAVIS and MA-LMM (`.pth`), under the names that transformers gives the same tensors.
 
-The map is that of docs/checkpoints.md. A file of MA-LMM's trainer holds what was trained and the buffers only
+`_PARTS` and `_INSIDE` map the names. A file of MA-LMM's trainer holds what was trained and the buffers only
 (MA-LMM:lavis/runners/runner_base.py:582-597); a full LAVIS file holds the visual tower and the language
 model too, and a network can be filled from either with `load_named`.
 """

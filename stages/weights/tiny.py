@@ -2,8 +2,8 @@
 
 They let the whole path run on any machine without a download, through the same classes and the same loading code as the
 published weights. `bundled:tiny-instructblip` holds a vision tower, an untrained Q-Former to start from, a LLaMA
-language model and both tokenizers; `bundled:tiny-dit` a DiT pipeline. How they were trained, and how well they know the
-synthetic world, is in the card beside each and in docs/small-world.md.
+language model and both tokenizers; `bundled:tiny-dit` a DiT pipeline. The card beside each and
+recipes/small_world/README.md describe how they were trained, and how well they know the synthetic world.
 """
 
 from pathlib import Path

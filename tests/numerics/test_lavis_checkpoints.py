@@ -52,7 +52,7 @@ def base(tmp_path_factory):
 
 
 def lavis_state(model, positions):
-    """The whole of LAVIS's state dict, name by name as its classes call the parts (docs/checkpoints.md)."""
+    """The whole of LAVIS's state dict, name by name as its classes call the parts."""
     state = OrderedDict()
     vision = model.vision_model
     state["visual_encoder.cls_token"] = vision.embeddings.class_embedding

@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    path for pattern in ("*.md", "docs/*.md", "experiments/**/*.md", "stages/**/*.md") for path in ROOT.glob(pattern)
+    path
+    for pattern in ("*.md", "docs/*.md", "recipes/**/README.md", "experiments/**/*.md", "stages/**/*.md")
+    for path in ROOT.glob(pattern)
 )
 SOURCES = sorted(
     path
@@ -100,7 +102,7 @@ def test_pages_that_code_cites_exist():
     cited = {
         (name_of(path), page)
         for path in SOURCES
-        for page in re.findall(r"\bdocs/[\w-]+\.md\b", path.read_text(encoding="utf-8"))
+        for page in re.findall(r"\b(?:docs|recipes|experiments)/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))
     }
     assert cited
     assert [where for where in sorted(cited) if not (ROOT / where[1]).is_file()] == []
