@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: demo test test-all claims-test lint format bench setup
+.PHONY: demo test test-all test-oldest claims-test lint format bench setup
 
 setup: $(VENV)/.installed
 
@@ -19,13 +19,18 @@ demo: setup        ## the whole path on the bundled synthetic videos, CPU only
 	$(BIN)/pipeline demo
 
 # Two processes of one thread each: tests start programs of their own, which would fight over more.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup        ## the suite without its slow tests
-	$(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not slow"
 
 test-all: setup    ## the whole suite
-	$(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+test-oldest: setup ## the same with the oldest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest --resolution lowest-direct -e '.[dev]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python $(PYTEST) -m "not slow"
 
 claims-test: setup ## the tests of the study in experiments/claims
 	$(BIN)/python -m pytest experiments/claims/tests

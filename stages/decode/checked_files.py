@@ -46,9 +46,6 @@ def native_messages() -> Iterator[Callable[[], str]]:
 _H264_IDR = frozenset({5})
 _HEVC_RANDOM_ACCESS = frozenset(range(16, 24))
 
-# FFmpeg's numbers for a field order that is not known and for progressive pictures.
-_NOT_INTERLACED = (0, 1)
-
 
 @dataclass(frozen=True)
 class CheckedKinds:
@@ -107,8 +104,11 @@ def _refuse_unchecked(request: FrameRequest, packets: PacketList, kinds: Checked
         if codec in ("h264", "hevc") and not _every_key_frame_is_a_start(container, stream, codec):
             raise kinds.refusal("it returns wrong frames where GOPs are open or a key frame is none")
     with open_video(request.path) as (container, stream):
-        if any(is_mirrored(frame) for frame in islice(container.decode(stream), 1)):
-            raise kinds.refusal("it turns pictures as the display matrix asks but does not mirror them")
+        for frame in islice(container.decode(stream), 1):
+            if is_mirrored(frame):
+                raise kinds.refusal("it turns pictures as the display matrix asks but does not mirror them")
+            if frame.interlaced_frame:
+                raise kinds.refusal("its colours of interlaced pictures are not PyAV's")
 
 
 def _refuse_colours(decoder: Any, kinds: CheckedKinds) -> None:
@@ -117,8 +117,6 @@ def _refuse_colours(decoder: Any, kinds: CheckedKinds) -> None:
         raise kinds.refusal(f"its colours agree with PyAV's for 8-bit pictures of {right} only, not {decoder.pix_fmt}")
     if "420" in decoder.pix_fmt and (decoder.width % 2 or decoder.height % 2):
         raise kinds.refusal("its colours agree with PyAV's for 4:2:0 pictures with even sides only")
-    if decoder.field_order not in _NOT_INTERLACED:
-        raise kinds.refusal("its colours of interlaced pictures are not PyAV's")
 
 
 def _every_key_frame_is_a_start(container: Any, stream: Any, codec: str) -> bool:

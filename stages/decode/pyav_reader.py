@@ -46,6 +46,9 @@ _MANY_KEYS = 5
 # The part of a file's timestamps that may be wrong by damage; those of decoding differ more often.
 _FEW = 0.05
 
+# From version 17 on PyAV converts a frame in several threads unless it is asked not to.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
+
 # Receives rows of the request that one frame fills, its timestamp, and the frame [h, w, 3] uint8 RGB.
 FrameSink = Callable[[slice, float, np.ndarray], None]
 
@@ -377,7 +380,7 @@ class RgbConverter:
         self._reformatter = av.video.reformatter.VideoReformatter()
 
     def convert(self, frame: Any) -> np.ndarray:
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        rgb = self._reformatter.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
         return np.ascontiguousarray(_upright(rgb, frame))
 
 

@@ -1,5 +1,6 @@
 """Opening a local video file safely with PyAV, and listing its packets without decoding any."""
 
+import errno
 import re
 import stat
 import traceback
@@ -203,8 +204,8 @@ def _ends_are_clean(name: str) -> bool:
 def _opened(name: str) -> Any:
     try:
         return av.open(name, container_options=_OPEN_OPTIONS, metadata_errors="replace")
-    except av.error.ArgumentError as error:
-        found = _format_not_opened(name)
+    except av.error.FFmpegError as error:
+        found = _format_not_opened(name) if error.errno == errno.EINVAL else None
         if found is None:
             raise
         reason = f"FFmpeg takes it for {found!r}, which is not opened here: write it as a new mp4 or Matroska"

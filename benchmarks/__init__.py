@@ -1,0 +1,1 @@
+"""One script per claim; each writes its figures to a dated JSON in `results/`."""
