@@ -112,6 +112,11 @@ def telling(how_far: Callable[[], str]) -> Iterator[None]:
     _command.how_far = before  # kept where the block is interrupted
 
 
+def leave_line_to_another() -> None:
+    """Print no line about an interruption: another process of the same work does."""
+    _command.has_told()
+
+
 def is_interrupted() -> bool:
     """Whether the command is to end because of a signal; what fails from then on is no news."""
     return _command.signal is not None or _command.noted is not None
