@@ -93,6 +93,10 @@ class _Launch(threading.Thread):
 
 
 def _first_death(failures: dict[int, ProcessFailure]) -> Death:
-    # One that was killed takes the others with it, whose exit codes say less.
-    rank = min(failures, key=lambda rank: (failures[rank].exitcode >= 0, failures[rank].timestamp))
+    def order(rank: int) -> tuple[bool, bool, int]:
+        # Torch's agent ends the others by SIGTERM. One that was killed makes them fail, whose exit codes say less.
+        code = failures[rank].exitcode
+        return code == -signal.SIGTERM, code >= 0, failures[rank].timestamp
+
+    rank = min(failures, key=order)
     return Death(rank, failures[rank].exitcode)
