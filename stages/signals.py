@@ -80,7 +80,7 @@ class StopRequest:
     def insist(self) -> None:
         """Be interrupted after all, where a signal came too late for the work to notice it."""
         if self.signal is not None:
-            _command.noted = None
+            _command.listener = _command.noted = None
             os.kill(os.getpid(), self.signal)
             while True:
                 signal.pause()

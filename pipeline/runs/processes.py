@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipeline.runs.cached_data import find_training_data
 from pipeline.runs.run_folder import CONFIG
 from pipeline.runs.training import Outcome
 from pipeline.screen.console import PEOPLE, say, silence
@@ -114,6 +115,7 @@ def run_together(config: PipelineConfig, path: Path, *, resume: bool, request: S
         UserError: something of the data or the run is wrong, or the processes cannot run.
         KeyboardInterrupt: asked to stop before they train.
     """
+    find_training_data(config)  # what is wrong with it is refused before any process starts
     count = config.train.processes
     say(f"starting {counted(count, 'training process', 'training processes')}")
     if usable_cores() < count:
@@ -144,7 +146,7 @@ def run_together(config: PipelineConfig, path: Path, *, resume: bool, request: S
             say(f"a training process died; all go on after step {step}: {cause}")
     raise UserError(
         f"the training processes died {RESTARTS + 1} times; the last time after step {step}: {cause}",
-        hint="go on by the same command and --resume once that is mended",
+        hint=f"{again if (path / CONFIG).is_file() else 'go on by the same command'} once that is mended",
         exit_code=1,
     )
 

@@ -1,15 +1,22 @@
 """Processes under torch's elastic launcher: how their ends are reported, and what each is told of its place."""
 
 import json
+import os
+import subprocess
+import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from pipeline.runs.training import Outcome
 from stages.errors import UserError
 from stages.networks.checkpoint import Position
 from stages.train.launch import run_processes
-from stages.train.processes import Place, first_host, place_in, variables_of_slurm
+from stages.train import processes
+from stages.train.processes import Place, TrainingProcess, first_host, met, place_in, variables_of_slurm
 from stages.train.trainer import Ending
 
 TORCH = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu03", "MASTER_PORT": "29500"}
@@ -71,7 +78,7 @@ def test_variables_that_are_missing_or_no_numbers_are_named():
     without = {name: value for name, value in TORCH.items() if name != "MASTER_PORT"}
     with pytest.raises(UserError, match=r"^RANK is set, but MASTER_PORT is not\. Start .* with torchrun or srun$"):
         place_in(without)
-    with pytest.raises(UserError, match="no number: .*'first'"):
+    with pytest.raises(UserError, match=r"no number: .*'first'"):
         place_in(TORCH | {"RANK": "first"})
 
 
@@ -119,6 +126,56 @@ def test_other_processes_are_no_tasks_of_srun(environment):
 )
 def test_the_first_of_slurms_nodes_is_the_master(nodes, first):
     assert first_host(nodes) == first
+
+
+def process(**changed):
+    return TrainingProcess(replace(Place(rank=0, size=4, local_rank=0, local_size=4, restarts=0), **changed), None)
+
+
+def test_fewer_gpus_than_processes_of_a_machine_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    said = r"^this machine has 2 GPUs, one for each training process; got '4 processes'; allowed: 1 to 2$"
+    with pytest.raises(UserError, match=said):
+        process().join()
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 3), ("5", 5)])
+def test_processes_of_a_machine_share_its_cores_unless_the_user_says_otherwise(given, threads, tmp_path):
+    program = """\
+import sys
+import torch, torch.distributed as dist
+from stages.train import processes
+processes.usable_cores = lambda: 6
+process = processes.TrainingProcess(processes.Place(0, 1, 0, 2, 0), dist.FileStore(sys.argv[1], 1))
+process.join()
+print(torch.get_num_threads())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {} if given is None else {"OMP_NUM_THREADS": given}
+    words = [sys.executable, "-c", program, str(tmp_path / "store")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(threads), done.stderr
+
+
+def test_of_processes_that_fail_one_goes_on_with_its_error(tmp_path, monkeypatch):
+    store = dist.FileStore(str(tmp_path / "store"), -1)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+    with pytest.raises(UserError, match="the cause"), met(process().place):
+        raise UserError("the cause", exit_code=3)
+    with pytest.raises(SystemExit) as ended, met(process().place):
+        raise UserError("the cause", exit_code=3)
+    assert ended.value.code == 3
+    with pytest.raises(SystemExit) as ended, met(process(rank=1).place):
+        raise RuntimeError("Connection closed by peer")
+    assert ended.value.code == 1
+
+
+def test_other_code_than_the_first_process_has_is_refused(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), -1)
+    store.set("code", "of another version")
+    with pytest.raises(UserError, match="a worker would run other code than the command"):
+        TrainingProcess(process(rank=1).place, store).require_same_code()
 
 
 @pytest.mark.parametrize("best", [None, Position(epoch=1, step=8, val_top1=0.5, val_loss=1.5)])
