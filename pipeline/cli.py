@@ -216,13 +216,11 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Processes that train together, one per GPU, through Ray Train (train.processes; default 1). "
+            help="Processes of this machine that train together, one per GPU (train.processes; default 1). "
             "Readers of the cache beside each of them: train.loader_workers.",
         ),
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster for them, e.g. auto; default one on this machine.")
-    ] = None,
+    address: Annotated[str | None, typer.Option(hidden=True)] = None,
     settings: SettingOptions,
     json: Json = False,
 ) -> None:
@@ -231,12 +229,18 @@ def train(
     It may be killed at any moment: `pipeline train --resume RUN` goes on from the newest checkpoint as if nothing had
     happened, and takes more epochs with --set train.epochs=N. After Ctrl-C and SIGTERM it saves first; after SIGTERM, a
     scheduler's preemption, the exit code is 75.
-    """
-    from pipeline.commands.train import of_folder
-    from pipeline.commands.train import run as work
 
-    options = {**data.dotted(), "run.name": name, "train.processes": processes, **of_folder(run, name, resume=resume)}
-    work(settings.resolve(options), resume=resume, as_json=json, profile=profile, address=address)
+    Several machines: start it with torchrun or srun; docs/training.md in the project's repository has scripts.
+    """
+    from pipeline.commands.train import of_folder, refuse_address
+    from pipeline.commands.train import run as work
+    from pipeline.runs.processes import started_process
+
+    with started_process() as process:
+        refuse_address(address)
+        options = {**data.dotted(), "run.name": name, **of_folder(run, name, resume=resume)}
+        resolved = settings.resolve({**options, "train.processes": processes})
+        work(resolved, resume=resume, as_json=json, profile=profile, process=process)
 
 
 @app.command()
@@ -434,14 +438,13 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from stages.errors import UserError, refusal_of
+        from stages.errors import user_error_of
         from stages.signals import is_interrupted
 
         if is_interrupted():
             raise  # of the interruption's making, which has its own line
-        if isinstance(error, OSError) and (refusal := refusal_of(error)):
-            error = UserError(refusal, where=error.filename, hint="mend this or name another folder, then run it again")
-        if not isinstance(error, UserError):
+        refusal = user_error_of(error)
+        if refusal is None:
             raise
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        sys.stderr.write(f"error: {refusal}\n")
+        sys.exit(refusal.exit_code)

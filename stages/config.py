@@ -139,7 +139,7 @@ class TrainConfig(Settings):
     one another, so that frames they share are read from disk once."""
     processes: PositiveInt = 1
     """Processes that train together, each on its part of every batch and on a GPU of its own where there are GPUs;
-    more than one are run by Ray Train. This is the command's --processes."""
+    `torchrun` or `srun` may start them instead. This is the command's --processes."""
     shard_language: Literal["none", "fsdp"] = "none"
     """How the frozen language model is held on those processes: whole on each, or (fsdp) each layer in as many pieces
     as there are processes, put together for the moment in which it computes."""

@@ -55,3 +55,10 @@ class UserError(Exception):
 def refusal_of(error: OSError) -> str | None:
     """Why the system refuses a file, in a clause for the user; None for errors that are not the user's to mend."""
     return _REFUSALS.get(error.errno or 0)
+
+
+def user_error_of(error: Exception) -> UserError | None:
+    """An exception as a mistake that a user can mend; None if it is a bug of ours."""
+    if isinstance(error, OSError) and (refusal := refusal_of(error)):
+        return UserError(refusal, where=error.filename, hint="mend this or name another folder, then run it again")
+    return error if isinstance(error, UserError) else None

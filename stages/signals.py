@@ -80,7 +80,7 @@ class StopRequest:
     def insist(self) -> None:
         """Be interrupted after all, where a signal came too late for the work to notice it."""
         if self.signal is not None:
-            _command.noted = None
+            _command.listener = _command.noted = None
             os.kill(os.getpid(), self.signal)
             while True:
                 signal.pause()
@@ -110,6 +110,11 @@ def telling(how_far: Callable[[], str]) -> Iterator[None]:
     before, _command.how_far = _command.how_far, how_far
     yield
     _command.how_far = before  # kept where the block is interrupted
+
+
+def leave_line_to_another() -> None:
+    """Print no line about an interruption: another process of the same work does."""
+    _command.has_told()
 
 
 def is_interrupted() -> bool:

@@ -1,4 +1,4 @@
-"""A function in several processes that are one gloo group, without Ray: forked from one that has imported torch."""
+"""A function in several processes that are one gloo group: forked from one that has imported torch."""
 
 import multiprocessing
 import queue

@@ -1,23 +1,19 @@
 """`pipeline train`: Stage 2."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.runs.cached_data import find_training_data
-from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.training import Outcome, begin, prepare, resumed_config
-from pipeline.screen.console import Bar, beside_json, emit_json, print_answer, progress_bar, say, table
+from pipeline.runs.processes import require_as_many, run_together
+from pipeline.runs.run_folder import CONFIG, RunFolder
+from pipeline.runs.training import Outcome, resumed_config, train
+from pipeline.screen.console import beside_json, emit_json, print_answer, say
 from pipeline.settings import locations
-from pipeline.settings.config import PipelineConfig, Resolved
-from stages.atomic import atomic_write_text
+from pipeline.settings.config import PipelineConfig, Resolved, overlay
 from stages.errors import UserError
 from stages.networks.quantization import require_quantization
 from stages.signals import Stopped, StopRequest, telling
 from stages.train.metric_log import require_wandb
-from stages.train.profile import TRACE, Breakdown, StepProfile
-from stages.train.run_lock import training
-from stages.train.trainer import Ending, Trainer
+from stages.train.processes import TrainingProcess
 from stages.wording import counted
 
 AGAIN = "go on by the same command and --resume"
@@ -29,24 +25,53 @@ def run(
     resume: bool,
     as_json: bool,
     profile: bool = False,
-    address: str | None = None,
+    process: TrainingProcess | None = None,
     again: str = AGAIN,
 ) -> Path:
     """Train, print the summary, and return the run's folder.
 
-    With `train.processes` above 1, or an address, Ray Train runs the processes. `again` is how a person goes on with a
-    training that was stopped.
+    Args:
+        resolved: the settings; with `train.processes` above 1, processes are started that train.
+        resume: go on with a run.
+        as_json: print the summary as JSON on stdout.
+        profile: measure a few steps.
+        process: this is one of several processes, which `torchrun` or `srun` has started.
+        again: how a person goes on with a training that was stopped.
 
     Raises:
         Stopped: asked to stop by a signal; what was learned is saved.
         KeyboardInterrupt: asked before a first step, or twice by Ctrl-C.
     """
+    path = locations.run_folder(resolved.config)
+    if process is not None:
+        require_as_many(resolved, process.place.size)
+        resume = resume or (process.place.restarts > 0 and (path / CONFIG).is_file())
     config = resolved.config
-    path = locations.run_folder(config)
     if resume:
         config = resumed_config(RunFolder.open(path), resolved)
     else:
         RunFolder.require_free(path)
+    if process is not None:
+        config = overlay(config, {"train.processes": process.place.size}, "torchrun or srun")
+    _require_possible(config, profile=profile)
+    request = StopRequest()
+    with telling(lambda: " before a first step; go on by the same command"), beside_json(as_json):
+        if config.train.processes > 1 and process is None:
+            outcome = run_together(config, path, resume=resume, request=request, again=again)
+        else:
+            group = None if process is None else process.join()
+            outcome = train(config, path, request, resume=resume, again=again, profile=profile, group=group)
+    with telling(lambda: f"; {again}"):
+        if process is None or process.place.rank == 0:
+            _print_outcome(outcome, path, again, as_json=as_json)
+        if outcome.ending.stopped:
+            raise Stopped(request.exit_code)
+        request.insist()
+    return path
+
+
+def _require_possible(config: PipelineConfig, *, profile: bool) -> None:
+    """UserError if the settings ask for what this machine or so many processes cannot do."""
     if "wandb" in config.train.trackers:
         require_wandb()
     if config.train.shard_language != "none" and config.train.processes == 1:
@@ -57,89 +82,13 @@ def run(
             hint="train with --processes 2 or more, or without it",
         )
     require_quantization(config.language.quantize, sharded=config.train.shard_language != "none")
-    request = StopRequest()
-    with telling(lambda: " before a first step; go on by the same command"), beside_json(as_json):
-        if config.train.processes > 1 or address is not None:
-            outcome = _by_several(config, path, request, again, resume=resume, address=address, profile=profile)
-        else:
-            outcome = _by_one(config, path, request, again, resume=resume, profile=profile)
-    with telling(lambda: f"; {again}"):
-        _tell(outcome, path, again, as_json=as_json)
-        if outcome.ending.stopped:
-            raise Stopped(request.exit_code)
-        request.insist()
-    return path
-
-
-def _by_one(
-    config: PipelineConfig, path: Path, request: StopRequest, again: str, *, resume: bool, profile: bool
-) -> Outcome:
-    """Train in this process."""
-    trainer, loaded, stamp = prepare(config, path, request)
-    with training(path):
-        begin(path, config, loaded, stamp, resume=resume)
-        if resume and trainer.resume(lambda line: say(f"warning: {line}")):
-            say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
-        with request.listening(), telling(lambda: f"; {again}"):
-            ending = _fit(trainer, config, StepProfile(path / "profile", loaded.compute.device) if profile else None)
-    return Outcome(ending, trainer.total_steps, loaded.trained_count)
-
-
-def _by_several(
-    config: PipelineConfig,
-    path: Path,
-    request: StopRequest,
-    again: str,
-    *,
-    resume: bool,
-    address: str | None,
-    profile: bool,
-) -> Outcome:
-    """Train in processes of Ray Train's."""
-    if profile:
+    if profile and config.train.processes > 1:
         raise UserError(
             "only a training by one process can be watched", where="--profile", hint="leave out --processes"
         )
-    if address is None:
-        find_training_data(config)  # what is wrong with it is told now, by one process, and not after Ray has started
-    # Ray takes seconds to import.
-    from pipeline.runs.processes import run_together
-
-    def show(bar: Bar, row: dict[str, float]) -> None:
-        _show(bar, row, config.train.epochs)
-
-    with training(path):
-        if not resume:
-            RunFolder.require_free(path)  # another may have begun it since this command looked
-        return run_together(config, path, address=address, request=request, again=again, show=show)
 
 
-def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) -> Ending:
-    with progress_bar("train", trainer.total_steps, "step", done=trainer.position.step) as bar:
-
-        def after_step(row: dict[str, float]) -> None:
-            _show(bar, row, config.train.epochs)
-            if profile is not None:
-                profile.after_step()
-
-        ending = trainer.fit(after_step)
-    if profile is not None:
-        profile.finish()
-        _tell_profile(profile)
-    return ending
-
-
-def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
-    if "answer_loss" not in row:  # a step whose losses are not read: those of the last one stay
-        bar.advance()
-        return
-    terms = [f"epoch {int(row['epoch']) + 1}/{epochs}", f"answer {row['answer_loss']:.3f}"]
-    if "kd_loss" in row:
-        terms.append(f"kd {row['kd_loss']:.3f}")
-    bar.advance(note="  ".join(terms))
-
-
-def _tell(outcome: Outcome, path: Path, again: str, *, as_json: bool) -> None:
+def _print_outcome(outcome: Outcome, path: Path, again: str, *, as_json: bool) -> None:
     ending = outcome.ending
     best = ending.best
     if as_json:
@@ -167,20 +116,6 @@ def _tell(outcome: Outcome, path: Path, again: str, *, as_json: bool) -> None:
         print_answer(f"{trained}; best after epoch {best.epoch}{accuracy}; run {path}")
 
 
-def _tell_profile(profile: StepProfile) -> None:
-    if profile.breakdown is None:
-        say("warning: the training ended before any step could be profiled")
-        return
-    found: Breakdown = profile.breakdown
-    atomic_write_text(profile.folder / "breakdown.json", json.dumps(found.as_json(), indent=1) + "\n")
-    rows = [
-        [part, f"{1000 * seconds:.1f}", f"{seconds / found.step_s:.1%}"]
-        for part, seconds in [*found.seconds.items(), ("whole step", found.step_s)]
-    ]
-    table(f"one training step (mean of {found.steps})", ["part", "ms", "share"], rows)
-    print_answer(f"trace: {profile.folder / TRACE} (open it with https://ui.perfetto.dev or chrome://tracing)")
-
-
 def of_folder(run: Path | None, name: str | None, *, resume: bool) -> dict[str, str]:
     """The settings that name a run by its folder; UserError if there is none to go on with, or another name as well."""
     if run is None:
@@ -191,3 +126,14 @@ def of_folder(run: Path | None, name: str | None, *, resume: bool) -> dict[str, 
         raise UserError("the run has its name already", where=run, received=f"--name {name}", hint="leave out --name")
     path = run if run.name not in ("", "..") else run.resolve()
     return {"run.folder": str(path.parent), "run.name": path.name}
+
+
+def refuse_address(address: str | None) -> None:
+    """UserError where a training is to go to a Ray cluster, as in earlier versions."""
+    if address is not None:
+        raise UserError(
+            "a training does not use Ray",
+            where="--address",
+            received=address,
+            hint="start it with torchrun or srun on each node, see docs/training.md",
+        )

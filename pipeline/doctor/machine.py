@@ -88,12 +88,13 @@ def check_versions(_config: PipelineConfig) -> Iterator[Finding]:
 
 def check_devices(config: PipelineConfig) -> Iterator[Finding]:
     """Count cores and memory, and name the GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("devices", "CPU", "ok", f"{counted(cores or 1, 'core')}, {platform.machine()}")
+    import torch
+
+    from stages.device import usable_cores
+
+    yield Finding("devices", "CPU", "ok", f"{counted(usable_cores(), 'core')}, {platform.machine()}")
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     yield Finding("devices", "memory", "ok", f"{memory_gib:.0f} GiB")
-
-    import torch
 
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

@@ -1,7 +1,8 @@
-"""What a training starts from: the run's settings, and what a resumed one may change."""
+"""A training in this process: what it starts from, its course, and what a resumed one may change."""
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,14 +10,18 @@ from pipeline.runs.cached_data import find_training_data, warn_of_absent_labels
 from pipeline.runs.models import LoadedModel, build_for_training, warn_of_long_questions, write_loading
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.small_world import warn_of_unknown_data
-from pipeline.screen.console import say
+from pipeline.screen.console import Bar, print_answer, progress_bar, say, table
 from pipeline.settings.config import PipelineConfig, Resolved, overlay, settings_of
+from stages.atomic import atomic_write_text
 from stages.batches.control_targets import ShuffledTargets
 from stages.batches.windows import WindowDataset
 from stages.data.leakage import leakage_sentence
 from stages.errors import UserError
 from stages.networks.checkpoint import Checkpoints, Position
+from stages.signals import StopRequest, telling
 from stages.train.group import Group
+from stages.train.profile import TRACE, Breakdown, StepProfile
+from stages.train.run_lock import training as locked
 from stages.train.trainer import Data, Ending, Trainer
 from stages.wording import counted
 
@@ -137,6 +142,40 @@ def prepare(
     return trainer, loaded, stamp
 
 
+def train(
+    config: PipelineConfig,
+    path: Path,
+    request: StopRequest,
+    *,
+    resume: bool,
+    again: str,
+    profile: bool = False,
+    group: Group | None = None,
+) -> Outcome:
+    """Begin a run, or go on with it, in this process, until its end or the wish to stop.
+
+    Args:
+        config: the recipe.
+        path: the run's folder.
+        request: takes the wish to stop.
+        resume: the run has begun.
+        again: how a person goes on after a stop.
+        profile: measure a few steps.
+        group: the processes that train it together; the first of them is the only one that writes.
+    """
+    trainer, loaded, stamp = prepare(config, path, request, group)
+    is_first = group is None or group.rank == 0
+    with locked(path) if is_first else nullcontext():
+        if is_first:
+            begin(path, config, loaded, stamp, resume=resume)
+        # In a group the first process finds the checkpoint for all.
+        if (resume or group is not None) and trainer.resume(lambda line: say(f"warning: {line}")):
+            say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
+        with request.listening(), telling(lambda: f"; {again}"):
+            ending = _fit(trainer, config, StepProfile(path / "profile", loaded.compute.device) if profile else None)
+    return Outcome(ending, trainer.total_steps, loaded.trained_count)
+
+
 def resumed_config(run: RunFolder, resolved: Resolved) -> PipelineConfig:
     """The run's own settings with what the command names itself; UserError if that would be another training."""
     saved = run.config()
@@ -172,3 +211,42 @@ def _keep_changes(run: RunFolder, config: PipelineConfig) -> None:
         run.note_more_epochs(step=step, before=before, now=now)
     if saved != config:
         run.keep(config)
+
+
+def _fit(trainer: Trainer, config: PipelineConfig, profile: StepProfile | None) -> Ending:
+    with progress_bar("train", trainer.total_steps, "step", done=trainer.position.step) as bar:
+
+        def after_step(row: dict[str, float]) -> None:
+            _show(bar, row, config.train.epochs)
+            if profile is not None:
+                profile.after_step()
+
+        ending = trainer.fit(after_step)
+    if profile is not None:
+        profile.finish()
+        _print_profile(profile)
+    return ending
+
+
+def _show(bar: Bar, row: dict[str, float], epochs: int) -> None:
+    if "answer_loss" not in row:  # a step whose losses are not read: those of the last one stay
+        bar.advance()
+        return
+    terms = [f"epoch {int(row['epoch']) + 1}/{epochs}", f"answer {row['answer_loss']:.3f}"]
+    if "kd_loss" in row:
+        terms.append(f"kd {row['kd_loss']:.3f}")
+    bar.advance(note="  ".join(terms))
+
+
+def _print_profile(profile: StepProfile) -> None:
+    if profile.breakdown is None:
+        say("warning: the training ended before any step could be profiled")
+        return
+    found: Breakdown = profile.breakdown
+    atomic_write_text(profile.folder / "breakdown.json", json.dumps(found.as_json(), indent=1) + "\n")
+    rows = [
+        [part, f"{1000 * seconds:.1f}", f"{seconds / found.step_s:.1%}"]
+        for part, seconds in [*found.seconds.items(), ("whole step", found.step_s)]
+    ]
+    table(f"one training step (mean of {found.steps})", ["part", "ms", "share"], rows)
+    print_answer(f"trace: {profile.folder / TRACE} (open it with https://ui.perfetto.dev or chrome://tracing)")

@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -146,6 +147,13 @@ def _in_lines(bar: Bar) -> Iterator[None]:
         printer.join()
     # Work that was stopped or failed has a line of its own.
     say(f"{bar.title} {bar.ending()}")
+
+
+def silence() -> None:
+    """Show nothing from now on but errors, neither of our own nor what libraries warn of: another process does."""
+    PEOPLE.quiet = RESULTS.quiet = True
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
 
 
 def say(line: str) -> None:

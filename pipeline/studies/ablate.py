@@ -14,7 +14,7 @@ from pipeline.studies.members import STUDY, Planned, Training, is_finished, plan
 from pipeline.studies.page import print_tables, write_page
 from pipeline.studies.plot import write_plots
 from pipeline.studies.record import StudyRecord, TrainingState, read_failures, record_of, write_record
-from pipeline.studies.trial import order_of, work
+from pipeline.studies.trial import Trial, run_trial
 from stages.errors import UserError
 from stages.signals import telling
 from stages.train.run_lock import training
@@ -80,7 +80,7 @@ def run(
         progress = _Progress(studies, trainings, retry_failed=retry_failed)
         _print_plan(progress, caches_of(trainings.values()), as_json=as_json)
         return False
-    with _alone(studies), beside_json(as_json):
+    with _locked(studies), beside_json(as_json):
         progress = _Progress(studies, trainings, retry_failed=retry_failed)
         caches = extract_missing(trainings.values(), address=address, retry_failed=retry_failed)
         progress.caches = {cache.fingerprint or "": cache.root for cache in caches}
@@ -96,7 +96,7 @@ def run(
 
 
 @contextmanager
-def _alone(studies: Sequence[Planned]) -> Iterator[None]:
+def _locked(studies: Sequence[Planned]) -> Iterator[None]:
     """Be the only call that works on these studies."""
     with ExitStack() as locks:
         for planned in studies:
@@ -209,13 +209,12 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     # Ray takes seconds to import; a finished study never gets here.
     from stages.cluster.connect import cluster
     from stages.cluster.shares import share_of
-    from stages.studies.trials import Order, run_trials
+    from stages.studies.trials import run_trials
 
-    orders = [Order(one.digest, order_of(one, log_of(one))) for one in progress.left]
+    trials = {one.digest: Trial(one, log_of(one), Path.cwd()) for one in progress.left}
     total = len(progress.trainings)
-    scratch = progress.studies[0].folder
     with (
-        progress_bar("ablate", total, "training", done=total - len(orders)) as bar,
+        progress_bar("ablate", total, "training", done=total - len(trials)) as bar,
         telling(
             lambda: (
                 f"; {progress.count('done')} of {counted(total, 'training is', 'trainings are')} done, "
@@ -225,12 +224,12 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
         cluster(address),
     ):
         share = share_of(
-            resources.parallel, resources.cpus, resources.gpus, trials=len(orders), cores_wanted=1 + readers
+            resources.parallel, resources.cpus, resources.gpus, trials=len(trials), cores_wanted=1 + readers
         )
         at_once = counted(share.parallel, "training")
         say(f"{at_once} at once, each with {share.cpus:g} of the cores and {share.gpus:g} of the GPUs")
         on_start = _on_start(progress, bar)
-        run_trials(orders, work, share, scratch=scratch, on_start=on_start, on_end=_on_end(progress, bar))
+        run_trials(trials, run_trial, share, on_start=on_start, on_end=_on_end(progress, bar))
 
 
 def _on_start(progress: _Progress, bar: Bar) -> Callable[[str], None]:

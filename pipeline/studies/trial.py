@@ -1,51 +1,45 @@
-"""What one trial does in its worker process: train its run to the end, or go on with it, then evaluate it."""
+"""What one trial does in its process: train its run to the end, or go on with it, then evaluate it."""
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.commands import evaluate, train
 from pipeline.runs.run_folder import CONFIG
-from pipeline.settings.config import PipelineConfig, Resolved
+from pipeline.settings.config import Resolved
 from pipeline.studies.members import SPLIT, Training, is_trained
 from stages.errors import UserError
-from stages.studies.study import Member
 
 
-def order_of(one: Training, log: Path) -> str:
-    """The text that tells a worker of a training, and where its output goes."""
-    content = {
-        "member": one.member.model_dump(mode="json"),
-        "seed": one.seed,
-        "config": one.config.model_dump(mode="json"),
-        "digest": one.digest,
-        "log": str(log),
-        "folder": str(Path.cwd()),
-    }
-    return json.dumps(content)
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study.
+
+    Attributes:
+        training: which.
+        log: file that its output goes to.
+        folder: working directory of the command, which relative folders are meant from.
+    """
+
+    training: Training
+    log: Path
+    folder: Path
 
 
-def work(order: str) -> str | None:
-    """Do an order; returns why it failed, None if it did not."""
-    content = json.loads(order)
-    one = Training(
-        Member.model_validate(content["member"]),
-        content["seed"],
-        PipelineConfig.model_validate(content["config"]),
-        content["digest"],
-    )
-    os.chdir(content["folder"])  # relative folders are those of the command
-    with _output_into(Path(content["log"])):
+def run_trial(trial: Trial) -> str | None:
+    """Train and evaluate; returns why that failed, None if it did not."""
+    os.chdir(trial.folder)
+    with _output_into(trial.log):
         try:
-            _train_and_evaluate(one)
+            _train_and_evaluate(trial.training)
         except UserError as error:
-            return _told(str(error))
+            return _logged(str(error))
         except SystemExit:
-            return _told("it was asked to stop; its newest checkpoint stays")
+            return _logged("it was asked to stop; its newest checkpoint stays")
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the other members
             traceback.print_exc()
             return f"internal error: {' '.join(f'{type(error).__name__}: {error}'.split())}"
@@ -61,7 +55,7 @@ def _train_and_evaluate(one: Training) -> None:
     evaluate.run(one.path, split=SPLIT, overrides=[], as_json=False, options=options)
 
 
-def _told(reason: str) -> str:
+def _logged(reason: str) -> str:
     sys.stderr.write(f"error: {reason}\n")
     return reason
 

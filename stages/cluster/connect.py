@@ -4,11 +4,13 @@ import logging
 import os
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
 from stages import own_code
@@ -21,6 +23,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 _CONNECT_LIMIT_S = 10.0
+# Most of it may go by while a busy machine imports Ray.
+_CHECK_LIMIT_S = 30.0
 
 
 @contextmanager
@@ -65,19 +69,20 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdecimal():
         return
-    # Ray has no public way to ask whether a cluster takes this process's token.
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and not all of it annotated
-
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
-        # With tokens switched on and none to be found, the client below would end the process.
-        ensure_token_if_auth_enabled(None, create_token_if_missing=False)
-        GcsClient(address=address)
-    except AuthenticationError as error:
-        raise _no_token(address) from error
-    except (OSError, OverflowError, RayError) as error:
+    except (OSError, OverflowError) as error:
         raise _no_cluster(address, error) from error
+    # A process of its own: with tokens switched on and none to be found, Ray aborts the one that asks.
+    check = (sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address)
+    try:
+        done = subprocess.run(check, capture_output=True, text=True, timeout=_CHECK_LIMIT_S, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise _no_cluster(address, f"what is there does not answer within {_CHECK_LIMIT_S:g} s") from error
+    if "uthentication token" in done.stderr:
+        raise _no_token(address)
+    if done.returncode:
+        raise _no_cluster(address, done.stderr.strip().rpartition("\n")[2])
 
 
 def _no_token(address: str) -> UserError:
@@ -90,7 +95,7 @@ def _no_token(address: str) -> UserError:
     )
 
 
-def _no_cluster(address: str, error: Exception) -> UserError:
+def _no_cluster(address: str, error: Exception | str) -> UserError:
     hint = "start one with `ray start --head`; if it was started with a token, set RAY_AUTH_MODE=token"
     return UserError(f"no Ray cluster: {error}", where="--address", received=address, hint=hint)
 

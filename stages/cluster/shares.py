@@ -1,6 +1,5 @@
-"""Who gets which share of a cluster: extraction workers, trials, the processes of one training."""
+"""Who gets which share of a cluster: extraction workers and the trainings of a study."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractCo
     With `model_actors` set, so many on each node, as far as its GPUs (or without any GPU its cores) go.
 
     Args:
-        nodes: as `ray.nodes()` tells of them.
+        nodes: as `ray.nodes()` lists them.
         num_tasks: there is no use for more actors than that.
         config: how many actors per node.
 
@@ -44,57 +43,6 @@ def places_on(nodes: Sequence[dict[str, Any]], num_tasks: int, config: ExtractCo
     if not places:
         raise UserError("no node of the Ray cluster has a CPU core to give", hint="start a node with CPU cores")
     return places[: max(1, num_tasks)]
-
-
-@dataclass(frozen=True)
-class Seats:
-    """How many processes there are, and what each may use: a GPU or none, and so many of its node's cores."""
-
-    processes: int
-    gpus: int
-    cores: int
-    cpus: float
-
-
-def seats_on(nodes: Sequence[dict[str, Any]], processes: int) -> Seats:
-    """Divide what a cluster has among so many processes.
-
-    Args:
-        nodes: as `ray.nodes()` tells of them.
-        processes: how many.
-
-    Raises:
-        UserError: there are GPUs, but not one for each.
-    """
-    able = [node["Resources"] for node in nodes if node["Alive"]]
-    cores, devices = (sum(resources.get(kind, 0) for resources in able) for kind in ("CPU", "GPU"))
-    if 0 < devices < processes:
-        raise UserError(
-            f"the cluster has {counted(devices, 'GPU')}, one for each training process",
-            where="--processes",
-            received=processes,
-            allowed=f"1 to {devices:g}",
-        )
-    # Two processes on one core are slow, but they are what somebody asked for who wants to try it on a small machine.
-    return Seats(processes, int(devices > 0), max(1, int(cores // processes)), _widest_share(able, processes))
-
-
-def _widest_share(nodes: Sequence[dict[str, float]], processes: int) -> float:
-    """Cores, at most one, that every process can be given at once; on a node they share nobody else's."""
-    with_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
-    seated = [0] * len(nodes)
-
-    def share_with_one_more(place: int) -> float:
-        free = not with_gpu or nodes[place].get("GPU", 0) >= seated[place] + 1
-        return nodes[place].get("CPU", 0) / (seated[place] + 1) if free else -1.0
-
-    share = 1.0
-    for _ in range(processes):
-        place = max(range(len(nodes)), key=share_with_one_more)
-        share = min(share, share_with_one_more(place))
-        seated[place] += 1
-    # Ray counts in ten-thousandths.
-    return max(0.0, math.floor(share * 10_000) / 10_000)
 
 
 @dataclass(frozen=True)

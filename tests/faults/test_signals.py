@@ -167,7 +167,7 @@ def stop_at_random(name, folder, chance, *, share=1.0):
     about = f"{name}: {number.name} after {wait_s:.2f} s, {to_group=}, {twice=}: exit code {code}\n{said}"
     assert not left, f"{about}\nleft: {left}"
     assert "Traceback" not in said, about
-    scratch = [path for kind in (".plan-*", ".tune-*", ".ray-train-*") for path in folder.rglob(kind)]
+    scratch = [path for kind in (".plan-*", "*-train-*") for path in folder.rglob(kind)]
     assert not scratch, f"{about}\nleft: {scratch}"
     told = [line for line in said.splitlines() if re.search(r"stopped (by|after|before)|interrupted", line)]
     if code == 0:  # it was faster than the signal

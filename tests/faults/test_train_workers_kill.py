@@ -17,7 +17,7 @@ def trainers_of(command):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if (folder / "cmdline").read_text().startswith("ray::RayTrainWorker"):
+            if "pipeline.runs.launched" in (folder / "cmdline").read_text().split("\0"):
                 found.append(int(folder.name))
         except OSError:
             continue  # it has ended meanwhile

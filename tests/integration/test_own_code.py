@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.settings.config import resolve
+from pipeline.settings.config import overlay, resolve
 from stages import own_code
 from stages.decode import DecodeChild, FrameRequest
 from stages.decode.lengths import read_lengths
@@ -107,7 +107,7 @@ def test_plan_and_doctor_measure_with_their_own_code(hostile):
 
 
 @pytest.mark.slow
-def test_every_command_on_ray_runs_its_own_code(hostile):
+def test_every_command_with_processes_runs_its_own_code(hostile):
     hostile.run("extract", *DATA)
     hostile.run("train", *DATA, *BRIEFLY, "--name", "one")
     hostile.run("evaluate", "--run", "runs/one")
@@ -123,14 +123,27 @@ def test_other_code_than_the_commands_is_refused():
 
 
 @pytest.mark.slow
+def test_training_processes_that_would_run_other_code_are_refused_and_say_so(monkeypatch, tmp_path):
+    from pipeline.runs.processes import run_together
+    from stages.signals import StopRequest
+    from tests.training_world import make
+
+    world = make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config = overlay(world.config(), {"train.processes": 2, "run.folder": "runs", "run.name": "one"}, "test")
+    monkeypatch.setattr(own_code, "digest", lambda: "of another version")
+    with pytest.raises(UserError, match="a worker would run other code than the command"):
+        run_together(config, tmp_path / "runs" / "one", resume=False, request=StopRequest(), again="")
+
+
+@pytest.mark.slow
 def test_ray_processes_that_would_run_other_code_are_refused_and_say_so(monkeypatch, tmp_path):
     from stages.cluster.connect import cluster
-    from stages.cluster.shares import Seats, Share
+    from stages.cluster.shares import Share
     from stages.config import ExtractConfig
     from stages.extract.hand_out import process_all
     from stages.extract.worker import ExtractionJob, VideoTask
     from stages.studies import trials
-    from stages.train.processes import train_together
 
     config = resolve(preset="tiny", options={}, overrides=[]).config
     # Of this process alone: its workers look at the code that they have.
@@ -142,20 +155,10 @@ def test_ray_processes_that_would_run_other_code_are_refused_and_say_so(monkeypa
         with pytest.raises(UserError, match=r"could not start: .*a worker would run other code than the command"):
             list(process_all([task], job))
         trials.run_trials(
-            [trials.Order("one", "")],
-            lambda _order: None,
+            {"one": ""},
+            lambda _trial: None,
             Share(1, 1.0, 0.0),
-            scratch=tmp_path,
             on_start=lambda _name: None,
             on_end=lambda name, reason, _seconds: ended.update({name: reason}),
         )
         assert "a worker would run other code than the command" in ended["one"]
-        with pytest.raises(UserError, match="a worker would run other code than the command"):
-            train_together(
-                lambda _order, _member: "",
-                "",
-                Seats(1, 0, 1, 1.0),
-                scratch=tmp_path,
-                stop=lambda: False,
-                on_said=lambda _said: None,
-            )

@@ -1,4 +1,4 @@
-"""Two processes in one gloo group, without Ray: what they agree on, refuse and share."""
+"""Two processes in one gloo group, on their own: what they agree on, refuse and share."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.commands import train as command
+from pipeline.runs import training
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.errors import UserError
@@ -52,9 +53,9 @@ def fit(group, resolved, stop_at=None):
 
     path = locations.run_folder(config)
     try:
-        trainer, loaded, stamp = command.prepare(config, path, stop, group)
+        trainer, loaded, stamp = training.prepare(config, path, stop, group)
         if group.rank == 0:
-            command.begin(path, config, loaded, stamp, resume=False)
+            training.begin(path, config, loaded, stamp, resume=False)
         ending = trainer.fit(taken.append)
     except UserError as error:
         return str(error)
@@ -77,7 +78,7 @@ def test_parts_of_each_processs_share_add_up_to_the_batch(world, alone, tmp_path
 
 def weights_of(group, resolved, counts):
     """What the answer tokens of this process's share of the samples weigh."""
-    trainer, _, _ = command.prepare(resolved.config, locations.run_folder(resolved.config), bool, group)
+    trainer, _, _ = training.prepare(resolved.config, locations.run_folder(resolved.config), bool, group)
     own = len(counts) // group.size
     masks = torch.arange(9) < torch.tensor(counts[group.rank * own : (group.rank + 1) * own])[:, None]
     stored = SimpleNamespace(answer=SimpleNamespace(answer_mask=masks), targets=None)
@@ -97,7 +98,7 @@ def test_with_the_language_model_in_pieces_the_losses_and_answers_are_the_same(w
     resolved = settings(world, "pieces", "train.shard_language=fsdp")
     found = together(fit, 2, tmp_path, resolved)
     near(run_of(world, "pieces"), alone)
-    _, loaded, _ = command.prepare(settings(world, "other").config, run_of(world, "other"), bool)
+    _, loaded, _ = training.prepare(settings(world, "other").config, run_of(world, "other"), bool)
     whole = kept_numbers(loaded.model.language)
     layers = sum(p.numel() for p in loaded.model.language.model.model.layers.parameters())
     assert [answer[-1] for answer in found] == [whole - layers // 2] * 2
@@ -122,9 +123,9 @@ def counted_fit(group, resolved):
         setattr(dist, name, lambda *args, real=real, **more: (calls.append(real.__name__), real(*args, **more))[1])
     config = resolved.config
     path = locations.run_folder(config)
-    trainer, loaded, stamp = command.prepare(config, path, bool, group)
+    trainer, loaded, stamp = training.prepare(config, path, bool, group)
     if group.rank == 0:
-        command.begin(path, config, loaded, stamp, resume=False)
+        training.begin(path, config, loaded, stamp, resume=False)
     trainer.fit(lambda _: at_steps.append(len(calls)))
     return [later - before for before, later in pairwise(at_steps)]
 

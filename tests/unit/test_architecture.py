@@ -107,6 +107,8 @@ def test_help_is_shown_without_any_heavy_import():
             "pipeline.commands.extract, model.vision",
             ("transformers.models.llama.modeling_llama", "model.qformer.qformer", "model.language"),
         ),
+        # Neither is installed with Ray's core.
+        ("torch, stages.extract.hand_out, stages.studies.trials", ("pandas", "pyarrow", "ray.train", "ray.tune")),
     ],
 )
 def test_a_command_does_not_import_what_it_does_not_use(imports, unneeded):

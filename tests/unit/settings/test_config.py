@@ -195,6 +195,14 @@ def test_the_option_of_an_earlier_version_is_refused_with_its_name_of_today(pipe
     assert err == "error: an option has another name now; got '--workers'. Write --processes\n"
 
 
+def test_a_ray_cluster_for_a_training_is_refused_with_what_starts_it_on_several_machines(pipeline):
+    _, err = pipeline("train", "--processes", "2", "--address", "auto", status=2)
+    assert err == (
+        "error: --address: a training does not use Ray; got 'auto'. Start it with torchrun or srun on each node, see "
+        "docs/training.md\n"
+    )
+
+
 # --- presets and cards
 
 
