@@ -141,14 +141,14 @@ def numbers(run):
     ]
 
 
-def near(one, other):
+def near(one, other, tolerance=NEAR):
     """Assert that two runs logged the same steps and nearly the same numbers: sums in another order are others."""
     mine, theirs = numbers(one), numbers(other)
     assert [row.keys() for row in mine] == [row.keys() for row in theirs]
     for row, its in zip(mine, theirs, strict=True):
         assert row["split"] == its["split"]
         for name in row.keys() - {"split"}:
-            assert row[name] == pytest.approx(its[name], rel=NEAR, abs=NEAR / 10), f"{name} at step {row['step']}"
+            assert row[name] == pytest.approx(its[name], rel=tolerance, abs=tolerance / 10), f"{name} at step {row['step']}"
 
 
 def wait_for_step(run, step, process, deadline_s=120.0):

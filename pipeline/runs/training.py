@@ -52,7 +52,7 @@ class Outcome:
 FREE = (
     "cache.root",
     "cache.local_copy",
-    # The same batches in the same order; sums are rounded in another order, and dropout draws other numbers.
+    # The same batches in the same order; sums are rounded in another order.
     "train.processes",
     "train.shard_language",
     "train.loader_workers",
@@ -69,8 +69,8 @@ FREE = (
 _MAY_CHANGE = (
     *FREE,
     "data.videos",  # training reads none
-    # Rounding and dropout's draws, as above.
-    *("train.micro_batch_size", "train.frames_per_chunk", "evaluate.batch_size"),
+    # Rounding, as above.
+    *("train.micro_batch_size", "train.frames_per_chunk", "evaluate.batch_size", "evaluate.rank_rows"),
     # When it ends.
     *("train.epochs", "train.patience"),
 )
@@ -127,7 +127,7 @@ def prepare(
         train=WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils, control=control),
         val=WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None,
         tokenizers=loaded.tokenizers,
-        eval_batch_size=config.evaluate.batch_size,
+        evaluate=config.evaluate,
     )
     trainer = Trainer(
         config.train,
@@ -138,6 +138,7 @@ def prepare(
         compute=loaded.compute,
         stop=stop,
         group=group,
+        on_parts=lambda parts: RunFolder(path).note_parts(parts),
     )
     return trainer, loaded, stamp
 

@@ -89,6 +89,38 @@ def test_the_number_of_rows_and_of_samples_changes_no_ranking(run, pipeline):
         assert mine["log_probability"] == pytest.approx(theirs["log_probability"], rel=1e-4)
 
 
+def test_what_does_not_fit_is_answered_in_smaller_parts_with_the_same_answers(run, pipeline, monkeypatch):
+    """Of the search three samples fit, of the ranking six rows; each halving is one line."""
+    files = [run / "predictions.jsonl", run / "predictions-rank.jsonl"]
+    pipeline("evaluate", "--run", run, "--method", "both")
+    whole = [lines_of(path) for path in files]
+    search, rank = FrozenLanguageModel.generate, FrozenLanguageModel.rank
+
+    def small_search(model, queries, *rest):
+        if len(queries) > 3:
+            raise MemoryError
+        return search(model, queries, *rest)
+
+    def small_rank(model, queries, *rest, rows, **more):
+        if rows > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rank(model, queries, *rest, rows=rows, **more)
+
+    monkeypatch.setattr(FrozenLanguageModel, "generate", small_search)
+    monkeypatch.setattr(FrozenLanguageModel, "rank", small_rank)
+    _, err = pipeline("evaluate", "--run", run, "--method", "both", "--set", "evaluate.batch_size=auto")
+    lines = [line for line in err.splitlines() if line.startswith("too little memory")]
+    assert lines[-1].endswith("evaluate.rank_rows=4, scores are the same")
+    assert any(line.endswith("evaluate.batch_size=2, answers are the same") for line in lines)
+    for path, answers in zip(files, whole, strict=True):
+        for mine, theirs in zip(lines_of(path), answers, strict=True):
+            assert mine["answers"] == theirs["answers"]
+            assert mine["log_probability"] == pytest.approx(theirs["log_probability"], rel=1e-4)
+    monkeypatch.setattr(FrozenLanguageModel, "generate", lambda *_: torch.empty(2**50))
+    _, err = pipeline("evaluate", "--run", run, status=1)
+    assert err.splitlines()[-1].startswith("error: the memory does not hold 1 sample while answering")
+
+
 def test_the_sum_of_log_likelihoods_is_another_score(run, pipeline):
     pipeline("evaluate", "--run", run, "--method", "rank", "--set", "evaluate.rank_score=sum")
     record = json.loads((run / "evaluation-rank.json").read_text())

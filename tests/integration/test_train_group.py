@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from model.diff_lmm import DiffLMM
 from pipeline.commands import train as command
 from pipeline.runs import training
 from pipeline.settings import locations
@@ -74,6 +75,27 @@ def run_of(world, name):
 def test_parts_of_each_processs_share_add_up_to_the_batch(world, alone, tmp_path):
     together(fit, 2, tmp_path, settings(world, "parts", "train.micro_batch_size=1"))
     near(run_of(world, "parts"), alone)
+
+
+def short_of_memory(group, resolved):
+    """Train; in the second process nothing but a single clip ever fits."""
+    if group.rank == 1:
+        real = DiffLMM.forward_backward
+
+        def one_at_most(model, clips, **more):
+            if len(clips.features) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(model, clips, **more)
+
+        DiffLMM.forward_backward = one_at_most
+    return fit(group, resolved)
+
+
+def test_one_of_two_that_runs_out_of_memory_takes_its_share_in_smaller_parts_while_the_other_waits(
+    world, alone, tmp_path
+):
+    together(short_of_memory, 2, tmp_path, settings(world, "short", "train.micro_batch_size=2"))
+    near(run_of(world, "short"), alone)
 
 
 def weights_of(group, resolved, counts):
