@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_language import TARGET_WIDTH, build_llama, build_model
+from tiny_language import TARGET_WIDTH, build_llama
 from tiny_qformer import HIDDEN, PATCHES, QUERIES, M, build_qformer, loss_on, random_features, random_text
 from torch.utils.flop_counter import FlopCounterMode
 
