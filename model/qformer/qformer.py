@@ -94,7 +94,7 @@ class MemoryQFormer(QFormerParts):
 
         Because banks are detached, the chunks' graphs do not depend on one another. When each chunk's loss is sent back
         and its graph let go before the next is asked for, activations are bounded by the chunk's frames, whatever T;
-        the law stands in `model.activation_memory`.
+        `stages.networks.memory_law` has the law.
 
         Args and errors are those of `forward`.
         """

@@ -1,4 +1,4 @@
-"""How much of a GPU a training step of Stage 2 takes, added up from the networks' shapes; nothing is measured.
+"""How much memory a training step of Stage 2 takes, by arithmetic on the networks' shapes; nothing is loaded.
 
 In one process, at the moment when most is held, which is the backward pass of a clip's last chunk of frames:
 
@@ -6,7 +6,7 @@ In one process, at the moment when most is held, which is the backward pass of a
     trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32
     per clip of a part:
       features                as stored in the cache
-      Q-Former                `model.activation_memory.kept_numbers`, dropout, one layer's pages; at most 4 bytes each
+      Q-Former                `kept_numbers`, dropout, one layer's pages; at most 4 bytes each
       language model          S tokens with `language_kept_bytes` each
 
 Left out are what torch and CUDA take for themselves (about a gigabyte) and the holes in the allocator's memory. A
@@ -18,15 +18,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from model.activation_memory import kept_numbers
-from model.config import Quantization
-from model.qformer.qformer import frames_per_chunk_of
+from model.config import ModelConfig, Quantization
+from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
+from stages.config import TrainConfig
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
+from stages.weights.instructblip import instructblip_config, language_config
+from stages.weights.repository import Repository
 
 if TYPE_CHECKING:
-    from model.qformer.qformer import MemoryQFormer
+    from model.diff_lmm import DiffLMM
 
 TRAINED_BYTES = 16
 # Under autocast some of what is kept is bfloat16; float32 is the most.
@@ -72,6 +75,109 @@ class StepMemory:
     def most_clips(self, budget: int) -> int:
         """Largest part that fits into so many bytes; 0 if none does."""
         return max(0, (budget - self.language - self.trained) // self.clip)
+
+
+def training_memory(
+    config: ModelConfig,
+    train: TrainConfig,
+    clip: ClipShape,
+    *,
+    target_width: int,
+    dtype: torch.dtype = torch.bfloat16,
+    feature_bytes: int = 2,
+) -> StepMemory:
+    """Add up a training step's memory from the networks' configuration files alone.
+
+    Args:
+        config: the networks.
+        train: of the recipe, `frames_per_chunk`, `processes` and `shard_language`.
+        clip: one clip.
+        target_width: D of the teacher targets.
+        dtype: of the frozen language model.
+        feature_bytes: per number in the cache.
+
+    Raises:
+        UserError: a configuration that cannot be had.
+    """
+    model = on_meta(config, target_width=target_width)
+    language = model.language.model
+    quantize = config.language.quantize
+    weights = frozen_bytes(language, quantize, bytes_each=dtype.itemsize)
+    if train.shard_language == "fsdp":
+        from stages.networks.sharding import decoder_layers
+
+        layers = [dtype.itemsize * sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(language)]
+        weights = sharded_bytes(weights, layers, train.processes)
+    return step_memory(
+        model.qformer,
+        clip,
+        language_config=language.config,
+        language_bytes=weights,
+        trained=sum(parameter.numel() for parameter in model.trained_parameters().values()),
+        feature_bytes=feature_bytes,
+        bytes_each=dtype.itemsize,
+        quantize=quantize,
+        frames_per_chunk=train.frames_per_chunk,
+    )
+
+
+def on_meta(config: ModelConfig, *, target_width: int | None) -> "DiffLMM":
+    """Stage 2's model by its configuration files, on the meta device: shapes without memory for a weight.
+
+    Args:
+        config: the networks.
+        target_width: D of the teacher targets; None to leave out the alignment heads.
+
+    Raises:
+        UserError: a configuration that cannot be had.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from model.language import SpecialTokens
+    from stages.networks.build import new_diff_lmm
+
+    described = language_config(Repository(config.language.source))
+    width = instructblip_config(Repository(config.qformer.source)).qformer_config.encoder_hidden_size
+    # Making a network seeds and moves torch's generator.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return new_diff_lmm(
+            config,
+            language=AutoModelForCausalLM.from_config(described),
+            special=SpecialTokens(0, 0),
+            visual_width=width,
+            target_width=target_width,
+            seed=0,
+        )
+
+
+def kept_numbers(model: MemoryQFormer, *, batch: int, frames: int, patches: int, words: int) -> int:
+    """Numbers that autograd keeps for one chunk of frames (`MemoryQFormer.chunks`), dropout aside.
+
+    With Y layers, X of them with cross-attention, and F the feed-forward width, c = `frames` and a full bank:
+
+        B c [P (C + 2 H X) + N (8 H + 2 F) Y + 4 Q H X]     the chunk's frames: visual inputs, keys and values, hidden
+      + B M [P (C + 2 H X) + 3 N H Y]                       the slots carried in, as they are and projected
+      + 2 H (C X + H Y)                                     key and value weights side by side
+
+    T does not appear: a longer clip has more chunks, and one is kept at a time. To this, the backward pass adds for a
+    moment one layer's pages and their gradients, 4 B P H (M + 1 + 2 c), at most. Dropout adds B c (2 N Y + Q X) H.
+
+    Args:
+        model: whose widths.
+        batch: B.
+        frames: c, frames of the chunk.
+        patches: P.
+        words: L.
+    """
+    shape = model.qformer.config
+    hidden, visual, inner = shape.hidden_size, shape.encoder_hidden_size, shape.intermediate_size
+    layers, crossing = len(model.layers), sum(layer.has_cross_attention for layer in model.layers)
+    queries, slots = model.num_queries, model.config.memory_slots
+    tokens = queries + words
+    seen = patches * (visual + 2 * hidden * crossing)
+    frame = seen + tokens * (8 * hidden + 2 * inner) * layers + 4 * queries * hidden * crossing
+    slot = seen + 3 * tokens * hidden * layers
+    return batch * (frames * frame + slots * slot) + 2 * hidden * (visual * crossing + hidden * layers)
 
 
 def frozen_bytes(model: nn.Module, quantize: Quantization, *, bytes_each: int = 2) -> int:
@@ -121,15 +227,18 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
         bytes_each: b.
         quantize: how its layers' matrices are held.
     """
-    attention = config.num_attention_heads * config.head_dim
-    norm = _FLOAT32_BYTES * config.hidden_size
-    layer = 2 * norm + (4 * attention + 3 * config.intermediate_size) * bytes_each
+    width = config.hidden_size
+    attention = config.num_attention_heads * (getattr(config, "head_dim", None) or width // config.num_attention_heads)
+    # OPT and GPT-2 call it otherwise.
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
+    norm = _FLOAT32_BYTES * width
+    layer = 2 * norm + (4 * attention + 3 * inner) * bytes_each
     if quantize == "int8":
-        layer += (2 * config.hidden_size + config.intermediate_size) * bytes_each
+        layer += (2 * width + inner) * bytes_each
     return config.num_hidden_layers * layer + norm
 
 
-def qformer_kept_bytes(qformer: "MemoryQFormer", shape: ClipShape, frames_per_chunk: int | None) -> int:
+def qformer_kept_bytes(qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None) -> int:
     """Most bytes that one clip holds in the Q-Former while a chunk of frames goes back."""
     slots, widths = qformer.config.memory_slots, qformer.qformer.config
     chunk = min(frames_per_chunk or frames_per_chunk_of(slots), shape.frames)
@@ -142,7 +251,7 @@ def qformer_kept_bytes(qformer: "MemoryQFormer", shape: ClipShape, frames_per_ch
 
 
 def step_memory(
-    qformer: "MemoryQFormer",
+    qformer: MemoryQFormer,
     shape: ClipShape,
     *,
     language_config: Any,
