@@ -40,7 +40,7 @@ def frame_shape(config: ModelConfig) -> FrameShape:
     missing = (
         source
         for source, published in ((encoder, _PUBLISHED_ENCODERS), (teacher, _PUBLISHED_TEACHERS))
-        if source in published and not _can_be_had(source)
+        if source in published and not can_be_had(source)
     )
     assumed = tuple(dict.fromkeys(missing))
     if encoder in assumed:
@@ -52,7 +52,8 @@ def frame_shape(config: ModelConfig) -> FrameShape:
     return FrameShape(tokens, width, teacher_width, assumed)
 
 
-def _can_be_had(source: str) -> bool:
+def can_be_had(source: str) -> bool:
+    """Whether a checkpoint's configuration is on this machine or can be fetched."""
     try:
         Repository(source).find("config.json")
     except UserError:
