@@ -11,12 +11,14 @@ from pipeline.command_groups import cache_app, config_app, data_app
 from pipeline.options import (
     Commands,
     DataOptions,
+    Dataset,
     Json,
     Overrides,
     RefreshChanged,
     RetryFailed,
     RunOrModel,
     SettingOptions,
+    TaskName,
     with_groups,
 )
 
@@ -119,6 +121,30 @@ def plan(
         refresh_changed=refresh_changed,
         as_json=json,
     )
+
+
+@app.command()
+@with_groups
+def rehearse(
+    *,
+    dataset: Dataset = None,
+    task: TaskName = None,
+    language_layers: Annotated[
+        int | None, typer.Option(min=1, help="Keep so many layers of the language model, for a quicker look.")
+    ] = None,
+    settings: SettingOptions,
+    json: Json = False,
+) -> None:
+    """Every stage at the true sizes with random weights: whether this machine is good, before anything is downloaded.
+
+    One short video is made and extracted, one training step taken on a clip with the data set's number of frames, one
+    question answered by beam search. Each stage runs in a process of its own and reports its seconds and its peak of
+    memory. Exit code 1 when one does not fit: the line says which, and which settings would do.
+    """
+    from pipeline.commands.rehearse import run
+
+    options = {"data.dataset": dataset, "data.task": task}
+    run(settings.resolve(options), language_layers=language_layers, as_json=json)
 
 
 @app.command()

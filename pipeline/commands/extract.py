@@ -53,7 +53,7 @@ def run(
         KeyboardInterrupt: a signal has come; what is committed stays.
     """
     config = resolved.config
-    extraction = _prepare(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
+    extraction = prepare(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
     warn_of_unknown_data(config)
     summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
@@ -66,7 +66,8 @@ def run(
     return bool(summary.failed)
 
 
-def _prepare(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> Extraction:
+def prepare(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> Extraction:
+    """Read annotations, identify the networks, open or make the cache: what is there to do, before any worker."""
     manifest = locations.manifest_of(config, with_videos=True)
     plan = plan_frames(manifest)
     root = locations.cache_root(config)
