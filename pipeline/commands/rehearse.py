@@ -120,7 +120,15 @@ def _show(
         )
         for stage, cost in done.items()
     ]
-    columns = ("stage", "work", "loading s", "seconds", "CPU s", "peak memory", *(("peak of the GPU",) if on_gpu else ()))
+    columns = (
+        "stage",
+        "work",
+        "loading s",
+        "seconds",
+        "CPU s",
+        "peak memory",
+        *(("peak of the GPU",) if on_gpu else ()),
+    )
     with beside_json(as_json):
         if rows:
             cut = "" if language_layers is None else f", {language_layers} layers of the language model"

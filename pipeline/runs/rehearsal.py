@@ -19,7 +19,7 @@ from stages.free_memory import free_memory
 from stages.frozen.load import teacher_sources
 from stages.frozen.shapes import frame_shape
 from stages.networks.build import new_diff_lmm
-from stages.train.memory_plan import ClipShape, frozen_bytes, step_memory
+from stages.networks.memory_law import ClipShape, frozen_bytes, step_memory
 from stages.weights.instructblip import language_config
 from stages.weights.repository import Repository
 from stages.weights.stand_in import write_stand_in
@@ -107,7 +107,7 @@ def _write_data(config: PipelineConfig, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a training step of one clip and an answer take, by arithmetic; see `stages.train.memory_plan`."""
+    """Bytes that a training step of one clip and an answer take, by arithmetic; see `stages.networks.memory_law`."""
 
     train: int
     answer: int
@@ -132,9 +132,7 @@ def needed(config: PipelineConfig) -> Needs:
             seed=0,
         )
     trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
-    frozen, whole = (
-        frozen_bytes(language, kind, bytes_each=bytes_each) for kind in (config.language.quantize, "none")
-    )
+    frozen, whole = (frozen_bytes(language, kind, bytes_each=bytes_each) for kind in (config.language.quantize, "none"))
     frames = locations.card_of(config).frame_rule.num_frames
     step = step_memory(
         model.qformer,

@@ -51,9 +51,7 @@ def test_frames_without_a_loss_skip_the_last_layer_and_the_way_back(wanted):
         for chunk in model.chunks(features, text, wanted_frames=wanted):
             loss_on(chunk.levels, chunk.frames).backward()
 
-    found = qformer_multiply_adds(
-        model, frames=4 * M + 1, patches=PATCHES, words=WORDS, wanted=wanted, backward=True
-    )
+    found = qformer_multiply_adds(model, frames=4 * M + 1, patches=PATCHES, words=WORDS, wanted=wanted, backward=True)
     assert found == counted(step)
 
 
