@@ -192,16 +192,19 @@ def extract(
             as_lines=json_lines,
         )
         return
-    from pipeline.commands.extract import run
+    from stages.signals import GO_ON, telling
 
-    failed = run(
-        resolved,
-        address=address,
-        retry_failed=retry_failed,
-        refresh_changed=refresh_changed,
-        as_json=json,
-        as_lines=json_lines,
-    )
+    with telling(lambda: f"; {GO_ON}"):
+        from pipeline.commands.extract import run
+
+        failed = run(
+            resolved,
+            address=address,
+            retry_failed=retry_failed,
+            refresh_changed=refresh_changed,
+            as_json=json,
+            as_lines=json_lines,
+        )
     if failed:
         raise typer.Exit(3)
 

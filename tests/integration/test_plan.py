@@ -262,13 +262,14 @@ def test_weights_that_were_downloaded_are_measured_without_asking_the_hub(world,
 # --- dry run
 
 
-def test_a_dry_run_is_the_plan_and_extracts_nothing(world, command, tmp_path):
+def test_a_dry_run_is_the_plan_of_the_extraction_and_extracts_nothing(world, command, tmp_path):
     options = [*without_videos(world, cache=tmp_path / "cache"), "--json"]
     planned, dry = command("plan", *options), command("extract", *options, "--dry-run")
     assert planned[0] == dry[0] == 0
     first, second = json.loads(planned[1]), json.loads(dry[1])
     # Other programs write on this disk, too.
     assert abs(first["disk"].pop("free_bytes") - second["disk"].pop("free_bytes")) < 10e9
+    assert [first.pop(key) is None for key in ("training", "no_training", "no_extraction")] == [False, True, True]
     assert first == second
     line = json.loads(command("extract", *options[:-1], "--dry-run", "--json-lines")[1].splitlines()[-1])
     assert (line["event"], line["bytes"]) == ("plan", first["bytes"])
