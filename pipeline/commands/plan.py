@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from pipeline.doctor.machine import check_weights
+from pipeline.doctor.machine import absent_downloads, check_weights
 from pipeline.screen.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, Resolved
@@ -18,7 +18,6 @@ from stages.data.video_paths import join_video_path
 from stages.errors import UserError
 from stages.extract.calibration import Calibration, calibrate
 from stages.extract.estimate import (
-    PUBLISHED_BYTES,
     CacheState,
     DiskRoom,
     VideoSize,
@@ -35,7 +34,7 @@ from stages.frozen.identity import feature_fields, settle_precision
 from stages.frozen.load import teacher_sources
 from stages.frozen.shapes import FrameShape, frame_shape
 from stages.urls import is_url
-from stages.weights.repository import Repository, local_only
+from stages.weights.repository import local_only
 from stages.wording import counted
 
 _STAGES = ("decode", "networks", "write", "total")
@@ -104,9 +103,9 @@ class _Survey:
         return sum(work.frames for work in self.state.work.values())
 
     @property
-    def downloads(self) -> dict[str, float | None]:
-        """Bytes of each checkpoint that would have to be fetched, None where that is not known."""
-        return {source: PUBLISHED_BYTES.get(source) for source in self.absent if Repository(source).folder is None}
+    def downloads(self) -> dict[str, int | None]:
+        """Bytes of each checkpoint, of both stages, that would have to be fetched, None where that is not known."""
+        return absent_downloads(self.config)
 
 
 def _look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> _Survey:
