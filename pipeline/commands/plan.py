@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from pipeline.planning.extraction import extraction_json, look, measure, show_extraction
+from pipeline.doctor.machine import absent_downloads
+from pipeline.planning.extraction import Survey, extraction_json, look, measure, show_downloads, show_extraction
 from pipeline.planning.measured_step import MeasuredStep, measure_step
 from pipeline.planning.training import TrainingPlan, are_counted_by_card, plan_training
 from pipeline.planning.training_answer import show_training, training_json
 from pipeline.screen.console import beside_json, emit_json, emit_json_line, print_answer
 from pipeline.settings import locations
-from pipeline.settings.config import Resolved
+from pipeline.settings.config import PipelineConfig, Resolved
 from stages.errors import UserError
 from stages.gpus import this_gpu
 from stages.train.estimate import Fit
@@ -36,37 +37,45 @@ def run(
     """
     _require_seconds(calibrate_s)
     config = resolved.config
+    survey = absent = None
     with local_only():
-        survey = None
-        if not are_counted_by_card(config):
+        if are_counted_by_card(config):
+            absent = f"annotations folder not found: {locations.annotations_folder(config)}"
+        else:
             survey = look(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
-        training: TrainingPlan | str
-        try:
-            training = plan_training(config, None if survey is None else survey.manifest)
-        except UserError as error:
-            training = str(error)
+        training, no_training = _training(config, survey)
         measured, why_not = (None, "") if survey is None else measure(survey, calibrate_s)
-        step = training if isinstance(training, str) else _step(training, calibrate_s, on_cpu=measures_step)
+        step = no_training if training is None else _step(training, calibrate_s, on_cpu=measures_step)
     frames = None if survey is None else survey.plan.num_frames
-    absent = f"annotations folder not found: {locations.annotations_folder(config)}"
-    content: dict[str, Any] = {"preset": config.preset, "no_extraction": absent, "training": None, "no_training": None}
-    if survey is not None:
-        content |= extraction_json(survey, measured, why_not) | {"no_extraction": None}
-    if isinstance(training, str):
-        content["no_training"] = training
-    else:
-        content["training"] = training_json(training, frames, step)
+    downloads = absent_downloads(config) if survey is None else survey.downloads
+    content: dict[str, Any] = {
+        "preset": config.preset,
+        "downloads": downloads,
+        **({} if survey is None else extraction_json(survey, measured, why_not)),
+        "no_extraction": absent,
+        "training": None if training is None else training_json(training, frames, step),
+        "no_training": no_training or None,
+    }
     if as_json:
         emit_json(content)
     with beside_json(as_json):
         if survey is None:
             print_answer(f"extraction: frames, bytes and hours are unknown: {absent}")
+            show_downloads(downloads)
         else:
             show_extraction(survey, measured, why_not)
-        if isinstance(training, str):
-            print_answer(f"training: unknown: {training}")
+        if training is None:
+            print_answer(f"training: unknown: {no_training}")
         else:
             show_training(training, frames, step)
+
+
+def _training(config: PipelineConfig, survey: Survey | None) -> tuple[TrainingPlan | None, str]:
+    """The plan of the trainings, or why there is none."""
+    try:
+        return plan_training(config, None if survey is None else survey.manifest), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def run_dry(

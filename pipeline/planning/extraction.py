@@ -1,12 +1,13 @@
 """What an extraction will take: counts and bytes exactly, times measured with the real worker."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from pipeline.doctor.machine import check_weights
+from pipeline.doctor.machine import absent_downloads, check_weights
 from pipeline.screen.console import print_answer, progress_bar, say, table
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
@@ -17,7 +18,6 @@ from stages.data.video_paths import join_video_path
 from stages.errors import UserError
 from stages.extract.calibration import Calibration, calibrate
 from stages.extract.estimate import (
-    PUBLISHED_BYTES,
     CacheState,
     DiskRoom,
     VideoSize,
@@ -34,7 +34,6 @@ from stages.frozen.identity import feature_fields, settle_precision
 from stages.frozen.load import teacher_sources
 from stages.frozen.shapes import FrameShape, frame_shape
 from stages.urls import is_url
-from stages.weights.repository import Repository
 from stages.wording import byte_size, counted, rough_time
 
 _STAGES = ("decode", "networks", "write", "total")
@@ -50,6 +49,7 @@ class Survey:
         found: the planned videos whose files are there.
         remote: planned videos that are addresses and were not looked at.
         absent: checkpoints whose weights are not whole on this machine, and what is wrong with each.
+        downloads: bytes of each checkpoint, of both stages, that would have to be fetched, None where not known.
     """
 
     config: PipelineConfig
@@ -62,16 +62,12 @@ class Survey:
     found: list[VideoTask]
     remote: int
     absent: dict[str, str]
+    downloads: dict[str, int | None]
 
     @property
     def frames_left(self) -> int:
         """Frames that are not cached yet."""
         return sum(work.frames for work in self.state.work.values())
-
-    @property
-    def downloads(self) -> dict[str, float | None]:
-        """Bytes of each checkpoint that would have to be fetched, None where that is not known."""
-        return {source: PUBLISHED_BYTES.get(source) for source in self.absent if Repository(source).folder is None}
 
 
 def look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> Survey:
@@ -109,7 +105,7 @@ def look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -
     local = [task for task in tasks if not is_url(task.path)]
     found = [task for task in local if Path(task.path).is_file()]
     remote, absent = plan.num_videos - len(local), _absent_weights(config)
-    return Survey(config, manifest, plan, shape, sizes, state, disk, found, remote, absent)
+    return Survey(config, manifest, plan, shape, sizes, state, disk, found, remote, absent, absent_downloads(config))
 
 
 def _absent_weights(config: PipelineConfig) -> dict[str, str]:
@@ -240,16 +236,21 @@ def show_extraction(survey: Survey, measured: Calibration | None, why_not: str) 
     print_answer(f"frame:  features {shape.tokens} x {shape.width}, y* {shape.teacher_width}")
     if shape.assumed:
         print_answer(f"  published sizes, because this machine has no {' and no '.join(shape.assumed)} yet")
-    if survey.downloads:
-        weigh = {name: "size unknown" if size is None else byte_size(size) for name, size in survey.downloads.items()}
-        named = ", ".join(f"{name} ({size})" for name, size in weigh.items())
-        print_answer(f"to be downloaded: {named}; plan fetches nothing")
+    show_downloads(survey.downloads)
     _show_bytes(survey)
     if measured is None:
         print_answer(f"times: unknown, decoding too: {why_not}")
     else:
         _show_times(measured, plan.num_frames, survey.frames_left)
     _show_disk(survey)
+
+
+def show_downloads(downloads: Mapping[str, int | None]) -> None:
+    """What would have to be fetched, for people."""
+    if downloads:
+        weigh = {name: "size unknown" if size is None else byte_size(size) for name, size in downloads.items()}
+        named = ", ".join(f"{name} ({size})" for name, size in weigh.items())
+        print_answer(f"to be downloaded: {named}; plan fetches nothing")
 
 
 def _show_bytes(survey: Survey) -> None:

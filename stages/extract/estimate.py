@@ -29,9 +29,6 @@ from stages.frozen.load import load_encoder, load_teacher
 from stages.frozen.shapes import FrameShape
 from stages.urls import is_url
 
-PUBLISHED_BYTES = {"Salesforce/instructblip-vicuna-7b": 31.7e9}
-"""What the weights of a published checkpoint weigh on the hub, where that is known: four shards in float32."""
-
 
 def count_windows(manifest: Manifest) -> int:
     """Distinct windows of a split's videos: samples of several tasks may ask about the same frames."""

@@ -4,8 +4,10 @@ The configurations hold what shapes follow from; all else has the defaults of th
 numbers, from these shapes and the type in which they are published; files have a header of some kilobytes more.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import UserError
@@ -31,26 +33,36 @@ class Published:
     configurations: Mapping[str, Mapping[str, Any]]
     bytes_each: int
 
-    def download_bytes(self, prefixes: Sequence[str]) -> int:
-        """Bytes of the files that hold the tensors whose names begin with one of these, each file whole."""
-        return sum(
-            sum(shard.values())
-            for described in self.configurations.values()
-            for shard in self._shards(described)
-            if any(name.startswith(tuple(prefixes)) for name in shard)
-        )
+    @property
+    def vision(self) -> Mapping[str, Any] | None:
+        """Configuration of the vision tower, if there is one."""
+        tower: Mapping[str, Any] | None = self.configurations.get("config.json", {}).get("vision_config")
+        return tower
 
-    def _shards(self, described: Mapping[str, Any]) -> list[dict[str, int]]:
-        """Bytes of each tensor, file by file, in the order in which the class has them."""
-        shards: list[dict[str, int]] = [{}]
+
+def download_bytes(source: str, prefixes: Iterable[str]) -> int | None:
+    """Bytes of a repository's files that hold tensors whose names begin with one of these, each file whole.
+
+    None where nothing is known of the repository.
+    """
+    if source not in PUBLISHED:
+        return None
+    wanted = tuple(prefixes)
+    return sum(sum(file.values()) for file in _weight_files(source) if any(name.startswith(wanted) for name in file))
+
+
+@cache
+def _weight_files(source: str) -> list[dict[str, int]]:
+    """Bytes of each tensor, file by file, in the order in which the class has them."""
+    files: list[dict[str, int]] = []
+    for described in PUBLISHED[source].configurations.values():
+        files.append({})
         for name, shape in tensor_shapes(described, tied=False).items():
-            size = self.bytes_each
-            for length in shape:
-                size *= length
-            if shards[-1] and sum(shards[-1].values()) + size > _SHARD_BYTES:
-                shards.append({})
-            shards[-1][name] = size
-        return shards
+            size = PUBLISHED[source].bytes_each * math.prod(shape)
+            if files[-1] and sum(files[-1].values()) + size > _SHARD_BYTES:
+                files.append({})
+            files[-1][name] = size
+    return files
 
 
 def tensor_shapes(described: Mapping[str, Any], *, tied: bool = True) -> dict[str, tuple[int, ...]]:
@@ -88,7 +100,7 @@ def _build(described: Mapping[str, Any]) -> "nn.Module":
     config = AutoConfig.for_model(**described)
     if config.model_type == "instructblip":
         return InstructBlipForConditionalGeneration(config)
-    has_words = type(config) in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - transformers has no other way to ask
+    has_words = type(config) in AutoModelForCausalLM._model_mapping
     network = (AutoModelForCausalLM if has_words else AutoModel).from_config(config)
     return network
 
