@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.runs.models import require_room
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
 from stages.data.card_schema import Card
@@ -101,7 +102,7 @@ def plan_training(config: PipelineConfig, manifest: Manifest | None) -> Training
         manifest: the samples; None: the card's counts are taken.
 
     Raises:
-        UserError: networks and settings do not fit each other; or there are neither annotations nor counts; or nothing
+        UserError: networks, settings and clips do not fit each other; or there are neither annotations nor counts; or nothing
             is known of a checkpoint's shapes.
     """
     card, shape = locations.card_of(config), frame_shape(config)
@@ -113,6 +114,7 @@ def plan_training(config: PipelineConfig, manifest: Manifest | None) -> Training
         estimates: dict[ClipShape, TrainingEstimate] = {}
         tasks = []
         for task, of_split in counts.items():
+            require_room(config, max(map(_num_frames, samples[task])))
             clip = _clip(dressed, tokenizers, samples[task], shape)
             if clip not in estimates:
                 estimates[clip] = _estimate(dressed, clip, shape)
@@ -195,11 +197,15 @@ def _tokenizers(config: PipelineConfig) -> Tokenizers | None:
         return None
 
 
+def _num_frames(sample: Sample) -> int:
+    return sample.num_frames or len(sample.times_s or ())
+
+
 def _clip(
     config: PipelineConfig, tokenizers: Tokenizers | None, samples: Sequence[Sample], shape: FrameShape
 ) -> ClipShape:
     """The longest of a task's clips."""
-    frames = max(one.num_frames or len(one.times_s or ()) for one in samples)
+    frames = max(map(_num_frames, samples))
     queries = instructblip_config(Repository(config.qformer.source)).num_query_tokens
     if tokenizers is None:
         return ClipShape(frames, shape.tokens, _WORDS, queries + _PROMPT_AND_ANSWER)
