@@ -14,7 +14,7 @@ quantised matrix is widened while it computes, forward and backward, and thrown 
 0.09 GB, at a moment when the Q-Former holds less than in its own backward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,42 @@ class StepMemory:
     def most_clips(self, budget: int) -> int:
         """Largest part that fits into so many bytes; 0 if none does."""
         return max(0, (budget - self.language - self.trained) // self.clip)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a step is cut, which changes none of its losses but by rounding.
+
+    Attributes:
+        clips: most that go through the networks at once (`train.micro_batch_size`).
+        frames: most that the Q-Former computes at once (`train.frames_per_chunk`).
+    """
+
+    clips: int
+    frames: int
+
+    def halved(self) -> "Parts | None":
+        """Fewer clips, or fewer frames where it is one clip; None where it is one frame of one."""
+        if self.clips > 1:
+            return Parts(-(-self.clips // 2), self.frames)
+        return Parts(1, -(-self.frames // 2)) if self.frames > 1 else None
+
+    def __str__(self) -> str:
+        return f"train.micro_batch_size={self.clips} and train.frames_per_chunk={self.frames}"
+
+
+def parts_that_fit(memory_of: Callable[[int], StepMemory], budget: int, whole: Parts) -> Parts:
+    """The most clips whose step fits into so many bytes; if none does, one with as many frames as fit, at least one.
+
+    Args:
+        memory_of: of a step with so many frames per chunk.
+        budget: bytes, those of weights and moments included that `memory_of` counts.
+        whole: no more than this.
+    """
+    parts = whole
+    while not (clips := memory_of(parts.frames).most_clips(budget)) and parts.frames > 1:
+        parts = Parts(1, -(-parts.frames // 2))
+    return Parts(max(1, min(parts.clips, clips)), parts.frames)
 
 
 def training_memory(
@@ -227,11 +263,9 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
         bytes_each: b.
         quantize: how its layers' matrices are held.
     """
-    width, heads = config.hidden_size, config.num_attention_heads
+    width, inner, head_width = config.hidden_size, _inner_width(config), _head_width(config)
+    heads = config.num_attention_heads
     of_keys = getattr(config, "num_key_value_heads", None) or heads
-    head_width = getattr(config, "head_dim", None) or width // heads
-    # OPT and GPT-2 call it otherwise.
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * width
     norm = _FLOAT32_BYTES * width
     layer = 2 * norm + (2 * (heads + of_keys) * head_width + 3 * inner) * bytes_each
     if quantize == "int8":
@@ -239,16 +273,34 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
     return config.num_hidden_layers * layer + norm
 
 
-def qformer_kept_bytes(qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None) -> int:
-    """Most bytes that one clip holds in the Q-Former while a chunk of frames goes back."""
+def qformer_bytes(qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None, longest: int) -> int:
+    """Most bytes that one clip holds in the Q-Former.
+
+    It holds them while a chunk of frames goes back, or while a longer one of frames without a loss goes by.
+
+    Args:
+        qformer: whose widths.
+        shape: of the clip.
+        frames_per_chunk: as in `train.frames_per_chunk`.
+        longest: most frames in a row that carry a loss; 0 where nothing is learned.
+    """
     slots, widths = qformer.config.memory_slots, qformer.qformer.config
     chunk = min(frames_per_chunk or frames_per_chunk_of(slots), shape.frames)
-    kept = kept_numbers(qformer, batch=1, frames=chunk, patches=shape.patches, words=shape.words)
+    with_loss = min(chunk, longest)
+    hidden, visual, inner = widths.hidden_size, widths.encoder_hidden_size, widths.intermediate_size
     layers, crossing = len(qformer.layers), sum(layer.has_cross_attention for layer in qformer.layers)
     tokens = qformer.num_queries + shape.words
-    dropout = chunk * (2 * tokens * layers + qformer.num_queries * crossing) * widths.hidden_size
-    pages = 4 * shape.patches * widths.hidden_size * (slots + 1 + 2 * chunk)
-    return _KEPT_BYTES * (kept + dropout + pages)
+    kept = kept_numbers(qformer, batch=1, frames=with_loss, patches=shape.patches, words=shape.words)
+    dropout = with_loss * (2 * tokens * layers + qformer.num_queries * crossing) * hidden
+    dropout += with_loss * (slots + 1) * (2 * tokens * layers + shape.patches * (crossing + 1))
+    # Slots as they are and projected, of every layer: the next chunk's are there before this one's are gone.
+    carried = slots * (shape.patches * (visual + 2 * hidden * crossing) + 3 * tokens * hidden * layers)
+    scores = 8 * widths.num_attention_heads * qformer.num_queries * shape.patches * (slots + 1)
+
+    back = kept + carried + dropout + scores + 4 * shape.patches * hidden * (slots + 1 + 2 * with_loss)
+    by = 2 * carried + chunk * (3 * shape.patches * visual + tokens * (8 * hidden + 2 * inner))
+    by += scores + 2 * shape.patches * hidden * (2 * (slots + 1) + chunk)
+    return _KEPT_BYTES * max(back if with_loss else 0, by if with_loss < chunk else 0)
 
 
 def step_memory(
@@ -262,6 +314,8 @@ def step_memory(
     bytes_each: int = 2,
     quantize: Quantization = "none",
     frames_per_chunk: int | None = None,
+    longest: int | None = None,
+    read_ahead: int = 0,
 ) -> StepMemory:
     """Add up a training step's memory.
 
@@ -275,11 +329,46 @@ def step_memory(
         bytes_each: per activation of the language model; 2 in bfloat16.
         quantize: how the language model's matrices are held.
         frames_per_chunk: as in `train.frames_per_chunk`.
+        longest: most frames in a row that carry a loss; None: all of a clip's.
+        read_ahead: so many parts more lie in the same memory as stored.
     """
     features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
+    features *= 1 + read_ahead
     told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
-    clip = features + qformer_kept_bytes(qformer, shape, frames_per_chunk) + told
+    clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames) + told
     return StepMemory(language_bytes, trained * TRAINED_BYTES, clip)
+
+
+def row_bytes(config: Any, sequence: int, *, bytes_each: int) -> int:
+    """Most bytes that a row of so many tokens takes in a causal language model without gradients.
+
+    Keys and values of all layers, one layer's activations, and the vocabulary's scores with their log-probabilities.
+
+    Args:
+        config: of a transformers LLaMA or a model with the same layers.
+        sequence: tokens.
+        bytes_each: per activation.
+    """
+    width, inner = config.hidden_size, _inner_width(config)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    kept = 2 * config.num_hidden_layers * heads * _head_width(config) * bytes_each
+    layer = (4 * width + 3 * inner) * bytes_each + 2 * _FLOAT32_BYTES * width
+    return sequence * (kept + layer + config.vocab_size * bytes_each) + 4 * config.vocab_size * _FLOAT32_BYTES
+
+
+def watch_bytes(qformer: MemoryQFormer, shape: ClipShape, *, feature_bytes: int = 2) -> int:
+    """Most bytes that one clip takes while it is watched without gradients, its features included."""
+    features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
+    return features + qformer_bytes(qformer, shape, None, 0)
+
+
+def _head_width(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _inner_width(config: Any) -> int:
+    """Of the feed-forwards, which OPT and GPT-2 call otherwise."""
+    return getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * config.hidden_size
 
 
 def sharded_bytes(total: int, layers: Sequence[int], processes: int) -> int:
