@@ -44,7 +44,7 @@ def run(resolved: Resolved, *, language_layers: int | None, as_json: bool) -> No
             if not costs[stage].fits or costs[stage].error is not None:
                 break
             bar.advance(note="")
-        failure = _failure(stage, costs[stage], config)
+        failure = failure_of(stage, costs[stage], config)
     _show(resolved, config, costs, language_layers=language_layers, as_json=as_json)
     if failure is not None:
         raise failure
@@ -74,7 +74,7 @@ def _run(stage: str, folder: Path) -> Cost:
     raise RuntimeError(f"stage {stage} ended with {code}: {log.read_text(errors='replace')[-_LOG_TAIL:]}")
 
 
-def _failure(stage: str, cost: Cost, config: PipelineConfig) -> UserError | None:
+def failure_of(stage: str, cost: Cost, config: PipelineConfig) -> UserError | None:
     """What is wrong with the last stage, if anything is."""
     if cost.error is not None:
         return UserError(cost.error, where=f"stage {stage}")

@@ -46,12 +46,12 @@ def dress(config: PipelineConfig, folder: Path, *, language_layers: int | None) 
     Raises:
         UserError: a checkpoint is neither on this machine nor known, or there is no such task.
     """
+    task = _write_data(config, folder)
     sources = {f"{part}.source": getattr(config, part).source for part in ("encoder", "qformer", "language")}
     sources |= {f"teacher.{name}": source for name, source in teacher_sources(config.teacher).items()}
     places = {source: folder / f"network-{number}" for number, source in enumerate(dict.fromkeys(sources.values()))}
     for source, place in places.items():
         write_stand_in(source, place, language_layers=language_layers)
-    task = _write_data(config, folder)
     own: dict[str, Any] = {
         **{key: str(places[source]) for key, source in sources.items()},
         "qformer.start": None,

@@ -232,8 +232,11 @@ def test_without_weights_no_connection_is_tried_and_the_download_is_named(world,
     published = ["--preset", "diff-lmm-7b", "--dataset", "synthetic", *world.options()[2:6]]
     planned, told = plan_under_guard(tmp_path, *published)
     assert planned["videos_found"] == 24
-    assert planned["downloads"] == {"Salesforce/instructblip-vicuna-7b": 31.7e9, "facebook/DiT-XL-2-256": None}
-    assert "Salesforce/instructblip-vicuna-7b (31.7 GB), facebook/DiT-XL-2-256 (size unknown)" in told
+    assert planned["downloads"] == {
+        "facebook/DiT-XL-2-256": 3_333_921_308,
+        "Salesforce/instructblip-vicuna-7b": 31_654_906_880,
+    }
+    assert "facebook/DiT-XL-2-256 (3.3 GB), Salesforce/instructblip-vicuna-7b (31.7 GB)" in told
     assert planned["not_calibrated"].startswith("weights are not on this machine: Salesforce/instructblip-vicuna-7b:")
     assert planned["calibration"] is None
     assert sum("weights are not on this machine" in line for line in told.splitlines()) == 1
