@@ -17,6 +17,7 @@ from stages import own_code
 from stages.config import GIB
 from stages.errors import UserError
 from stages.records import read_json
+from stages.signals import telling
 
 _PREFIX = "diff-lmm-rehearsal-"
 _LOG_TAIL = 2000
@@ -34,7 +35,11 @@ def run(resolved: Resolved, *, language_layers: int | None, as_json: bool) -> No
         UserError: a stage did not fit into the memory (exit code 1), or cannot run at all.
     """
     costs: dict[str, Cost] = {}
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, progress_bar("rehearse", len(STAGES), "stage") as bar:
+    with (
+        telling(lambda: "; nothing of it is kept"),
+        tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
+        progress_bar("rehearse", len(STAGES), "stage") as bar,
+    ):
         folder = Path(name)
         config = dress(resolved.config, folder, language_layers=language_layers)
         (folder / CONFIG).write_text(dump_yaml(config), encoding="utf-8")
@@ -85,7 +90,7 @@ def failure_of(stage: str, cost: Cost, config: PipelineConfig) -> UserError | No
     if stage == "extract":
         hint = "try --set extract.batch_size=1 --set extract.precision=bfloat16, or a machine with more memory"
         return UserError(f"does not fit into the memory{had}", where=f"stage {stage}", hint=hint, exit_code=1)
-    need = getattr(needed(config), stage)
+    need = needed(config).of(stage)
     settings, less = smaller(config, cost.free_bytes)
     given = " ".join(f"--set {key}={value}" for key, value in settings.items())
     hint = f"with {given} a training step needs about {_gib(less)}; --preset small needs less still"
@@ -120,7 +125,15 @@ def _show(
         )
         for stage, cost in done.items()
     ]
-    columns = ("stage", "work", "loading s", "seconds", "CPU s", "peak memory", *(("peak of the GPU",) if on_gpu else ()))
+    columns = (
+        "stage",
+        "work",
+        "loading s",
+        "seconds",
+        "CPU s",
+        "peak memory",
+        *(("peak of the GPU",) if on_gpu else ()),
+    )
     with beside_json(as_json):
         if rows:
             cut = "" if language_layers is None else f", {language_layers} layers of the language model"

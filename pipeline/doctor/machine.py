@@ -204,8 +204,7 @@ def check_downloads(config: PipelineConfig) -> Iterator[Finding]:
     for name in preset_names():
         preset = resolve(preset=name, options={"data.dataset": config.data.dataset}).config
         parts = [
-            f"{size:,} bytes of {source} ({PUBLISHED[source].licence})"
-            for source, size in downloads_of(preset).items()
+            f"{size:,} bytes of {source} ({PUBLISHED[source].licence})" for source, size in downloads_of(preset).items()
         ]
         yield Finding("downloads", name, "ok", ", ".join(parts) or "nothing; its networks come with the project")
 

@@ -25,6 +25,7 @@ from stages.files import nearest_existing
 from stages.frozen.shapes import FrameShape
 from stages.urls import is_url
 
+
 def count_windows(manifest: Manifest) -> int:
     """Distinct windows of a split's videos: samples of several tasks may ask about the same frames."""
     return len(

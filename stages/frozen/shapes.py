@@ -8,6 +8,7 @@ from stages.frozen.load import open_encoder, open_teacher
 from stages.weights.published import PUBLISHED
 from stages.weights.repository import Repository
 
+
 @dataclass(frozen=True)
 class FrameShape:
     """What the cache holds of one frame: features [P, C] and a target [D].

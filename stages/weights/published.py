@@ -100,7 +100,7 @@ def _build(described: Mapping[str, Any]) -> "nn.Module":
     config = AutoConfig.for_model(**described)
     if config.model_type == "instructblip":
         return InstructBlipForConditionalGeneration(config)
-    has_words = type(config) in AutoModelForCausalLM._model_mapping  # noqa: SLF001 - transformers has no other way to ask
+    has_words = type(config) in AutoModelForCausalLM._model_mapping
     network = (AutoModelForCausalLM if has_words else AutoModel).from_config(config)
     return network
 

@@ -45,7 +45,9 @@ def test_the_files_of_the_instructblip_have_the_sizes_that_the_hub_shows():
 
 def test_vision_tower_and_qformer_lie_in_the_first_file():
     tower_and_qformer = ("vision_model.", "qformer.", "query_tokens", "language_projection.")
-    assert download_bytes(INSTRUCTBLIP_VICUNA, tower_and_qformer) == download_bytes(INSTRUCTBLIP_VICUNA, ["query_tokens"])
+    assert download_bytes(INSTRUCTBLIP_VICUNA, tower_and_qformer) == download_bytes(
+        INSTRUCTBLIP_VICUNA, ["query_tokens"]
+    )
 
 
 def test_the_other_checkpoints_have_their_published_numbers():
