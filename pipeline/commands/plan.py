@@ -12,7 +12,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, Resolved
 from stages.errors import UserError
 from stages.gpus import this_gpu
-from stages.train.estimate import Fit
+from stages.networks.memory_law import Parts
 from stages.weights.repository import local_only
 
 
@@ -116,7 +116,7 @@ def _step(plan: TrainingPlan, calibrate_s: float | None, *, on_cpu: bool) -> Mea
         return "this machine has no GPU (--measure-step: on its CPU, which may take many minutes)"
     if not widest.steps:
         return "there is no training sample"
-    fit = Fit(1, next(iter(widest.estimate.memory))) if gpu is None else plan.fit(gpu)
-    if fit is None:
+    parts = Parts(1, widest.estimate.frames_per_chunk) if gpu is None else plan.fit(gpu)
+    if parts is None:
         return "no clip fits on this machine's GPU"
-    return measure_step(plan.config, plan.shape, widest.example, fit, widest.estimate.step_multiply_adds)
+    return measure_step(plan.config, plan.shape, widest.example, parts, widest.estimate.step_multiply_adds)

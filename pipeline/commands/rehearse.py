@@ -17,6 +17,7 @@ from stages import own_code
 from stages.config import GIB
 from stages.errors import UserError
 from stages.records import read_json
+from stages.signals import telling
 
 _PREFIX = "diff-lmm-rehearsal-"
 _LOG_TAIL = 2000
@@ -34,7 +35,11 @@ def run(resolved: Resolved, *, language_layers: int | None, as_json: bool) -> No
         UserError: a stage did not fit into the memory (exit code 1), or cannot run at all.
     """
     costs: dict[str, Cost] = {}
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, progress_bar("rehearse", len(STAGES), "stage") as bar:
+    with (
+        telling(lambda: "; nothing of it is kept"),
+        tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
+        progress_bar("rehearse", len(STAGES), "stage") as bar,
+    ):
         folder = Path(name)
         config = dress(resolved.config, folder, language_layers=language_layers)
         (folder / CONFIG).write_text(dump_yaml(config), encoding="utf-8")
@@ -44,7 +49,7 @@ def run(resolved: Resolved, *, language_layers: int | None, as_json: bool) -> No
             if not costs[stage].fits or costs[stage].error is not None:
                 break
             bar.advance(note="")
-        failure = _failure(stage, costs[stage], config)
+        failure = failure_of(stage, costs[stage], config)
     _show(resolved, config, costs, language_layers=language_layers, as_json=as_json)
     if failure is not None:
         raise failure
@@ -74,7 +79,7 @@ def _run(stage: str, folder: Path) -> Cost:
     raise RuntimeError(f"stage {stage} ended with {code}: {log.read_text(errors='replace')[-_LOG_TAIL:]}")
 
 
-def _failure(stage: str, cost: Cost, config: PipelineConfig) -> UserError | None:
+def failure_of(stage: str, cost: Cost, config: PipelineConfig) -> UserError | None:
     """What is wrong with the last stage, if anything is."""
     if cost.error is not None:
         return UserError(cost.error, where=f"stage {stage}")
@@ -85,7 +90,7 @@ def _failure(stage: str, cost: Cost, config: PipelineConfig) -> UserError | None
     if stage == "extract":
         hint = "try --set extract.batch_size=1 --set extract.precision=bfloat16, or a machine with more memory"
         return UserError(f"does not fit into the memory{had}", where=f"stage {stage}", hint=hint, exit_code=1)
-    need = getattr(needed(config), stage)
+    need = needed(config).of(stage)
     settings, less = smaller(config, cost.free_bytes)
     given = " ".join(f"--set {key}={value}" for key, value in settings.items())
     hint = f"with {given} a training step needs about {_gib(less)}; --preset small needs less still"

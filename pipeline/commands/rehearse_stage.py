@@ -127,7 +127,7 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
     from stages.device import is_out_of_memory, pick_device
 
     on_gpu = pick_device().type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory()
+    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory(torch.device("cpu"))
     if not on_gpu:
         limit_memory(free)
     started, done, fits, error = time.perf_counter(), _Done("", 0.0), True, None

@@ -15,9 +15,9 @@ from stages.extract.estimate import frame_multiply_adds
 from stages.frozen.shapes import FrameShape, can_be_had, frame_shape
 from stages.frozen.stand_ins import with_stand_ins
 from stages.gpus import Gpu
-from stages.networks.memory_law import ClipShape
+from stages.networks.memory_law import ClipShape, Parts
 from stages.networks.tokens import Tokenizers
-from stages.train.estimate import Fit, TrainingEstimate, estimate_training, num_steps, num_validations
+from stages.train.estimate import TrainingEstimate, estimate_training, num_steps, num_validations
 from stages.weights.instructblip import instructblip_config
 from stages.weights.repository import Repository
 
@@ -88,7 +88,7 @@ class TrainingPlan:
         """The task whose clips take most."""
         return max(self.tasks, key=lambda task: task.estimate.step_multiply_adds)
 
-    def fit(self, gpu: Gpu, *, in_4_bits: bool = False) -> Fit | None:
+    def fit(self, gpu: Gpu, *, in_4_bits: bool = False) -> Parts | None:
         """The part of a batch that fits on a GPU, whichever task; also with the language model in 4 bits (nf4)."""
         estimate = self.in_4_bits if in_4_bits else self.widest.estimate
         return estimate.largest_part(gpu.budget_bytes, self.widest.batch)
@@ -102,8 +102,8 @@ def plan_training(config: PipelineConfig, manifest: Manifest | None) -> Training
         manifest: the samples; None: the card's counts are taken.
 
     Raises:
-        UserError: networks, settings and clips do not fit each other; or there are neither annotations nor counts; or nothing
-            is known of a checkpoint's shapes.
+        UserError: networks, settings and clips do not fit each other; or there are neither annotations nor counts; or
+            nothing is known of a checkpoint's shapes.
     """
     card, shape = locations.card_of(config), frame_shape(config)
     counts, samples = ({}, {}) if manifest is None else _counted(manifest)

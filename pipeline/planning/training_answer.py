@@ -106,7 +106,7 @@ def show_training(plan: TrainingPlan, frames: int | None, measured: MeasuredStep
         peak = "" if measured.peak_bytes is None else f", {byte_size(measured.peak_bytes)} at most"
         print_answer(
             f"measured on {measured.device}: a part of {counted(measured.clips, 'clip')}, "
-            f"{counted(measured.frames_per_chunk, 'frame')} at once: {rough_time(measured.seconds)}{peak}"
+            f"{counted(measured.frames, 'frame')} at once: {rough_time(measured.seconds)}{peak}"
         )
 
 
@@ -117,7 +117,7 @@ _COLUMNS_OF_FITS = ("GPU", "memory", "clips", "frames at once", "clips with nf4"
 
 def _fits_row(plan: TrainingPlan, gpu: Gpu) -> tuple[str, ...]:
     fit, in_4_bits = plan.fit(gpu), plan.fit(gpu, in_4_bits=True)
-    clips, at_once = (_NONE, _NONE) if fit is None else (f"{fit.clips}", f"{fit.frames_per_chunk}")
+    clips, at_once = (_NONE, _NONE) if fit is None else (f"{fit.clips}", f"{fit.frames}")
     with_nf4 = _NONE if in_4_bits is None else f"{in_4_bits.clips}"
     step = _time(_seconds(plan, gpu, plan.widest.step_multiply_adds))
     return gpu.name, f"{gpu.memory_bytes / GB:.0f} GB", clips, at_once, with_nf4, step

@@ -19,7 +19,7 @@ from stages.free_memory import free_memory
 from stages.frozen.load import teacher_sources
 from stages.frozen.shapes import frame_shape
 from stages.networks.build import new_diff_lmm
-from stages.networks.memory_law import ClipShape, frozen_bytes, step_memory
+from stages.networks.memory_law import ClipShape, StepMemory, frozen_bytes, step_memory
 from stages.weights.instructblip import language_config
 from stages.weights.repository import Repository
 from stages.weights.stand_in import write_stand_in
@@ -29,6 +29,7 @@ _CARD, _SAMPLES = "card.yaml", "samples.jsonl"
 _OPEN = "what is a man doing?", "walking"
 # Tokens of a question and of the language model's sequence; LVU's have fewer.
 _WORDS, _SEQUENCE = 16, 64
+_FLOAT32_BYTES = 4
 _LESS = ({"train.precision": "bfloat16"}, {"train.frames_per_chunk": 10}, {"language.quantize": "nf4"})
 """What makes a training step smaller, to be tried one after the other."""
 
@@ -46,12 +47,12 @@ def dress(config: PipelineConfig, folder: Path, *, language_layers: int | None) 
     Raises:
         UserError: a checkpoint is neither on this machine nor known, or there is no such task.
     """
+    task = _write_data(config, folder)
     sources = {f"{part}.source": getattr(config, part).source for part in ("encoder", "qformer", "language")}
     sources |= {f"teacher.{name}": source for name, source in teacher_sources(config.teacher).items()}
     places = {source: folder / f"network-{number}" for number, source in enumerate(dict.fromkeys(sources.values()))}
     for source, place in places.items():
         write_stand_in(source, place, language_layers=language_layers)
-    task = _write_data(config, folder)
     own: dict[str, Any] = {
         **{key: str(places[source]) for key, source in sources.items()},
         "qformer.start": None,
@@ -71,7 +72,11 @@ def dress(config: PipelineConfig, folder: Path, *, language_layers: int | None) 
         "train.trackers": [],
     }
     dressed = overlay(config, own, "rehearsal")
-    if needed(dressed).train > free_memory() and config.train.precision == "auto" and pick_device().type == "cpu":
+    if (
+        needed(dressed).of("train") > free_memory(torch.device("cpu"))
+        and config.train.precision == "auto"
+        and pick_device().type == "cpu"
+    ):
         return overlay(dressed, {"train.precision": "bfloat16"}, "rehearsal")
     return dressed
 
@@ -107,14 +112,25 @@ def _write_data(config: PipelineConfig, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a training step of one clip and an answer take, by arithmetic; see `stages.networks.memory_law`."""
+    """Bytes of Stage 2 on this machine's device, by arithmetic; see `stages.networks.memory_law`.
 
-    train: int
+    Attributes:
+        step: a training step's.
+        answer: those of the weights that answer.
+        at_start: of the CPU's memory, for a language model that is quantised, which is read whole first.
+    """
+
+    step: StepMemory
     answer: int
+    at_start: int
+
+    def of(self, stage: str) -> int:
+        """Of a training step of one clip (`train`), or of an answer."""
+        return max(self.step.total(1) if stage == "train" else self.answer, self.at_start)
 
 
 def needed(config: PipelineConfig) -> Needs:
-    """What a configuration's Stage 2 takes on this machine's device; its networks' configurations are here."""
+    """What a configuration's Stage 2 takes; its networks' configurations are here."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -132,8 +148,8 @@ def needed(config: PipelineConfig) -> Needs:
             seed=0,
         )
     trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
-    frozen, whole = (frozen_bytes(language, kind, bytes_each=bytes_each) for kind in (config.language.quantize, "none"))
-    frames = locations.card_of(config).frame_rule.num_frames
+    quantize, frames = config.language.quantize, locations.card_of(config).frame_rule.num_frames
+    frozen = frozen_bytes(language, quantize, bytes_each=bytes_each)
     step = step_memory(
         model.qformer,
         ClipShape(frames, frame.tokens, _WORDS, _SEQUENCE),
@@ -141,12 +157,11 @@ def needed(config: PipelineConfig) -> Needs:
         language_bytes=frozen,
         trained=trained,
         bytes_each=bytes_each,
-        quantize=config.language.quantize,
+        quantize=quantize,
         frames_per_chunk=config.train.frames_per_chunk,
     )
-    # What is quantised is read whole into the CPU's memory first.
-    at_start = whole if device.type == "cpu" else 0
-    return Needs(max(step.total(1), at_start), max(frozen + 4 * trained, at_start))
+    at_start = frozen_bytes(language, "none", bytes_each=bytes_each) if device.type == "cpu" else 0
+    return Needs(step, frozen + _FLOAT32_BYTES * trained, at_start)
 
 
 def smaller(config: PipelineConfig, budget: int) -> tuple[dict[str, Any], int]:
@@ -155,10 +170,10 @@ def smaller(config: PipelineConfig, budget: int) -> tuple[dict[str, Any], int]:
     If none does, all of them.
     """
     given: dict[str, Any] = {}
-    need = needed(config).train
+    need = needed(config).of("train")
     for change in _LESS:
         given |= change
-        need = needed(overlay(config, given, "rehearsal")).train
+        need = needed(overlay(config, given, "rehearsal")).of("train")
         if need <= budget:
             break
     return given, need

@@ -3,8 +3,9 @@
 Nothing is loaded, and no data are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,7 +15,15 @@ from model.diff_lmm import DiffLMM
 from model.qformer.qformer import frames_per_chunk_of
 from stages.batches.order import EpochOrder
 from stages.config import TrainConfig
-from stages.networks.memory_law import TRAINED_BYTES, ClipShape, StepMemory, on_meta, training_memory
+from stages.networks.memory_law import (
+    TRAINED_BYTES,
+    ClipShape,
+    Parts,
+    StepMemory,
+    on_meta,
+    parts_that_fit,
+    training_memory,
+)
 from stages.networks.multiply_adds import alignment_multiply_adds, language_multiply_adds, qformer_multiply_adds
 
 
@@ -36,14 +45,6 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """The largest part of a batch that fits: `train.micro_batch_size` clips, with so many `train.frames_per_chunk`."""
-
-    clips: int
-    frames_per_chunk: int
-
-
-@dataclass(frozen=True)
 class TrainingEstimate:
     """What a training does and holds for each clip.
 
@@ -53,7 +54,8 @@ class TrainingEstimate:
         step_multiply_adds: of one clip, forward and backward.
         answer_multiply_adds: of one clip that is answered by beam search.
         loss_multiply_adds: of one clip whose answer loss alone is computed, as a validation does beside answering.
-        memory: a step's, by `train.frames_per_chunk`, the setting's own first.
+        memory_of: a step's memory with so many frames per chunk.
+        frames_per_chunk: the setting's own.
     """
 
     parts: tuple[Part, ...]
@@ -61,14 +63,13 @@ class TrainingEstimate:
     step_multiply_adds: int
     answer_multiply_adds: int
     loss_multiply_adds: int
-    memory: dict[int, StepMemory]
+    memory_of: Callable[[int], StepMemory]
+    frames_per_chunk: int
 
-    def largest_part(self, budget: int, batch_size: int) -> Fit | None:
-        """What of a batch fits into so many bytes; fewer frames at once only where no clip fits. None if none does."""
-        for frames_per_chunk, memory in self.memory.items():
-            if clips := min(memory.most_clips(budget), batch_size):
-                return Fit(clips, frames_per_chunk)
-        return None
+    def largest_part(self, budget: int, batch_size: int) -> Parts | None:
+        """The largest part of a batch that fits into so many bytes, as training chooses it; None if none does."""
+        parts = parts_that_fit(self.memory_of, budget, Parts(batch_size, self.frames_per_chunk))
+        return parts if self.memory_of(parts.frames).total(parts.clips) <= budget else None
 
 
 def num_steps(train: TrainConfig, samples: int) -> tuple[int, int]:
@@ -100,10 +101,13 @@ def estimate_training(
         UserError: a configuration that cannot be had.
     """
     model = on_meta(config, target_width=target_width)
-    memory = {}
-    for frames_per_chunk in _chunks(train, config, clip.frames):
+
+    @cache
+    def memory_of(frames_per_chunk: int) -> StepMemory:
         recipe = train.model_copy(update={"frames_per_chunk": frames_per_chunk})
-        memory[frames_per_chunk] = training_memory(config, recipe, clip, target_width=target_width, dtype=dtype)
+        return training_memory(config, recipe, clip, target_width=target_width, dtype=dtype)
+
+    at_once = min(train.frames_per_chunk or frames_per_chunk_of(config.qformer.memory_slots), clip.frames)
     language, described = model.language.model, model.language.model.config
     shape = {"frames": clip.frames, "patches": clip.patches, "words": clip.words}
     wanted = _wanted_frames(model, train, clip.frames)
@@ -118,22 +122,14 @@ def estimate_training(
     watched = qformer_multiply_adds(model.qformer, **shape, wanted=[clip.frames - 1], backward=False)
     read = language_multiply_adds(language, described, clip.sequence, backward=False)
     return TrainingEstimate(
-        parts=_parts(model, next(iter(memory.values()))),
+        parts=_parts(model, memory_of(at_once)),
         clip=clip,
         step_multiply_adds=step,
         answer_multiply_adds=watched + config.language.num_beams * read,
         loss_multiply_adds=watched + read,
-        memory=memory,
+        memory_of=memory_of,
+        frames_per_chunk=at_once,
     )
-
-
-def _chunks(train: TrainConfig, config: ModelConfig, frames: int) -> Sequence[int]:
-    """The setting's own frames at once, then half of it again and again."""
-    chunk = min(train.frames_per_chunk or frames_per_chunk_of(config.qformer.memory_slots), frames)
-    halved = [chunk]
-    while halved[-1] > 1:
-        halved.append(halved[-1] // 2)
-    return halved
 
 
 def _wanted_frames(model: DiffLMM, train: TrainConfig, frames: int) -> list[int] | None:

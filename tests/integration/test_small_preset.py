@@ -111,7 +111,7 @@ def test_it_learns_and_answers_with_five_beams(folders, quantize):
     model = loaded.model.train()
     optimizer = torch.optim.AdamW(model.trained_parameters().values(), lr=3e-3)
     losses = []
-    for _ in range(8):
+    for _ in range(3):
         optimizer.zero_grad()
         queries = model.language_projection(
             model.qformer(features, loaded.tokenizers.question([QUESTION])).levels[-1][:, -1]

@@ -17,9 +17,9 @@ from stages.frozen.load import load_encoder, load_teacher
 from stages.frozen.shapes import frame_shape
 from stages.frozen.stand_ins import with_stand_ins
 from stages.gpus import ASSUMED_SHARE, COMMON_GPUS, GB
-from stages.networks.memory_law import ClipShape, StepMemory
+from stages.networks.memory_law import ClipShape, Parts
 from stages.networks.pretrained import LoadedModel
-from stages.train.estimate import Fit, estimate_training, num_steps, num_validations
+from stages.train.estimate import estimate_training, num_steps, num_validations
 from stages.train.trial import random_batch
 
 FRAMES = 7  # more than the memory has slots
@@ -70,7 +70,7 @@ def test_a_clip_takes_the_multiply_adds_that_torch_counts(kd_frames, loaded):
     trained = sum(part.parameters for part in found.parts if part.is_trained)
     assert trained == sum(parameter.numel() for parameter in loaded.model.trained_parameters().values())
     assert sum(part.num_bytes for part in found.parts if part.is_trained) == 16 * trained
-    memory = found.memory[min(2 * config.qformer.memory_slots, FRAMES)]
+    memory = found.memory_of(found.frames_per_chunk)
     assert sum(part.num_bytes for part in found.parts) == memory.language + memory.trained
 
 
@@ -97,13 +97,13 @@ def test_the_largest_part_has_fewer_frames_at_once_only_where_no_clip_fits():
     clip = ClipShape(FRAMES, shape.tokens, 5, 20)
     with with_stand_ins(config, ("qformer", "language")) as dressed:
         found = estimate_training(dressed, config.train, clip, target_width=shape.teacher_width, dtype=torch.float32)
-    (chunk, whole), (half, less), *_ = found.memory.items()
-    assert half == chunk // 2
-    assert found.largest_part(whole.total(3), 64) == Fit(3, chunk)
-    assert found.largest_part(whole.total(3), 2) == Fit(2, chunk)
-    assert found.largest_part(whole.total(1) - 1, 64) == Fit(less.most_clips(whole.total(1) - 1), half)
+    chunk = found.frames_per_chunk
+    half = -(-chunk // 2)
+    whole, less = found.memory_of(chunk), found.memory_of(half)
+    assert found.largest_part(whole.total(3), 64) == Parts(3, chunk)
+    assert found.largest_part(whole.total(3), 2) == Parts(2, chunk)
+    assert found.largest_part(less.total(1), 64) == Parts(1, half)
     assert found.largest_part(whole.total(0), 64) is None
-    assert isinstance(whole, StepMemory)
 
 
 def test_times_are_the_stated_share_of_the_peak():
