@@ -3,9 +3,7 @@
 Nothing is loaded, and no data are read.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -54,7 +52,7 @@ class TrainingEstimate:
         step_multiply_adds: of one clip, forward and backward.
         answer_multiply_adds: of one clip that is answered by beam search.
         loss_multiply_adds: of one clip whose answer loss alone is computed, as a validation does beside answering.
-        memory_of: a step's memory with so many frames per chunk.
+        memory: a step's, by frames per chunk: the setting's own, and half of it again and again.
         frames_per_chunk: the setting's own.
     """
 
@@ -63,13 +61,13 @@ class TrainingEstimate:
     step_multiply_adds: int
     answer_multiply_adds: int
     loss_multiply_adds: int
-    memory_of: Callable[[int], StepMemory]
+    memory: dict[int, StepMemory]
     frames_per_chunk: int
 
     def largest_part(self, budget: int, batch_size: int) -> Parts | None:
         """The largest part of a batch that fits into so many bytes, as training chooses it; None if none does."""
-        parts = parts_that_fit(self.memory_of, budget, Parts(batch_size, self.frames_per_chunk))
-        return parts if self.memory_of(parts.frames).total(parts.clips) <= budget else None
+        parts = parts_that_fit(self.memory.__getitem__, budget, Parts(batch_size, self.frames_per_chunk))
+        return parts if self.memory[parts.frames].total(parts.clips) <= budget else None
 
 
 def num_steps(train: TrainConfig, samples: int) -> tuple[int, int]:
@@ -101,13 +99,13 @@ def estimate_training(
         UserError: a configuration that cannot be had.
     """
     model = on_meta(config, target_width=target_width)
-
-    @cache
-    def memory_of(frames_per_chunk: int) -> StepMemory:
-        recipe = train.model_copy(update={"frames_per_chunk": frames_per_chunk})
-        return training_memory(config, recipe, clip, target_width=target_width, dtype=dtype)
-
-    at_once = min(train.frames_per_chunk or frames_per_chunk_of(config.qformer.memory_slots), clip.frames)
+    at_once = Parts(1, min(train.frames_per_chunk or frames_per_chunk_of(config.qformer.memory_slots), clip.frames))
+    memory: dict[int, StepMemory] = {}
+    parts: Parts | None = at_once
+    while parts is not None:  # now, since configuration files may be gone later
+        recipe = train.model_copy(update={"frames_per_chunk": parts.frames})
+        memory[parts.frames] = training_memory(config, recipe, clip, target_width=target_width, dtype=dtype)
+        parts = parts.halved()
     language, described = model.language.model, model.language.model.config
     shape = {"frames": clip.frames, "patches": clip.patches, "words": clip.words}
     wanted = _wanted_frames(model, train, clip.frames)
@@ -122,13 +120,13 @@ def estimate_training(
     watched = qformer_multiply_adds(model.qformer, **shape, wanted=[clip.frames - 1], backward=False)
     read = language_multiply_adds(language, described, clip.sequence, backward=False)
     return TrainingEstimate(
-        parts=_parts(model, memory_of(at_once)),
+        parts=_parts(model, memory[at_once.frames]),
         clip=clip,
         step_multiply_adds=step,
         answer_multiply_adds=watched + config.language.num_beams * read,
         loss_multiply_adds=watched + read,
-        memory_of=memory_of,
-        frames_per_chunk=at_once,
+        memory=memory,
+        frames_per_chunk=at_once.frames,
     )
 
 

@@ -70,7 +70,7 @@ def test_a_clip_takes_the_multiply_adds_that_torch_counts(kd_frames, loaded):
     trained = sum(part.parameters for part in found.parts if part.is_trained)
     assert trained == sum(parameter.numel() for parameter in loaded.model.trained_parameters().values())
     assert sum(part.num_bytes for part in found.parts if part.is_trained) == 16 * trained
-    memory = found.memory_of(found.frames_per_chunk)
+    memory = found.memory[found.frames_per_chunk]
     assert sum(part.num_bytes for part in found.parts) == memory.language + memory.trained
 
 
@@ -99,7 +99,7 @@ def test_the_largest_part_has_fewer_frames_at_once_only_where_no_clip_fits():
         found = estimate_training(dressed, config.train, clip, target_width=shape.teacher_width, dtype=torch.float32)
     chunk = found.frames_per_chunk
     half = -(-chunk // 2)
-    whole, less = found.memory_of(chunk), found.memory_of(half)
+    whole, less = found.memory[chunk], found.memory[half]
     assert found.largest_part(whole.total(3), 64) == Parts(3, chunk)
     assert found.largest_part(whole.total(3), 2) == Parts(2, chunk)
     assert found.largest_part(less.total(1), 64) == Parts(1, half)
