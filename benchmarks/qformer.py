@@ -31,6 +31,7 @@ from model.config import QFormerConfig
 from model.qformer.parts import TextTokens
 from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
 from stages.networks.memory_law import kept_numbers
+from stages.networks.multiply_adds import qformer_multiply_adds
 
 FULL_WIDTH = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": 30523}
 QUERIES, PATCHES, WIDTH, WORDS = 32, 257, 1408, 12
@@ -111,8 +112,8 @@ def compare_times(arguments, frames, backward):
             seconds[form].append(time.perf_counter() - started)
     row = {"frames": frames, "pass": "forward+backward" if backward else "forward", "seconds": seconds}
     row["median_s"] = {form: statistics.median(times) for form, times in seconds.items()}
-    row["multiply_adds_ratio"] = arithmetic("loop", frames, arguments, backward) / arithmetic(
-        "clip", frames, arguments, backward
+    row["multiply_adds_ratio"] = arithmetic("loop", model, frames, arguments, backward) / arithmetic(
+        "clip", model, frames, arguments, backward
     )
     if "loop" in forms:
         row["ratio"] = row["median_s"]["loop"] / row["median_s"]["clip"]
@@ -125,12 +126,15 @@ def synchronise(arguments):
         torch.cuda.synchronize()
 
 
-def arithmetic(form, frames, arguments, backward):
+def arithmetic(form, model, frames, arguments, backward):
     """Multiply-adds over a clip, elementwise work aside.
 
     Backward costs a product twice where both factors get a gradient, once where only the weights do, which is so for
-    remembered tokens; the clip form computes attention scores again, and its chunks' gradient of the slots carried in.
+    remembered tokens; attention scores are computed again.
     """
+    if form == "clip":
+        shape = {"patches": PATCHES, "words": WORDS, "frames_per_chunk": arguments.frames_per_chunk}
+        return qformer_multiply_adds(model, frames=frames, **shape, backward=backward)
     tokens = QUERIES + WORDS
     visual, words = 2 * PATCHES * WIDTH * HIDDEN, 2 * tokens * HIDDEN**2  # keys and values of one frame, one layer
     rest = LAYERS * tokens * (2 * HIDDEN**2 + 2 * HIDDEN * INNER) + CROSSING * QUERIES * 2 * HIDDEN**2
@@ -139,14 +143,9 @@ def arithmetic(form, frames, arguments, backward):
     for frame in range(frames):
         seen = min(frame, arguments.slots) + 1
         projected = CROSSING * visual + LAYERS * words
-        if form == "loop":
-            total += seen * projected * (2 if backward else 1) + rest * (3 if backward else 1)
-            total += 2 * seen * score * (3.5 if backward else 1)
-            total += (LAYERS * words + CROSSING * visual) * backward  # the frame's own gradient to its input
-        else:
-            total += projected + rest * (3 if backward else 1) + 2 * seen * score * (3.5 if backward else 1)
-            total += (projected + LAYERS * words) * backward
-            total += backward * projected * min(frame, arguments.slots) / chunk_length(arguments)
+        total += seen * projected * (2 if backward else 1) + rest * (3 if backward else 1)
+        total += 2 * seen * score * (3.5 if backward else 1)
+        total += (LAYERS * words + CROSSING * visual) * backward  # the frame's own gradient to its input
     return total
 
 

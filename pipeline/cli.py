@@ -12,12 +12,14 @@ from pipeline.command_groups import cache_app, config_app, data_app
 from pipeline.options import (
     Commands,
     DataOptions,
+    Dataset,
     Json,
     Overrides,
     RefreshChanged,
     RetryFailed,
     RunOrModel,
     SettingOptions,
+    TaskName,
     with_groups,
 )
 
@@ -101,18 +103,26 @@ def plan(
     refresh_changed: RefreshChanged = False,
     calibrate_s: Annotated[float, typer.Option(help="Seconds to measure this machine for.")] = _CALIBRATE_S,
     no_calibrate: Annotated[
-        bool, typer.Option("--no-calibrate", help="Measure nothing: counts and bytes, no times.")
+        bool, typer.Option("--no-calibrate", help="Measure nothing: counts and bytes, times by arithmetic alone.")
+    ] = False,
+    measure_step: Annotated[
+        bool, typer.Option("--measure-step", help="Measure a training step on a CPU, too; on a GPU it always is.")
     ] = False,
     settings: SettingOptions,
     json: Json = False,
 ) -> None:
-    """What `extract` would take: videos, frames, bytes, hours, and what of it is left. Nothing is written.
+    """What both stages would take: frames, bytes, hours, and what of the extraction is left. Nothing is written.
 
-    Give it the options of the extraction. Counts and bytes are exact and need the annotations and the networks'
+    Give it the options of the extraction. Its counts and bytes are exact and need the annotations and the networks'
     configuration files only, so the videos may come later. Times are measured: some planned videos are decoded, go
     through both networks and are written beside the cache, into a folder that is removed again. Without videos or
     weights there are no times. Nothing is fetched: for absent weights it prints the size of a download. It warns
     when the disk is too small for what is left.
+
+    For the training of each task it prints parameters and bytes, the part of a batch that fits on this machine's GPU
+    and on common ones, steps, multiply-adds, and hours: by arithmetic at an assumed share of a GPU's peak and, on a
+    machine with a GPU, by one step of the true shapes with random weights. Without annotations the card's counts are
+    taken.
     """
     from pipeline.commands.plan import run
 
@@ -122,7 +132,32 @@ def plan(
         retry_failed=retry_failed,
         refresh_changed=refresh_changed,
         as_json=json,
+        measures_step=measure_step,
     )
+
+
+@app.command()
+@with_groups
+def rehearse(
+    *,
+    dataset: Dataset = None,
+    task: TaskName = None,
+    language_layers: Annotated[
+        int | None, typer.Option(min=1, help="Keep so many layers of the language model, for a quicker look.")
+    ] = None,
+    settings: SettingOptions,
+    json: Json = False,
+) -> None:
+    """Every stage at the true sizes with random weights: whether this machine is good, before anything is downloaded.
+
+    One short video is made and extracted, one training step taken on a clip with the data set's number of frames, one
+    question answered by beam search. Each stage runs in a process of its own and reports its seconds and its peak of
+    memory. Exit code 1 when one does not fit: the line says which, and which settings would do.
+    """
+    from pipeline.commands.rehearse import run
+
+    options = {"data.dataset": dataset, "data.task": task}
+    run(settings.resolve(options), language_layers=language_layers, as_json=json)
 
 
 @app.command()
@@ -158,9 +193,9 @@ def extract(
     part = _shard_of(shard, {"--address": address is not None, "--dry-run": dry_run})
     resolved = settings.resolve(data.dotted())
     if dry_run:
-        from pipeline.commands.plan import run as plan_only
+        from pipeline.commands.plan import run_dry
 
-        plan_only(
+        run_dry(
             resolved,
             calibrate_s=_CALIBRATE_S,
             retry_failed=retry_failed,
@@ -169,17 +204,20 @@ def extract(
             as_lines=json_lines,
         )
         return
-    from pipeline.commands.extract import run
+    from stages.signals import GO_ON, telling
 
-    failed = run(
-        resolved,
-        address=address,
-        retry_failed=retry_failed,
-        refresh_changed=refresh_changed,
-        as_json=json,
-        as_lines=json_lines,
-        shard=part,
-    )
+    with telling(lambda: f"; {GO_ON}"):
+        from pipeline.commands.extract import run
+
+        failed = run(
+            resolved,
+            address=address,
+            retry_failed=retry_failed,
+            refresh_changed=refresh_changed,
+            as_json=json,
+            as_lines=json_lines,
+            shard=part,
+        )
     if failed:
         raise typer.Exit(3)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SETTINGS = "Settings"
 Preset = Annotated[
     str | None,
-    typer.Option(help="tiny, diff-lmm-7b or ma-lmm-7b; default diff-lmm-7b.", rich_help_panel=_SETTINGS),
+    typer.Option(help="tiny, small, diff-lmm-7b or ma-lmm-7b; default diff-lmm-7b.", rich_help_panel=_SETTINGS),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file with settings.", rich_help_panel=_SETTINGS)

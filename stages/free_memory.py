@@ -16,7 +16,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that tensors on the device may still take.
 
     On a GPU what is free, with what torch keeps for later. On a CPU the least of what the system has available, what
-    the control groups of this process leave it, and what its limit of address space does.
+    the control groups of this process leave it, and what its limits of address space and data do.
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -38,9 +38,10 @@ def _host_limits(proc: Path, cgroups: Path) -> Iterator[int]:
         yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     if (proc / "self" / "cgroup").is_file():
         yield from _group_limits((proc / "self" / "cgroup").read_text(encoding="utf-8"), cgroups)
-    soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        yield soft - 1024 * _field(proc / "self" / "status", "VmSize:")
+    for limit, taken in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        soft, _hard = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            yield soft - 1024 * _field(proc / "self" / "status", taken)
 
 
 def _group_limits(membership: str, root: Path) -> Iterator[int]:
@@ -71,3 +72,15 @@ def _field(path: Path, name: str) -> int:
         if words and words[0] == name:
             return int(words[1])
     return 0
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Have allocations beyond so many bytes fail in this process, instead of the system end it or another one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    least = min(one for one in (num_bytes, soft, hard) if one != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, hard))
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has held so far, and of its ended children the largest beside it."""
+    return sum(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

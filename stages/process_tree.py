@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
 _LIMIT_S = 5.0
 _LOOK_AGAIN_S = 0.02
 # Python's own, which removes named semaphores once everybody who used them has gone, and then ends.
@@ -38,6 +38,14 @@ def adopt_orphans() -> None:
     """Have descendants whose parent ends become children of this process, so that none goes out of sight."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with(parent_pid: int) -> None:
+    """Have the kernel end this process with the one that started it, whatever it is doing (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)
 
 
 def end_descendants() -> None:

@@ -27,7 +27,10 @@ PREEMPTED = 75
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-GO_ON = "what is committed stays, run the same command again to go on"
+AGAIN = "run the same command again"
+"""What an interrupted command advises where nothing else is known of it."""
+GO_ON = f"what is committed stays, {AGAIN} to go on"
+"""The same of a command that commits its work bit by bit."""
 
 # Wakes the main thread out of whatever it waits in. It does nothing by default, and libraries do not touch it.
 _WAKE = signal.SIGURG
@@ -157,7 +160,7 @@ class _Command:
         self.noted: signal.Signals | None = None
         self.signal: signal.Signals | None = None
         self.is_raised = self.is_over = False
-        self.how_far: Callable[[], str] = lambda: f"; {GO_ON}"
+        self.how_far: Callable[[], str] = lambda: f"; {AGAIN}"
         self._telling = threading.Lock()
 
     def hears(self, number: signal.Signals) -> bool:

@@ -35,3 +35,23 @@ def first_names(names: Sequence[str], separator: str = ", ") -> str:
     """The first of many names, and how many more there are."""
     more = f"{separator}and {len(names) - _NAMED} more (all with --json)" if len(names) > _NAMED else ""
     return separator.join(names[:_NAMED]) + more
+
+
+def byte_size(count: float) -> str:
+    """`1.2 GB`, in units of 1000."""
+    return _scaled(count, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
+
+
+def rough_time(seconds: float) -> str:
+    """`1.2 h`: one number and its unit."""
+    return _scaled(seconds, (("d", 86400.0), ("h", 3600.0), ("min", 60.0)), "s")
+
+
+def large_count(count: float) -> str:
+    """`1.2 T`: one number and what it is to be multiplied with (E, P, T, G, M or k, each a thousand of the next)."""
+    return _scaled(count, (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)), "").rstrip()
+
+
+def _scaled(value: float, units: Sequence[tuple[str, float]], smallest: str) -> str:
+    name, size = next(((name, size) for name, size in units if value >= size), (smallest, 1.0))
+    return f"{value / size:,.1f} {name}"

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.doctor.data import check_cache, check_data
 from pipeline.doctor.findings import Finding
-from pipeline.doctor.machine import check_devices, check_disk, check_versions, check_weights
+from pipeline.doctor.machine import check_devices, check_disk, check_downloads, check_versions, check_weights
 from pipeline.screen.console import emit_json, print_answer
 from pipeline.settings.config import PipelineConfig, Resolved
 from stages.errors import UserError
@@ -21,6 +21,7 @@ _MACHINE: dict[str, _Check] = {
     "devices": check_devices,
     "disk": check_disk,
     "weights": check_weights,
+    "downloads": check_downloads,
 }
 _STYLES = {"ok": "green", "missing": "yellow", "problem": "red"}
 

@@ -58,7 +58,7 @@ def run(
         KeyboardInterrupt: a signal has come; what is committed stays.
     """
     config = resolved.config
-    extraction, plan = _prepare(config, shard, retry_failed=retry_failed, refresh_changed=refresh_changed)
+    extraction, plan = prepare(config, shard, retry_failed=retry_failed, refresh_changed=refresh_changed)
     warn_of_unknown_data(config)
     summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
@@ -75,10 +75,14 @@ def run(
     return bool(summary.failed)
 
 
-def _prepare(
-    config: PipelineConfig, shard: Shard | None, *, retry_failed: bool, refresh_changed: bool
+def prepare(
+    config: PipelineConfig, shard: Shard | None = None, *, retry_failed: bool, refresh_changed: bool
 ) -> tuple[Extraction, FramePlan]:
-    """The extraction, and the plan of all shards."""
+    """Read annotations, identify the networks, open or make the cache: what is there to do, before any worker.
+
+    Returns:
+        The extraction of the shard (None: of everything), and the plan of all shards.
+    """
     manifest = locations.manifest_of(config, with_videos=True)
     plan = plan_frames(manifest)
     root = locations.cache_root(config)

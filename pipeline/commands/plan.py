@@ -1,46 +1,19 @@
-"""`pipeline plan` and `pipeline extract --dry-run`: what an extraction will take, before anything runs."""
+"""`pipeline plan` and `pipeline extract --dry-run`: what both stages will take, before anything runs."""
 
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from math import ceil
-from pathlib import Path
 from typing import Any
 
-from pipeline.doctor.machine import check_weights
-from pipeline.screen.console import beside_json, emit_json, emit_json_line, print_answer, progress_bar, say, table
+from pipeline.doctor.machine import absent_downloads
+from pipeline.planning.extraction import Survey, extraction_json, look, measure, show_downloads, show_extraction
+from pipeline.planning.measured_step import MeasuredStep, measure_step
+from pipeline.planning.training import TrainingPlan, are_counted_by_card, plan_training
+from pipeline.planning.training_answer import show_training, training_json
+from pipeline.screen.console import beside_json, emit_json, emit_json_line, print_answer
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, Resolved
-from stages.cache.storage import STORAGE_FIELD
-from stages.data.frame_plan import FramePlan, plan_frames
-from stages.data.manifest import Manifest
-from stages.data.video_paths import join_video_path
 from stages.errors import UserError
-from stages.extract.calibration import Calibration, calibrate
-from stages.extract.estimate import (
-    PUBLISHED_BYTES,
-    CacheState,
-    DiskRoom,
-    VideoSize,
-    bytes_left,
-    cache_state,
-    count_windows,
-    disk_room,
-    total_bytes,
-    video_sizes,
-)
-from stages.extract.worker import ExtractionJob, VideoTask
-from stages.files import nearest_existing
-from stages.frozen.identity import feature_fields, settle_precision
-from stages.frozen.load import teacher_sources
-from stages.frozen.shapes import FrameShape, frame_shape
-from stages.urls import is_url
-from stages.weights.repository import Repository, local_only
-from stages.wording import counted
-
-_STAGES = ("decode", "networks", "write", "total")
-# So many videos that the calibration could not decode are named.
-_NAMED_FAILURES = 3
+from stages.gpus import this_gpu
+from stages.networks.memory_law import Parts
+from stages.weights.repository import local_only
 
 
 def run(
@@ -50,305 +23,100 @@ def run(
     retry_failed: bool,
     as_json: bool,
     refresh_changed: bool = False,
-    as_lines: bool = False,
+    measures_step: bool = False,
 ) -> None:
-    """Print what the extraction of the configured data set takes.
+    """Print what the extraction of the configured data set takes, and the trainings on it.
 
     Args:
-        resolved: the configuration, as `pipeline extract` gets it.
-        calibrate_s: seconds of decoding, encoding and writing to measure; None: no times are told.
+        resolved: the configuration, as `pipeline extract` and `pipeline train` get it.
+        calibrate_s: seconds of decoding, encoding and writing to measure; None: nothing is measured.
         retry_failed: whether videos that failed before count as left.
         as_json: print one object on stdout, too.
         refresh_changed: whether videos whose files have changed count as left.
-        as_lines: print it on one line, as an event.
+        measures_step: whether a training step is measured where there is no GPU, too.
     """
-    if calibrate_s is not None and not 0 < calibrate_s < float("inf"):
-        raise UserError(
-            "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
-        )
+    _require_seconds(calibrate_s)
+    config = resolved.config
+    survey = absent = None
     with local_only():
-        survey = _look(resolved.config, retry_failed=retry_failed, refresh_changed=refresh_changed)
-        measured, why_not = _measure(survey, calibrate_s)
-    content = _as_json(survey, measured, why_not)
+        if are_counted_by_card(config):
+            absent = f"annotations folder not found: {locations.annotations_folder(config)}"
+        else:
+            survey = look(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
+        training, no_training = _training(config, survey)
+        measured, why_not = (None, "") if survey is None else measure(survey, calibrate_s)
+        step = no_training if training is None else _step(training, calibrate_s, on_cpu=measures_step)
+    frames = None if survey is None else survey.plan.num_frames
+    downloads = absent_downloads(config) if survey is None else survey.downloads
+    content: dict[str, Any] = {
+        "preset": config.preset,
+        "downloads": downloads,
+        **({} if survey is None else extraction_json(survey, measured, why_not)),
+        "no_extraction": absent,
+        "training": None if training is None else training_json(training, frames, step),
+        "no_training": no_training or None,
+    }
+    if as_json:
+        emit_json(content)
+    with beside_json(as_json):
+        if survey is None:
+            print_answer(f"extraction: frames, bytes and hours are unknown: {absent}")
+            show_downloads(downloads)
+        else:
+            show_extraction(survey, measured, why_not)
+        if training is None:
+            print_answer(f"training: unknown: {no_training}")
+        else:
+            show_training(training, frames, step)
+
+
+def _training(config: PipelineConfig, survey: Survey | None) -> tuple[TrainingPlan | None, str]:
+    """The plan of the trainings, or why there is none."""
+    try:
+        return plan_training(config, None if survey is None else survey.manifest), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def run_dry(
+    resolved: Resolved,
+    *,
+    calibrate_s: float,
+    retry_failed: bool,
+    refresh_changed: bool,
+    as_json: bool,
+    as_lines: bool,
+) -> None:
+    """Print what an extraction takes; arguments as `run`, and `as_lines` prints it on one line, as an event."""
+    with local_only():
+        survey = look(resolved.config, retry_failed=retry_failed, refresh_changed=refresh_changed)
+        measured, why_not = measure(survey, calibrate_s)
+    content = extraction_json(survey, measured, why_not)
     if as_lines:
         emit_json_line({"event": "plan", **content})
     elif as_json:
         emit_json(content)
     with beside_json(as_json or as_lines):
-        _show(survey, measured, why_not)
+        show_extraction(survey, measured, why_not)
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What follows from annotations, configuration files and the cache's records, exactly.
-
-    Attributes:
-        found: the planned videos whose files are there.
-        remote: planned videos that are addresses and were not looked at.
-        absent: checkpoints whose weights are not whole on this machine, and what is wrong with each.
-    """
-
-    config: PipelineConfig
-    manifest: Manifest
-    plan: FramePlan
-    shape: FrameShape
-    sizes: dict[str, VideoSize]
-    state: CacheState
-    disk: DiskRoom | None
-    found: list[VideoTask]
-    remote: int
-    absent: dict[str, str]
-
-    @property
-    def frames_left(self) -> int:
-        return sum(work.frames for work in self.state.work.values())
-
-    @property
-    def downloads(self) -> dict[str, float | None]:
-        """Bytes of each checkpoint that would have to be fetched, None where that is not known."""
-        return {source: PUBLISHED_BYTES.get(source) for source in self.absent if Repository(source).folder is None}
-
-
-def _look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -> _Survey:
-    config = config.model_copy(update={"extract": settle_precision(config.extract)})
-    manifest = _manifest(config)
-    plan = plan_frames(manifest)
-    shape = frame_shape(config)
-    wanted = {
-        **feature_fields(config),
-        "precision": config.extract.precision,
-        STORAGE_FIELD: config.extract.storage,
-    }
-    videos, protocols = locations.videos_root(config), config.extract.protocols
-
-    def place_of(video: str) -> str:
-        return join_video_path(videos, manifest.videos[video].path, protocols, video=video)
-
-    root = locations.cache_root(config)
-    state = cache_state(root, plan, wanted, place_of, retry_failed=retry_failed, refresh_changed=refresh_changed)
-    sizes = video_sizes(shape)
-    # An object store does not say how much room it has.
-    needed_bytes = bytes_left(sizes, state.work)[config.extract.storage]
-    disk = disk_room(root, needed_bytes) if isinstance(root, Path) else None
-    tasks = [VideoTask(video, place_of(video), times_s) for video, times_s in plan.times_s.items()]
-    local = [task for task in tasks if not is_url(task.path)]
-    found = [task for task in local if Path(task.path).is_file()]
-    remote, absent = plan.num_videos - len(local), _absent_weights(config)
-    return _Survey(config, manifest, plan, shape, sizes, state, disk, found, remote, absent)
-
-
-def _absent_weights(config: PipelineConfig) -> dict[str, str]:
-    teacher = {f"teacher.{setting}": source for setting, source in teacher_sources(config.teacher).items()}
-    sources = {"encoder.source": config.encoder.source, **teacher}
-    found = [finding for finding in check_weights(config) if finding.item in sources and finding.status != "ok"]
-    return {sources[finding.item]: finding.detail for finding in found}
-
-
-def _manifest(config: PipelineConfig) -> Manifest:
-    """With the videos' folder where there is one; a folder that was named must be there."""
-    folder = locations.videos_folder(config)
-    there = folder is not None and (config.data.videos is not None or folder.is_dir())
-    return locations.manifest_of(config, with_videos=there)
-
-
-def _measure(survey: _Survey, seconds: float | None) -> tuple[Calibration | None, str]:
-    """The calibration, or why there is none."""
-    if seconds is None:
-        return None, "not asked for"
-    if not survey.found:
-        return None, "none of the planned videos is on this machine"
-    if survey.absent:
-        return None, f"weights are not on this machine: {next(iter(survey.absent.values()))}"
-    config, root = survey.config, locations.cache_root(survey.config)
-    # Beside the cache, never in it, and on its disk; the writing into an object store is not measured.
-    beside = nearest_existing(root.resolve().parent if isinstance(root, Path) else Path(tempfile.gettempdir()))
-    clock_fps = locations.card_of(config).frame_rule.index_fps
-    job = ExtractionJob(config.encoder, config.teacher, config.extract, "", clock_fps)
-    say(f"measuring this machine for {seconds:g} s; --no-calibrate leaves it out")
-    with progress_bar("calibrate", ceil(seconds), "second") as bar:
-        shown = 0
-
-        def on_step(elapsed_s: float, note: str) -> None:
-            nonlocal shown
-            steps = max(0, round(elapsed_s) - shown)
-            shown += steps
-            bar.advance(steps, note)
-
-        try:
-            measured = calibrate(job, survey.found, seconds=seconds, beside=beside, on_step=on_step)
-        except UserError as error:
-            return None, str(error)
-        bar.advance(ceil(seconds) - shown, "")
-    return measured, ""
-
-
-# --- for machines
-
-
-def _as_json(survey: _Survey, measured: Calibration | None, why_not: str) -> dict[str, Any]:
-    config, state, plan = survey.config, survey.state, survey.plan
-    lengths = [len(times) for times in plan.times_s.values()]
-    exported = total_bytes(survey.sizes, lengths, zarr=False)
-    stored = total_bytes(survey.sizes, lengths, zarr=True)
-    return {
-        "dataset": survey.manifest.dataset,
-        "task": config.data.task,
-        "preset": config.preset,
-        "videos": plan.num_videos,
-        "videos_found": len(survey.found),
-        "videos_remote": survey.remote,
-        "samples": len(survey.manifest.samples),
-        "windows": count_windows(survey.manifest),
-        "frames": plan.num_frames,
-        "splits": survey.manifest.splits,
-        "frame": asdict(survey.shape),
-        "downloads": survey.downloads,
-        "storage": config.extract.storage,
-        "bytes": stored,
-        "bytes_by_backend": {"zarr": stored, "webdataset": exported, "hdf5": exported},
-        **_times(measured, plan.num_frames),
-        "cache": {
-            "root": str(locations.cache_root(config)),
-            "done": state.done,
-            "failed": state.failed,
-            "pending": state.pending,
-        },
-        "left": {
-            "videos": len(state.work),
-            "frames": survey.frames_left,
-            "bytes": bytes_left(survey.sizes, state.work),
-            **_times(measured, survey.frames_left),
-        },
-        "calibration": None if measured is None else asdict(measured),
-        "not_calibrated": why_not or None,
-        "disk": None if survey.disk is None else {**asdict(survey.disk), "enough": survey.disk.enough},
-    }
-
-
-def _times(measured: Calibration | None, frames: int) -> dict[str, Any]:
-    """Seconds of decoding on one core, of each stage on this machine, and hours of its GPUs (None on a CPU)."""
-    if measured is None:
-        return {"decode_s": None, "seconds": None, "hours": None, "gpu_hours": None}
-    seconds = measured.seconds(frames)
-    hours = seconds.total / 3600
-    return {
-        "decode_s": frames * measured.decode.seconds_per_frame,
-        "seconds": asdict(seconds),
-        "hours": hours,
-        "gpu_hours": hours * measured.devices if measured.is_gpu else None,
-    }
-
-
-# --- for people
-
-
-def _show(survey: _Survey, measured: Calibration | None, why_not: str) -> None:
-    config, manifest, plan, state = survey.config, survey.manifest, survey.plan, survey.state
-    print_answer(
-        f"{manifest.dataset}, {config.data.task if config.data.task != 'all' else 'all tasks'}, preset "
-        f"{config.preset}: {counted(plan.num_videos, 'video')}, {counted(len(manifest.samples), 'sample')} "
-        f"({', '.join(manifest.splits)}) on {counted(count_windows(manifest), 'window')}, "
-        f"{counted(plan.num_frames, 'distinct frame')}"
-    )
-    for split, file in manifest.absent_splits.items():
-        print_answer(f"  without {split}: no file {file}")
-    remote = f", {counted(survey.remote, 'more is an address', 'more are addresses')}" if survey.remote else ""
-    print_answer(f"videos: {len(survey.found):,} found in {locations.videos_root(config)}{remote}")
-    print_answer(
-        f"cache:  {state.done:,} done, {state.failed:,} failed, {state.pending:,} pending in "
-        f"{locations.cache_root(config)}; left: {counted(len(state.work), 'video')}, "
-        f"{counted(survey.frames_left, 'frame')}"
-    )
-    shape = survey.shape
-    print_answer(f"frame:  features {shape.tokens} x {shape.width}, y* {shape.teacher_width}")
-    if shape.assumed:
-        print_answer(f"  published sizes, because this machine has no {' and no '.join(shape.assumed)} yet")
-    if survey.downloads:
-        weigh = {name: "size unknown" if size is None else _bytes(size) for name, size in survey.downloads.items()}
-        named = ", ".join(f"{name} ({size})" for name, size in weigh.items())
-        print_answer(f"to be downloaded: {named}; plan fetches nothing")
-    _show_bytes(survey)
-    if measured is None:
-        print_answer(f"times: unknown, decoding too: {why_not}")
-    else:
-        _show_times(measured, plan.num_frames, survey.frames_left)
-    _show_disk(survey)
-
-
-def _show_bytes(survey: _Survey) -> None:
-    lengths = [len(times) for times in survey.plan.times_s.values()]
-    stored, exported = (total_bytes(survey.sizes, lengths, zarr=zarr) for zarr in (True, False))
-    left = bytes_left(survey.sizes, survey.state.work)
-    rows = [
-        (
-            f"{name} (chosen)" if name == survey.config.extract.storage else name,
-            _bytes(stored[name]),
-            _bytes(left[name]),
-            _bytes(exported[name]),
-        )
-        for name in survey.sizes
-    ]
-    table("size by extract.storage", ("storage type", "Zarr", "of it left", "WebDataset, HDF5"), rows)
-
-
-def _show_times(measured: Calibration, frames: int, frames_left: int) -> None:
-    whole, left = asdict(measured.seconds(frames)), asdict(measured.seconds(frames_left))
-    rates = {
-        "decode": f"{_rate(measured.decode.seconds_per_frame)} in each of {measured.decode_children} decode children",
-        "networks": f"{_rate(measured.networks.seconds_per_frame)} on each of {measured.devices} {measured.device}",
-        "write": _rate(measured.write.seconds_per_frame),
-        "total": "the slowest decides" if measured.is_gpu else "cores are shared",
-    }
-    rests_on = {
-        "decode": f"{counted(measured.decode.frames, 'frame')} of {counted(measured.videos, 'video')}",
-        "networks": f"{counted(measured.networks.frames, 'frame')}, {measured.batch_frames} at once",
-        "write": counted(measured.write.frames, "frame"),
-        "total": "",
-    }
-    rows = [(stage, rates[stage], rests_on[stage], _time(whole[stage]), _time(left[stage])) for stage in _STAGES]
-    table("time on this machine, start-up not counted", ("stage", "measured", "on", "all", "left"), rows)
-    if measured.is_gpu:
-        used, rest = (_times(measured, count)["gpu_hours"] for count in (frames, frames_left))
-        print_answer(
-            f"GPU-hours of {measured.device}: {used:,.2f}, left {rest:,.2f}; {frames / used:,.0f} frames a GPU-hour"
-        )
-    for video, reason in list(measured.failed.items())[:_NAMED_FAILURES]:
-        print_answer(f"could not be decoded: {video}: {reason}")
-    if len(measured.failed) > _NAMED_FAILURES:
-        print_answer(
-            f"... and {len(measured.failed) - _NAMED_FAILURES} more of {measured.videos + len(measured.failed)} tried"
+def _require_seconds(calibrate_s: float | None) -> None:
+    if calibrate_s is not None and not 0 < calibrate_s < float("inf"):
+        raise UserError(
+            "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
         )
 
 
-def _show_disk(survey: _Survey) -> None:
-    disk, storage = survey.disk, survey.config.extract.storage
-    if disk is None:
-        return
-    if disk.enough:
-        print_answer(
-            f"disk: {_bytes(disk.free_bytes)} free at {disk.folder}, {_bytes(disk.needed_bytes)} needed as {storage}"
-        )
-        return
-    fitting = [name for name, need in bytes_left(survey.sizes, survey.state.work).items() if need <= disk.free_bytes]
-    smaller = f", or a smaller type (--set extract.storage={fitting[0]})" if fitting else ""
-    say(
-        f"WARNING: the disk is too small: {disk.free_bytes:,} bytes free at {disk.folder}, {disk.needed_bytes:,} bytes "
-        f"needed as {storage}. Free some space, or choose another disk with --cache{smaller}"
-    )
-
-
-def _rate(seconds_per_frame: float) -> str:
-    return f"{1 / seconds_per_frame:,.3g} frames/s"
-
-
-def _bytes(count: float) -> str:
-    return _scaled(count, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
-
-
-def _time(seconds: float) -> str:
-    return _scaled(seconds, (("d", 86400.0), ("h", 3600.0), ("min", 60.0)), "s")
-
-
-def _scaled(value: float, units: Sequence[tuple[str, float]], smallest: str) -> str:
-    name, size = next(((name, size) for name, size in units if value >= size), (smallest, 1.0))
-    return f"{value / size:,.1f} {name}"
+def _step(plan: TrainingPlan, calibrate_s: float | None, *, on_cpu: bool) -> MeasuredStep | str:
+    """A measured step, or why there is none."""
+    gpu, widest = this_gpu(), plan.widest
+    if calibrate_s is None:
+        return "not asked for"
+    if gpu is None and not on_cpu:
+        return "this machine has no GPU (--measure-step: on its CPU, which may take many minutes)"
+    if not widest.steps:
+        return "there is no training sample"
+    parts = Parts(1, widest.estimate.frames_per_chunk) if gpu is None else plan.fit(gpu)
+    if parts is None:
+        return "no clip fits on this machine's GPU"
+    return measure_step(plan.config, plan.shape, widest.example, parts, widest.estimate.step_multiply_adds)

@@ -9,7 +9,7 @@ class Finding:
     """One line of the doctor's report.
 
     Attributes:
-        section: versions, devices, disk, weights, data or cache.
+        section: versions, devices, disk, weights, downloads, data or cache.
         item: what was looked at.
         status: ok; missing if it is not there; problem if it is there and will not do.
         detail: what was found.

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -154,6 +154,59 @@ def check_weights(config: PipelineConfig) -> Iterator[Finding]:
                 yield _find_checkpoint(setting, source, needs)
         except UserError as error:
             yield Finding("weights", setting, "problem", str(error), f"get this file of {source} again")
+
+
+def downloads_of(config: PipelineConfig, *, lacking: Collection[str] | None = None) -> dict[str, int | None]:
+    """Bytes of the files of each repository of the hub that the settings need, each file whole.
+
+    They follow from shapes and types (`stages.weights.published`); None where nothing is known of a repository.
+
+    Args:
+        config: the settings.
+        lacking: those that count, as `check_weights` names them; None: all.
+    """
+    from stages.weights.published import download_bytes
+    from stages.weights.repository import Repository
+
+    wanted: dict[str, set[str]] = {}
+    for setting, source, prefixes in _read_weights(config):
+        if (lacking is None or setting in lacking) and Repository(source).folder is None:
+            wanted.setdefault(source, set()).update(prefixes)
+    return {source: download_bytes(source, prefixes) for source, prefixes in wanted.items()}
+
+
+def absent_downloads(config: PipelineConfig) -> dict[str, int | None]:
+    """`downloads_of` what is not whole on this machine."""
+    return downloads_of(config, lacking={one.item for one in check_weights(config) if one.status != "ok"})
+
+
+def _read_weights(config: PipelineConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Every setting that names a checkpoint, the checkpoint, and how the names of the tensors begin that it reads."""
+    from stages.frozen.load import teacher_sources
+    from stages.weights.published import PUBLISHED
+
+    for name, source in teacher_sources(config.teacher).items():
+        yield f"teacher.{name}", source, _TEACHERS[config.teacher.kind].prefixes
+    for setting, needs in _CHECKPOINTS.items():
+        if needs is not None:
+            source = getattr(config, setting.partition(".")[0]).source
+            # A language model of another family names its tensors otherwise, and is needed whole.
+            known = PUBLISHED.get(source)
+            is_whole = setting == "language.source" and (known is None or known.vision is None)
+            yield setting, source, ("",) if is_whole else needs.prefixes
+
+
+def check_downloads(config: PipelineConfig) -> Iterator[Finding]:
+    """What each preset downloads for this data set, whatever is here already, and under which licences."""
+    from pipeline.settings.config import preset_names, resolve
+    from stages.weights.published import PUBLISHED
+
+    for name in preset_names():
+        preset = resolve(preset=name, options={"data.dataset": config.data.dataset}).config
+        parts = [
+            f"{size:,} bytes of {source} ({PUBLISHED[source].licence})" for source, size in downloads_of(preset).items()
+        ]
+        yield Finding("downloads", name, "ok", ", ".join(parts) or "nothing; its networks come with the project")
 
 
 def _find_teacher(config: TeacherConfig) -> Iterator[Finding]:

@@ -42,7 +42,7 @@ def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Samp
     assert frame.features is not None
     assert frame.targets is not None
     card = locations.card_of(config)
-    words, told = Tokenizers.load(config).longest([sample.prompt.replace("{}", sample.question)], [sample.answer])
+    words, told = Tokenizers.load(config).longest([sample.prompt_text], [sample.answer])
     queries = instructblip_config(Repository(config.qformer.source)).num_query_tokens
     loaded = LoadedModel.start(
         about_of(config, card),

@@ -96,6 +96,15 @@ def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with
         UserError: annotations or videos are missing or broken, the task or a split is unknown.
     """
     card = card_of(config)
+    tasks = tasks_of(config, card)
+    manifest = build_manifest(
+        card, annotations=annotations_folder(config), videos=videos_folder(config) if with_videos else None
+    )
+    return manifest.select(tasks=tasks, splits=splits)
+
+
+def tasks_of(config: PipelineConfig, card: Card) -> list[str] | None:
+    """The task that is named, None for all; UserError if the card has none of that name."""
     tasks = None if config.data.task == "all" else [config.data.task]
     unknown = [task for task in tasks or () if task not in card.tasks]
     if unknown:
@@ -105,7 +114,4 @@ def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with
             allowed=", ".join([*card.tasks, "all"]),
             hint=nearest_hint(unknown[0], card.tasks),
         )
-    manifest = build_manifest(
-        card, annotations=annotations_folder(config), videos=videos_folder(config) if with_videos else None
-    )
-    return manifest.select(tasks=tasks, splits=splits)
+    return tasks

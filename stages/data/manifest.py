@@ -110,6 +110,11 @@ class Sample(Record):
             raise ValueError("times_s must be sorted and not negative")
         return self
 
+    @property
+    def prompt_text(self) -> str:
+        """The question inside its prompt: the text that the Q-Former and the language model read, unless too long."""
+        return self.prompt.replace("{}", self.question)
+
     def frame_times_s(self) -> np.ndarray:
         """Return the frame times of evaluation in seconds, `[T]` float64, sorted; short videos may repeat one.
 

@@ -3,7 +3,6 @@
 Started by `DecodeChild`; answers requests on standard input until that closes, which happens when the parent ends.
 """
 
-import ctypes
 import json
 import os
 import queue
@@ -19,8 +18,7 @@ import numpy as np
 from stages.decode.frames import DecodeError, FrameRequest, LengthRequest
 from stages.decode.wire import read_request, to_line, view_offsets, write_rows
 from stages.errors import UserError
-
-_PR_SET_PDEATHSIG = 1
+from stages.process_tree import die_with
 
 # How long after its deadline a child whose parent is gone may go on before the kernel ends it.
 _ORPHAN_GRACE_S = 5.0
@@ -32,7 +30,7 @@ def main() -> None:
     answers = _claim_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if parent_pid:
-        _die_with(parent_pid)
+        die_with(parent_pid)
     requests = _read_requests()
 
     import torch
@@ -89,14 +87,6 @@ def _claim_stdout() -> BinaryIO:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     return answers
-
-
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel end this process with its parent, also in a decoder that never returns (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(0)
 
 
 def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":

@@ -32,7 +32,7 @@ MOST_SAMPLES, MOST_ROWS = 32, 256
 def clip_shape(data: WindowDataset, samples: Sequence[Sample], tokenizers: Tokenizers, queries: int) -> ClipShape:
     """The largest clip of some samples that a data set serves: frames, patches, and the tokens of the longest texts."""
     frames, patches, _ = data[0].features.shape
-    prompts = [sample.prompt.replace("{}", sample.question) for sample in samples]
+    prompts = [sample.prompt_text for sample in samples]
     words, told = tokenizers.longest(prompts, [sample.answer for sample in samples])
     return ClipShape(frames, patches, words, queries + told)
 

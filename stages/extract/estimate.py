@@ -1,6 +1,6 @@
-"""What an extraction will ask for, before anything runs: the shape of its frames, its bytes, what is cached already.
+"""What an extraction will ask for, before anything runs: its bytes, its multiply-adds, what is cached already.
 
-Nothing is built, decoded or written here; how long it takes is measured by `stages.extract.calibration`.
+Nothing is computed, decoded or written here; how long it takes is measured by `stages.extract.calibration`.
 """
 
 import shutil
@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from model.config import ModelConfig
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.files.places import Place
 from stages.cache.fingerprint import Scalar
@@ -22,11 +25,9 @@ from stages.cache.stores.zarr_store import CHUNK_FRAMES
 from stages.data.frame_plan import FramePlan
 from stages.data.manifest import Manifest
 from stages.files import nearest_existing
+from stages.frozen.load import load_encoder, load_teacher
 from stages.frozen.shapes import FrameShape
 from stages.urls import is_url
-
-PUBLISHED_BYTES = {"Salesforce/instructblip-vicuna-7b": 31.7e9}
-"""What the weights of a published checkpoint weigh on the hub, where that is known: four shards in float32."""
 
 
 def count_windows(manifest: Manifest) -> int:
@@ -39,7 +40,21 @@ def count_windows(manifest: Manifest) -> int:
     )
 
 
-# --- the shape of a frame
+def frame_multiply_adds(config: ModelConfig) -> int:
+    """Multiply-adds of one frame through visual encoder and teacher, of which only the shapes are looked at.
+
+    Args:
+        config: of checkpoints that are here, or stand-ins (`stages.frozen.stand_ins`), which are opened sooner.
+
+    Raises:
+        UserError: a checkpoint cannot be opened.
+    """
+    with torch.device("meta"):
+        networks = load_encoder(config.encoder), load_teacher(config.teacher)
+        with FlopCounterMode(display=False) as counter:
+            for network in networks:
+                network(torch.zeros(1, network.size_px, network.size_px, 3, dtype=torch.uint8))
+    return counter.get_total_flops() // 2
 
 
 # --- bytes

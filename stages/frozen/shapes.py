@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from model.config import ModelConfig
 from stages.errors import UserError
 from stages.frozen.load import open_encoder, open_teacher
+from stages.weights.published import PUBLISHED
 from stages.weights.repository import Repository
-
-# P and C of InstructBLIP's ViT-g, D of DiT-XL/2, as their configurations state them: the default checkpoints can be
-# planned for before they are downloaded.
-_PUBLISHED_ENCODERS = {"Salesforce/instructblip-vicuna-7b": (257, 1408)}
-_PUBLISHED_TEACHERS = {"facebook/DiT-XL-2-256": 1152, "Salesforce/instructblip-vicuna-7b": 1408}
 
 
 @dataclass(frozen=True)
@@ -37,22 +33,28 @@ def frame_shape(config: ModelConfig) -> FrameShape:
         UserError: a configuration that cannot be had, or that settings do not fit.
     """
     encoder, teacher = config.encoder.source, config.teacher.source
-    missing = (
-        source
-        for source, published in ((encoder, _PUBLISHED_ENCODERS), (teacher, _PUBLISHED_TEACHERS))
-        if source in published and not _can_be_had(source)
-    )
-    assumed = tuple(dict.fromkeys(missing))
-    if encoder in assumed:
-        tokens, width = _PUBLISHED_ENCODERS[encoder]
+    # Published checkpoints can be planned for before they are downloaded.
+    assumed = tuple(one for one in dict.fromkeys((encoder, teacher)) if one in PUBLISHED and not can_be_had(one))
+    if encoder in assumed and (tower := PUBLISHED[encoder].vision) is not None:
+        tokens, width = (tower["image_size"] // tower["patch_size"]) ** 2 + 1, tower["hidden_size"]
     else:
         opened = open_encoder(config.encoder)
         tokens, width = opened.tokens, opened.width
-    teacher_width = _PUBLISHED_TEACHERS[teacher] if teacher in assumed else open_teacher(config.teacher).width
+    teacher_width = _published_width(teacher) if teacher in assumed else open_teacher(config.teacher).width
     return FrameShape(tokens, width, teacher_width, assumed)
 
 
-def _can_be_had(source: str) -> bool:
+def _published_width(teacher: str) -> int:
+    """D of a published DiT or vision tower."""
+    tower = PUBLISHED[teacher].vision
+    if tower is not None:
+        return int(tower["hidden_size"])
+    dit = PUBLISHED[teacher].configurations["transformer/config.json"]
+    return int(dit["num_attention_heads"] * dit["attention_head_dim"])
+
+
+def can_be_had(source: str) -> bool:
+    """Whether a checkpoint's configuration is on this machine or can be fetched."""
     try:
         Repository(source).find("config.json")
     except UserError:

@@ -14,8 +14,9 @@ from stages.device import pick_device
 from stages.errors import UserError
 from stages.networks.checkpoint import Checkpoints
 from stages.networks.quantization import quantize_layers, require_quantization
-from stages.weights.instructblip import instructblip_config, is_instructblip, loading, naming
+from stages.weights.instructblip import instructblip_config, is_instructblip, language_config, loading, naming
 from stages.weights.lavis import FRAME_POSITIONS, LavisTensors, open_lavis
+from stages.weights.random import RANDOM_FILE
 from stages.weights.repository import CheckpointTensors, LoadingReport, OnLoaded, Repository, log_loading, open_tensors
 
 if TYPE_CHECKING:
@@ -47,26 +48,26 @@ def load_language(config: LanguageConfig, dtype: torch.dtype, on_loaded: OnLoade
     """
     require_quantization(config.quantize)
     repository = Repository(config.source)
-    load = _load_instructblips_language if is_instructblip(repository) else _load_own_language
+    by_name = is_instructblip(repository) or repository.find(RANDOM_FILE) is not None
+    load = _load_language_by_name if by_name else _load_own_language
     model = load(repository, dtype, on_loaded)
     if config.quantize != "none":
         quantize_layers(model, config.quantize, dtype, pick_device())
     return model
 
 
-def _load_instructblips_language(repository: Repository, dtype: torch.dtype, on_loaded: OnLoaded) -> "PreTrainedModel":
-    """Read the language model inside an InstructBLIP, and nothing else of that."""
+def _load_language_by_name(repository: Repository, dtype: torch.dtype, on_loaded: OnLoaded) -> "PreTrainedModel":
+    """Read the language model inside an InstructBLIP, and nothing else of that; or random weights."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     source = repository.source
     with naming(source), no_init_weights():
         with loading("language model", source):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                instructblip_config(repository).text_config, dtype=dtype
-            )
-        tensors = repository.tensors()
-        on_loaded(_report(source, tensors, load_named(model, tensors, prefix="language_model.")))
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(language_config(repository), dtype=dtype)
+        model.tie_weights()  # left out where nothing is initialised
+        tensors, prefix = repository.tensors(), "language_model." if is_instructblip(repository) else ""
+        on_loaded(_report(source, tensors, load_named(model, tensors, prefix=prefix)))
     return model
 
 

@@ -246,27 +246,28 @@ def _nf4_bytes(outputs: int, inputs: int) -> int:
 
 
 def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization = "none") -> int:
-    """Bytes that autograd keeps per token to lead a gradient through a frozen LLaMA to its input.
+    """Bytes that autograd keeps per token to lead a gradient through a frozen language model to its input.
 
     Weights need no gradient, so the inputs of linear layers are not kept. With width W, feed-forward width F, A = heads
-    times head width, and b bytes per number, each of the layers keeps
+    times head width, G the same of the heads that keys and values have, and b bytes per number, each layer keeps
 
         2 (4 W)      the inputs of its two norms, which compute in float32
-        4 A b        queries, keys, values and outputs of the attention (its scores are computed again)
+        2 (A + G) b  queries, keys, values and outputs of the attention (its scores are computed again)
         3 F b        gate, gate after its activation, and its partner
 
     and the last norm 4 W. The loss adds float32 scores of the answer's few tokens. bitsandbytes' products in int8 keep
     their inputs although they do not need them, (2 W + F) b more that nobody else keeps; those in nf4 do not.
 
     Args:
-        config: of a transformers LLaMA or a model with the same layers.
+        config: of a transformers LLaMA or a model with the same layers, such as Qwen2.
         bytes_each: b.
         quantize: how its layers' matrices are held.
     """
-    width, inner = config.hidden_size, _inner_width(config)
-    attention = config.num_attention_heads * _head_width(config)
+    width, inner, head_width = config.hidden_size, _inner_width(config), _head_width(config)
+    heads = config.num_attention_heads
+    of_keys = getattr(config, "num_key_value_heads", None) or heads
     norm = _FLOAT32_BYTES * width
-    layer = 2 * norm + (4 * attention + 3 * inner) * bytes_each
+    layer = 2 * norm + (2 * (heads + of_keys) * head_width + 3 * inner) * bytes_each
     if quantize == "int8":
         layer += (2 * width + inner) * bytes_each
     return config.num_hidden_layers * layer + norm
@@ -321,7 +322,7 @@ def step_memory(
     Args:
         qformer: its shapes; it may lie on the meta device.
         shape: one clip.
-        language_config: of the frozen LLaMA.
+        language_config: of the frozen language model.
         language_bytes: of its weights in one process (`frozen_bytes`, `sharded_bytes`).
         trained: number of trained values.
         feature_bytes: per number in the cache.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import UserError
+from stages.weights.random import RANDOM_FILE, RandomTensors
 from stages.weights.whole_files import WEIGHT_FILES, refuse_pointer, require_whole
 
 _LOG = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Repository:
     def tensors(self, subfolder: str = "") -> "CheckpointTensors":
         """Every tensor of one component, by name, unread."""
         prefix = f"{subfolder}/" if subfolder else ""
-        for name in WEIGHT_FILES:
+        for name in (*WEIGHT_FILES, RANDOM_FILE):
             index = f"{prefix}{name}.index.json"
             if self.find(index) is not None:
                 return CheckpointTensors(
@@ -268,7 +269,7 @@ class _SafetensorsShard(Mapping[str, Tensor]):
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of one file by name: safetensors, or a pickle read without running any code in it.
+    """The tensors of one file by name: safetensors, random ones, or a pickle read without running any code in it.
 
     Raises:
         UserError: the file is damaged, holds more than tensors, or holds no tensors by name.
@@ -276,6 +277,8 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
     refuse_pointer(path)
     if path.suffix == ".safetensors":
         return _SafetensorsShard(path)
+    if path.name == RANDOM_FILE:
+        return RandomTensors(path)
     loaded = load_without_code(path, hint="use a safetensors version of this checkpoint")
     if not isinstance(loaded, dict):
         raise UserError("holds no tensors by name", where=path, received=type(loaded).__name__)

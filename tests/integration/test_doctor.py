@@ -491,3 +491,15 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, capsys):
     locked.mkdir(mode=0o500)
     disk = diagnose(resolved(tmp_path, f"cache.root={locked / 'cache'}"), capsys)["disk/cache"]
     assert disk["status"] == "problem"
+
+
+def test_what_each_preset_downloads_is_named_in_bytes_and_with_its_licence(tmp_path, capsys):
+    """Of the InstructBLIP, preset small needs the one file with vision tower and Q-Former."""
+    make_dataset(tmp_path)
+    found = diagnose(resolved(tmp_path), capsys)
+    dit = "3,333,921,308 bytes of facebook/DiT-XL-2-256 (CC-BY-NC-4.0)"
+    terms = "of Salesforce/instructblip-vicuna-7b (research only, under LLaMA's terms)"
+    assert found["downloads/diff-lmm-7b"]["detail"] == f"{dit}, 31,654,906,880 bytes {terms}"
+    qwen = "988,065,536 bytes of Qwen/Qwen2.5-0.5B-Instruct (Apache-2.0)"
+    assert found["downloads/small"]["detail"] == f"{dit}, 9,901,296,640 bytes {terms}, {qwen}"
+    assert found["downloads/tiny"]["detail"] == "nothing; its networks come with the project"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -232,8 +233,9 @@ def test_without_weights_no_connection_is_tried_and_the_download_is_named(world,
     published = ["--preset", "diff-lmm-7b", "--dataset", "synthetic", *world.options()[2:6]]
     planned, told = plan_under_guard(tmp_path, *published)
     assert planned["videos_found"] == 24
-    assert planned["downloads"] == {"Salesforce/instructblip-vicuna-7b": 31.7e9, "facebook/DiT-XL-2-256": None}
-    assert "Salesforce/instructblip-vicuna-7b (31.7 GB), facebook/DiT-XL-2-256 (size unknown)" in told
+    downloads = {"Salesforce/instructblip-vicuna-7b": 31_654_906_880, "facebook/DiT-XL-2-256": 3_333_921_308}
+    assert planned["downloads"] == downloads
+    assert "facebook/DiT-XL-2-256 (3.3 GB), Salesforce/instructblip-vicuna-7b (31.7 GB); plan fetches nothing" in told
     assert planned["not_calibrated"].startswith("weights are not on this machine: Salesforce/instructblip-vicuna-7b:")
     assert planned["calibration"] is None
     assert sum("weights are not on this machine" in line for line in told.splitlines()) == 1
@@ -259,16 +261,96 @@ def test_weights_that_were_downloaded_are_measured_without_asking_the_hub(world,
     assert planned["calibration"]["networks"]["frames"] >= 1
 
 
+# --- training
+
+# Windows of MA-LMM's annotations in batches of 64, the last incomplete one dropped, for 20 epochs.
+LVU_STEPS = {"relationship": 80, "way_speaking": 660, "scene": 360, "director": 540, "genre": 2000, "writer": 660}
+LVU_STEPS["year"] = 520
+PUBLISHED_TRAINED = 202_620_737
+
+
+def test_all_of_table_1_is_planned_without_annotations_weights_or_videos(command):
+    code, out, told = command("plan", "--dataset", "lvu", "--json")
+    planned = json.loads(out)
+    training = planned["training"]
+    assert code == 0
+    assert planned["no_extraction"] == "annotations folder not found: data/lvu/annotations"
+    assert {task["task"]: task["steps"] for task in training["tasks"]} == LVU_STEPS
+    assert training["counted_by_card"] == ["train", "val", "test"]
+    assert training["assumed"] == ["Salesforce/instructblip-vicuna-7b"]
+    assert sum(part["parameters"] for part in training["parts"] if part["is_trained"]) == PUBLISHED_TRAINED
+    relationship, a100 = training["tasks"][0], training["gpus"][3]
+    assert relationship["multiply_adds"]["train"] == 80 * training["multiply_adds_per_step"]
+    seconds = 2 * sum(relationship["multiply_adds"].values()) / (0.4 * a100["peak"])
+    assert relationship["hours_by_arithmetic"]["A100"] == pytest.approx(seconds / 3600)
+    assert (training["measured"], relationship["hours_measured"]) == (None, None)
+    # What needs more than 16 GB has no hours there; the answer names the share and what was not measured.
+    assert relationship["hours_by_arithmetic"]["RTX A4000"] is training["gpus"][0]["fit"] is None
+    assert "at 40% of the GPU's peak (assumed)" in told
+    assert "hours on this machine: not measured" in told
+    assert "all 7" in told
+
+
+@pytest.mark.skipif(not LVU.is_dir(), reason="the LVU annotations are not here")
+def test_the_annotations_give_the_counts_that_the_card_gives(plan, tmp_path):
+    planned = plan("--dataset", "lvu", "--annotations", LVU, "--cache", tmp_path / "cache", "--no-calibrate")
+    training = planned["training"]
+    assert {task["task"]: task["steps"] for task in training["tasks"]} == LVU_STEPS
+    assert training["counted_by_card"] == []
+    assert training["extraction"]["frames"] == 1_052_940
+    assert planned["no_extraction"] is None
+
+
+def test_a_step_is_measured_on_request_and_nothing_stays_behind(world, plan, tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    settings = ["--calibrate-s", "0.2", "--measure-step", "--set", "extract.decode_workers=1"]
+    training = plan(*world.options(task="scene", cache=tmp_path / "cache"), *settings)["training"]
+    measured, (task,) = training["measured"], training["tasks"]
+    assert (training["not_measured"], training["assumed"], training["tokens_assumed"]) == (None, [], False)
+    assert (measured["device"], measured["clips"]) == ("CPU", 1)
+    assert measured["seconds"] > 0
+    steps = measured["seconds"] * sum(task["multiply_adds"].values()) / measured["multiply_adds"]
+    assert task["hours_measured"] == pytest.approx(steps / 3600)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_unknown_language_model_leaves_the_training_unknown_and_the_extraction_planned(world, command):
+    code, out, told = command(
+        "plan", *world.options(), "--no-calibrate", "--set", "language.source=someone/unknown", "--json"
+    )
+    planned = json.loads(out)
+    assert (code, planned["videos"], planned["training"]) == (0, 24, None)
+    assert planned["no_training"].startswith("checkpoint: neither on this machine nor a published checkpoint")
+    assert "training: unknown: checkpoint: neither on this machine" in told
+
+
+def test_a_plan_that_is_stopped_speaks_of_nothing_committed(world, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "plan", *world.options(), "--calibrate-s", "60"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert any("measuring this machine" in line for line in process.stderr)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told.splitlines()[-1]) == (75, "stopped by SIGTERM; run the same command again")
+
+
 # --- dry run
 
 
-def test_a_dry_run_is_the_plan_and_extracts_nothing(world, command, tmp_path):
+def test_a_dry_run_is_the_plan_of_the_extraction_and_extracts_nothing(world, command, tmp_path):
     options = [*without_videos(world, cache=tmp_path / "cache"), "--json"]
     planned, dry = command("plan", *options), command("extract", *options, "--dry-run")
     assert planned[0] == dry[0] == 0
     first, second = json.loads(planned[1]), json.loads(dry[1])
     # Other programs write on this disk, too.
     assert abs(first["disk"].pop("free_bytes") - second["disk"].pop("free_bytes")) < 10e9
+    assert [first.pop(key) is None for key in ("training", "no_training", "no_extraction")] == [False, True, True]
     assert first == second
     line = json.loads(command("extract", *options[:-1], "--dry-run", "--json-lines")[1].splitlines()[-1])
     assert (line["event"], line["bytes"]) == ("plan", first["bytes"])
@@ -305,6 +387,9 @@ def test_a_disk_that_is_too_small_is_said_with_both_numbers(command, tmp_path):
     assert f"the disk is too small: {disk['free_bytes']:,} bytes free at {tmp_path}" in line
     assert f"{disk['needed_bytes']:,} bytes needed as float16" in line
     assert "--set extract.storage=int8" in line
+    assert json.loads(out)["no_training"].startswith(
+        f"qformer.max_frames: a clip of this data set has {frames:,} frames"
+    )
 
 
 # --- wrong input

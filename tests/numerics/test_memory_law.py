@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_full_width_counts import LLAMA_LAYERS, PROJECTION, QUERIES, VOCABULARY, C, H
-from transformers import InstructBlipQFormerConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, InstructBlipQFormerConfig, LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 from model.alignment import Alignment
 from model.config import AlignmentConfig, QFormerConfig
@@ -42,11 +42,13 @@ def saved_buffers(model, batch, length):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("layers", "width", "inner"), [(2, 256, 512), (3, 128, 640)])
-def test_a_frozen_llama_keeps_what_the_law_says(layers, width, inner, dtype):
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=4
-    )
-    model = LlamaForCausalLM(config).to(dtype).eval().requires_grad_(requires_grad=False)
+@pytest.mark.parametrize(
+    ("kind", "key_heads"), [(LlamaConfig, 4), (Qwen2Config, 1)], ids=["LLaMA", "Qwen2 with grouped keys"]
+)
+def test_a_frozen_language_model_keeps_what_the_law_says(kind, key_heads, layers, width, inner, dtype):
+    heads = {"num_attention_heads": 4, "num_key_value_heads": key_heads}
+    config = kind(vocab_size=50, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, **heads)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(requires_grad=False)
     _, kept = saved_buffers(model, 3, 17)
     measured = sum(kept.values())
     law = 3 * 17 * language_kept_bytes(config, bytes_each=dtype.itemsize)

@@ -24,7 +24,7 @@ FLOORS = (
     ("stages.train", "stages.studies"),
     ("pipeline.settings", "pipeline.screen"),
     ("pipeline.runs", "pipeline.doctor"),
-    ("pipeline.reporting",),
+    ("pipeline.reporting", "pipeline.planning"),
     ("pipeline.commands",),
     ("pipeline.studies",),
     ("pipeline",),  # options, command groups, the command line: the front door

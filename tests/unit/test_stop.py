@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stages.process_tree import descendants
-from stages.signals import GO_ON
+from stages.signals import AGAIN
 
 BEGIN = """\
 import os, signal, subprocess, sys, threading, time
@@ -38,7 +38,7 @@ def stopped(process, number=signal.SIGTERM):
 
 @pytest.mark.parametrize(
     ("number", "code", "line"),
-    [(signal.SIGTERM, 75, f"stopped by SIGTERM; {GO_ON}\n"), (signal.SIGINT, 130, f"interrupted; {GO_ON}\n")],
+    [(signal.SIGTERM, 75, f"stopped by SIGTERM; {AGAIN}\n"), (signal.SIGINT, 130, f"interrupted; {AGAIN}\n")],
 )
 def test_it_cleans_up_prints_one_line_and_exits_with_the_code(number, code, line, tmp_path):
     program = """
@@ -76,7 +76,7 @@ def test_a_module_is_imported_to_its_end_first(tmp_path):
             import slow
             time.sleep(60)
     """
-    assert stopped(started(program, tmp_path)) == (75, f"stopped by SIGTERM; {GO_ON}\n")
+    assert stopped(started(program, tmp_path)) == (75, f"stopped by SIGTERM; {AGAIN}\n")
     assert (tmp_path / "whole").exists()
 
 
@@ -90,7 +90,7 @@ def test_an_interruption_that_python_drops_comes_again(tmp_path):
             Dropping()
             time.sleep(60)
     """
-    assert stopped(started(program, tmp_path)) == (75, f"stopped by SIGTERM; {GO_ON}\n")
+    assert stopped(started(program, tmp_path)) == (75, f"stopped by SIGTERM; {AGAIN}\n")
 
 
 def test_what_does_not_end_is_ended(tmp_path):
@@ -105,7 +105,7 @@ def test_what_does_not_end_is_ended(tmp_path):
                 except KeyboardInterrupt:
                     continue
     """
-    assert stopped(started(program, tmp_path)) == (75, f"stopped by SIGTERM; {GO_ON}\n")
+    assert stopped(started(program, tmp_path)) == (75, f"stopped by SIGTERM; {AGAIN}\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel gives orphans to the command")
@@ -119,7 +119,7 @@ def test_no_process_is_left_not_even_one_that_has_left_its_parent(tmp_path):
     process = started(program, tmp_path)
     children = descendants(process.pid)
     assert len(children) == 2
-    assert stopped(process) == (75, f"stopped by SIGTERM; {GO_ON}\n")
+    assert stopped(process) == (75, f"stopped by SIGTERM; {AGAIN}\n")
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
 
 
@@ -158,7 +158,7 @@ def test_a_second_ctrl_c_does_not_wait_for_what_noted_the_first(tmp_path):
     process = started(program, tmp_path)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "here\n"
-    assert stopped(process, signal.SIGINT) == (130, f"interrupted; {GO_ON}\n")
+    assert stopped(process, signal.SIGINT) == (130, f"interrupted; {AGAIN}\n")
 
 
 def test_ctrl_c_that_the_parent_has_switched_off_stays_so(tmp_path):

@@ -11,7 +11,7 @@ TASKS = "relationship, way_speaking, scene, director, genre, writer, year, all"
     [
         (
             ["--preset", "tinny"],
-            "unknown preset; got 'tinny'; allowed: diff-lmm-7b, ma-lmm-7b, tiny. Did you mean tiny?",
+            "unknown preset; got 'tinny'; allowed: diff-lmm-7b, ma-lmm-7b, small, tiny. Did you mean tiny?",
         ),
         (
             ["--dataset", "lvuu"],

@@ -218,6 +218,16 @@ def test_the_baseline_differs_from_the_full_preset_in_the_distillation_alone():
     }
 
 
+def test_the_small_preset_differs_from_the_full_one_in_the_language_model_and_what_a_gpu_holds_at_once():
+    small, full = resolve(preset="small").config, resolve(preset="diff-lmm-7b").config
+    assert differing(small, full) == {
+        "preset": ("small", "diff-lmm-7b"),
+        "language.source": ("Qwen/Qwen2.5-0.5B-Instruct", "Salesforce/instructblip-vicuna-7b"),
+        "train.micro_batch_size": (4, None),
+        "train.frames_per_chunk": (10, None),
+    }
+
+
 @pytest.mark.parametrize("preset", ["diff-lmm-7b", "ma-lmm-7b"])
 @pytest.mark.parametrize(("dataset", "longest"), [("lvu", 4), ("msvd_qa", 9)])
 def test_answers_have_the_room_that_they_have_in_ma_lmm(preset, dataset, longest):
@@ -305,7 +315,7 @@ def test_a_preset_set_by_override_or_file_is_taken_and_not_just_named(tmp_path):
         ("alignment.pooling=middle", "alignment.pooling: Input should be 'before', 'after' or 'loss'; got 'middle'"),
         ("alignment.shared_gate=perhaps", "alignment.shared_gate: Input should be a valid boolean"),
         ("alignment.levels=[3, x]", "alignment.levels: Input should be a valid integer"),
-        ("preset=5", "unknown preset; got 5; allowed: diff-lmm-7b, ma-lmm-7b, tiny"),
+        ("preset=5", "unknown preset; got 5; allowed: diff-lmm-7b, ma-lmm-7b, small, tiny"),
         ("data.dataset=lvuu", "unknown data set; got 'lvuu'; allowed: lvu, msvd_qa, synthetic, or the path of a"),
     ],
 )
