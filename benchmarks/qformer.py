@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 from transformers import InstructBlipQFormerConfig
 
-from model.activation_memory import kept_numbers
 from model.config import QFormerConfig
 from model.qformer.parts import TextTokens
 from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
+from stages.networks.memory_law import kept_numbers
 
 FULL_WIDTH = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": 30523}
 QUERIES, PATCHES, WIDTH, WORDS = 32, 257, 1408, 12

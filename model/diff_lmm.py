@@ -174,6 +174,7 @@ class DiffLMM(nn.Module):
         kd_frames: Sequence[int] | None = None,
         frames_per_chunk: int | None = None,
         share: LossWeights | None = None,
+        seeds: Tensor | None = None,
     ) -> Losses:
         """The losses of `forward`, with their gradients added to the parameters chunk by chunk.
 
@@ -183,12 +184,13 @@ class DiffLMM(nn.Module):
         Args and errors are those of `forward`; and
             share: the clips' part in their step, with which every loss is multiplied, once `alignment.observe_mean` has
                 taken in the targets of all its parts. None: they are the whole step.
+            seeds: [B] int64, one for each clip's dropout; None draws them.
         """
         parts = []
         totals = []
         if share is None:
             self._observe(clips)
-        for part in self._parts(clips, kd_frames, frames_per_chunk, share or WHOLE):
+        for part in self._parts(clips, kd_frames, frames_per_chunk, share or WHOLE, seeds):
             total = part.total(self.kd_weight)
             # Autocast would reach into the backward pass too, and round what the forward pass computed in float32.
             with record_function(BACKWARD), torch.autocast(total.device.type, enabled=False):
@@ -202,14 +204,19 @@ class DiffLMM(nn.Module):
             self.alignment.observe(clips.targets)
 
     def _parts(
-        self, clips: Clips, kd_frames: Sequence[int] | None, frames_per_chunk: int | None, share: LossWeights
+        self,
+        clips: Clips,
+        kd_frames: Sequence[int] | None,
+        frames_per_chunk: int | None,
+        share: LossWeights,
+        seeds: Tensor | None = None,
     ) -> Iterator[_Part]:
         """The terms of every chunk of frames that carries a loss, one after the other."""
         last = clips.features.shape[1] - 1
         distilled = self._distilled_frames(clips, kd_frames)
         wanted = sorted({*distilled, last})
         chunks = self.qformer.chunks(
-            clips.features, clips.question, wanted_frames=wanted, frames_per_chunk=frames_per_chunk
+            clips.features, clips.question, wanted_frames=wanted, frames_per_chunk=frames_per_chunk, seeds=seeds
         )
         for chunk in spanned(QFORMER, chunks):
             answer = None

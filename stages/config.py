@@ -105,9 +105,10 @@ class TrainConfig(Settings):
     """Passes over the training samples."""
     batch_size: PositiveInt = 64
     """Samples per optimizer step."""
-    micro_batch_size: PositiveInt | None = None
-    """Samples that go through the networks at once; the gradients of a step's parts add up to those of the whole. null
-    takes the step's samples together."""
+    micro_batch_size: Literal["auto"] | PositiveInt = "auto"
+    """Samples that go through the networks at once; the gradients of a step's parts add up to those of the whole. auto:
+    as many as fit into the memory that is free. Where a step does not fit after all, this is halved, then
+    frames_per_chunk."""
     answer_loss_samples: PositiveInt | None = None
     """Eq. 8 is the mean over the answer tokens of so many samples, and then the mean over these groups of the batch;
     null: the mean over all answer tokens of the batch. MA-LMM's GPUs have 16 (LVU) or 32 (MSVD-QA) each."""
@@ -133,10 +134,11 @@ class TrainConfig(Settings):
     """Whose y* a training frame is aligned with: its own, or (shuffled, a control that must not help) that of a frame
     of another training video, drawn once from the seed."""
     frames_per_chunk: PositiveInt | None = None
-    """Frames the Q-Former computes at once, which bounds the memory of a step; None means twice its memory slots."""
+    """Frames the Q-Former computes at once, which bounds the memory of a step; None means twice its memory slots, or
+    fewer where one sample does not fit."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast of the networks; losses and alignment are float32 in any case. auto is bfloat16 on a GPU that has it,
-    else float32."""
+    else float32; on a CPU whose memory does not hold the language model so, this alone is read in bfloat16."""
     order: Literal["random", "near"] = "random"
     """random: each epoch is a plain permutation of the samples. near: a video's samples come within a few batches of
     one another, so that frames they share are read from disk once."""
@@ -180,12 +182,14 @@ class EvaluateConfig(Settings):
     method: Literal["generate", "rank", "both"] = "generate"
     """generate: beam search. rank: a classification's candidate answers by their log-likelihood. both: one after the
     other on the same frames."""
-    batch_size: PositiveInt = 32
-    """Samples at once."""
+    batch_size: Literal["auto"] | PositiveInt = "auto"
+    """Samples at once. auto: as many as fit into the memory that is free, at most 32. Where they do not fit after all,
+    this is halved."""
     rank_score: Literal["mean", "sum"] = "mean"
     """Log-likelihood of a candidate: mean over its tokens, end included, or their sum, which favours short answers."""
-    rank_rows: PositiveInt = 256
-    """Candidates times samples that go through the language model at once; more take more memory, not other scores."""
+    rank_rows: Literal["auto"] | PositiveInt = "auto"
+    """Candidates times samples that go through the language model at once; more take more memory, not other scores.
+    auto: as many as fit, at most 256; halved where they do not fit after all."""
     resamples: PositiveInt = 10_000
     """How often videos are drawn anew for an interval over videos."""
     resample_seed: NonNegativeInt = 0

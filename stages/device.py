@@ -1,5 +1,6 @@
 """Where and in which precision things run."""
 
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
@@ -35,6 +36,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     # The second is oneDNN's, whose kernels ask for scratch memory of their own.
     on_cpu = ("can't allocate memory", "could not create a primitive")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu)
+
+
+def unless_out_of_memory(work: Callable[[], Value]) -> Value | None:
+    """What it gives; None where the memory did not hold it, and then what it took is free again."""
+    try:
+        return work()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # The error, and with it every tensor of the frames that it came through, is gone only now.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:

@@ -31,6 +31,7 @@ _FORMER: dict[str, dict[str, tuple[str, Any]]] = {
 }
 _DEFAULTS = {old: default for names in _FORMER.values() for old, (_new, default) in names.items()}
 
+_PART = "train.micro_batch_size"
 _TRAINING = {"train.workers": "train.loader_workers", "train.frames_per_run": "train.frames_per_chunk"}
 
 RENAMED = _TRAINING | {
@@ -45,6 +46,8 @@ RENAMED = _TRAINING | {
 def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Stored settings by dotted key, whole and of whichever version, under the names of this version."""
     settings = {_TRAINING.get(key, key): value for key, value in settings.items()}
+    if settings.get(_PART, "") is None:  # all of a batch at once, which auto does where that fits
+        settings[_PART] = "auto"
     if _KIND in settings or not {_SOURCE, *_DEFAULTS} <= settings.keys():
         return settings
     kind = _kind_of(settings)

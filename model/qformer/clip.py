@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.qformer.dropout import Draws, Place
 from model.qformer.memory import MergePlan, plan_merges
 from model.qformer.paged_attention import PagedAttention, Remembered, project
-from model.qformer.parts import QFormerMemory, QFormerParts, TextTokens, feed_forward
+from model.qformer.parts import QFormerMemory, QFormerParts, TextTokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,13 @@ def carry(model: QFormerParts, memory: QFormerMemory) -> Carried:
 
 
 def forward_chunk(
-    model: QFormerParts, carried: Carried, features: Tensor, text: TextTokens, *, feed_only: bool = False
+    model: QFormerParts,
+    carried: Carried,
+    features: Tensor,
+    text: TextTokens,
+    *,
+    seeds: Tensor | None = None,
+    feed_only: bool = False,
 ) -> tuple[tuple[Tensor, ...], Carried]:
     """Compute all levels for the chunk's frames and what the next chunk needs.
 
@@ -61,6 +68,7 @@ def forward_chunk(
         carried: from the chunk before.
         features: [B, c, P, C] frozen visual features.
         text: the question.
+        seeds: [B] int64, of each clip's dropout; None drops nothing.
         feed_only: return no levels and skip the last layer, whose output no bank remembers.
 
     Returns:
@@ -70,21 +78,26 @@ def forward_chunk(
     embedded, valid = model.embed(text)
     masked = None if valid.all() else valid
     visual = _Visual(model, memory, features)
-    hidden = model.qformer.embeddings.dropout(embedded[:, None].expand(-1, frames, -1, -1))  # [B, c, N, H]
+    hidden = embedded[:, None].expand(-1, frames, -1, -1)  # [B, c, N, H]
+    draws = Draws(seeds, memory.frames_seen)
+    hidden = draws.drop(hidden, model.qformer.embeddings.dropout.p, Place.EMBEDDINGS)
     levels, banks, slots = [hidden], [], []
-    for layer, bank, before in zip(model.layers, memory.layers, carried.slots, strict=True):
+    for number, (layer, bank, before) in enumerate(zip(model.layers, memory.layers, carried.slots, strict=True)):
         plan = plan_merges(bank, hidden, model.config.memory_slots)
         banks.append(plan.bank)
         if feed_only and len(banks) == len(memory.layers):
             slots.append(_project_banks(layer, plan.bank.slots, visual.plan.bank.slots))
             break
-        paged = _paged(layer.attention, plan, masked)
-        attended, words = _attend(
-            layer.attention, paged, hidden, hidden, Remembered(bank.slots, before.words), positions=None
-        )
+        draws = Draws(seeds, memory.frames_seen, number)
+        paged = _paged(layer.attention, plan, masked, draws, hidden.shape[2], Place.SELF_ATTENTION)
+        remembered = Remembered(bank.slots, before.words)
+        context, words = _attend(layer.attention, paged, hidden, hidden, remembered, positions=None)
+        attended = _closed(layer.attention.output, context, hidden, draws, Place.AFTER_SELF_ATTENTION)
         queries, text_tokens = model.split(attended)
-        queries, seen = visual.attend(layer, queries, before.visual)
-        hidden = feed_forward(layer, queries.flatten(0, 1), text_tokens.flatten(0, 1)).unflatten(0, (-1, frames))
+        queries, seen = visual.attend(layer, queries, before.visual, draws)
+        queries = _closed(layer.output_query, layer.intermediate_query(queries), queries, draws, Place.QUERIES)
+        text_tokens = _closed(layer.output, layer.intermediate(text_tokens), text_tokens, draws, Place.WORDS)
+        hidden = torch.cat([queries, text_tokens], dim=2)
         slots.append(LayerSlots(words, seen))
         levels.append(hidden)
     after = QFormerMemory(visual.plan.bank, tuple(banks), memory.frames_seen + frames)
@@ -100,7 +113,7 @@ class _Visual:
         self.inputs = (features.to(self.positions.dtype) + self.positions[:, None]).detach()  # [B, c, P, C]
         self.plan = plan_merges(memory.visual, self.inputs, model.config.memory_slots)
 
-    def attend(self, layer: Any, queries: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def attend(self, layer: Any, queries: Tensor, slots: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """One layer's cross-attention of queries [B, c, Q, H], and its projected bank after the chunk.
 
         Queries and bank come back as they are where the layer has none.
@@ -108,15 +121,19 @@ class _Visual:
         if not layer.has_cross_attention:
             return queries, slots
         assert slots is not None
-        paged = _paged(layer.crossattention, self.plan, valid=None)
+        attention = layer.crossattention
+        paged = _paged(attention, self.plan, None, draws, queries.shape[2], Place.CROSS_ATTENTION)
         remembered = Remembered(self.bank, slots)
-        return _attend(layer.crossattention, paged, queries, self.inputs, remembered, self.positions)
+        context, after = _attend(attention, paged, queries, self.inputs, remembered, self.positions)
+        return _closed(attention.output, context, queries, draws, Place.AFTER_CROSS_ATTENTION), after
 
 
-def _paged(attention: Any, plan: MergePlan, valid: Tensor | None) -> PagedAttention:
+def _paged(
+    attention: Any, plan: MergePlan, valid: Tensor | None, draws: Draws, queries: int, place: Place
+) -> PagedAttention:
     inner = attention.attention
-    dropout = inner.attention_dropout if inner.training else 0.0
-    return PagedAttention(plan, inner.num_attention_heads, valid, dropout)
+    heads = inner.num_attention_heads
+    return PagedAttention(plan, heads, valid, draws.of_attention(plan, heads, queries, inner.attention_dropout, place))
 
 
 def _attend(
@@ -127,11 +144,14 @@ def _attend(
     remembered: Remembered,
     positions: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention block, residual and LayerNorm: hidden [B, c, n, H] asks, inputs [B, c, N, W] and the bank answer."""
-    query = attention.attention.query(hidden)
-    context, after = paged(query, inputs, *_key_value(attention), remembered, positions)
-    output: Tensor = attention.output(context, hidden)
-    return output, after
+    """The context of hidden [B, c, n, H], which asks inputs [B, c, N, W] and the bank; and the bank afterwards."""
+    return paged(attention.attention.query(hidden), inputs, *_key_value(attention), remembered, positions)
+
+
+def _closed(block: Any, values: Tensor, residual: Tensor, draws: Draws, place: Place) -> Tensor:
+    """The end of an attention or a feed-forward: projection, dropout, residual and LayerNorm."""
+    closed: Tensor = block.LayerNorm(draws.drop(block.dense(values), block.dropout.p, place) + residual)
+    return closed
 
 
 def _key_value(attention: Any) -> tuple[Tensor, Tensor]:

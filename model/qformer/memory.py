@@ -96,6 +96,8 @@ class MergePlan:
         left: [B, R, N] int64; merge r follows frame c - R + r of the chunk.
         right: [B, R, N] int64.
         share: [B, R, N] float32, weight of the left page in the merge; the right one has 1 - share.
+        first: [B, c, pages, N] int32, of the frames that a page stands for while each frame attends, the first one's
+            index in the clip; it names a slot wherever that lies. 0 on pages that are not in use.
         order: [B, m', N] int64, pages in use after the chunk, oldest first.
         bank: the bank after the chunk.
     """
@@ -105,6 +107,7 @@ class MergePlan:
     left: Tensor
     right: Tensor
     share: Tensor
+    first: Tensor
     order: Tensor
     bank: MemoryBank
 
@@ -156,6 +159,11 @@ class _MergePlanner:
         self.order = self.fresh[:, : self.carried]  # [B, k, N] pages in use, oldest first
         carried = self.units[:, : self.carried]
         self.similarity = _alikeness_of_units(carried[:, :-1], carried[:, 1:])  # [B, k - 1, N]
+        ends = bank.counts.cumsum(1).int()  # of the frames that each slot stands for
+        self.seen = bank.counts.sum(1, keepdim=True).int()  # [B, 1, N] frames before the chunk
+        self.first = torch.zeros(batch, num_pages, tokens, dtype=torch.int32, device=frames.device)
+        self.first[:, : self.carried] = ends - bank.counts.int()
+        self.firsts: list[Tensor] = []
         self.own: list[Tensor] = []
         self.merges: list[tuple[Tensor, Tensor, Tensor]] = []  # left, right, share
 
@@ -170,7 +178,8 @@ class _MergePlanner:
             for column in (zip(*self.merges, strict=True) if self.merges else [[nothing], [nothing], [nothing.float()]])
         )
         bank = MemoryBank(_pick(self.values, self.order), self.counts.gather(1, self.order))
-        return MergePlan(self.carried, torch.cat(self.own, dim=1), left, right, share, self.order, bank)
+        own, first = torch.cat(self.own, dim=1), torch.stack(self.firsts, dim=1)
+        return MergePlan(self.carried, own, left, right, share, first, self.order, bank)
 
     def _append(self, index: int) -> None:
         """Put frame `index` on the page that the last merge set free, or else on the next one."""
@@ -182,6 +191,9 @@ class _MergePlanner:
             self.similarity = torch.cat([self.similarity, beside], dim=1)
         self._write(page, self.frames[:, index : index + 1], unit, torch.ones_like(self.counts[:, :1]))
         self.order = torch.cat([self.order, page], dim=1)
+        # A merged slot stays on its left page, whose first frame is that of both.
+        self.first = self.first.scatter(1, page, self.seen + index)
+        self.firsts.append(self.first)
         self.own.append(page)
 
     def _merge(self) -> None:

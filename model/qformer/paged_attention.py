@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.qformer.dropout import AttentionDraws
 from model.qformer.memory import MergePlan
 
 
@@ -40,13 +41,13 @@ class PagedAttention:
         plan: of the bank that is attended to.
         heads: h.
         valid: [B, N] bool, False on tokens that are never attended to; None if there are none.
-        dropout: probability with which an attention weight is dropped.
+        draws: which attention weights are dropped; None if none is.
     """
 
     plan: MergePlan
     heads: int
     valid: Tensor | None
-    dropout: float
+    draws: AttentionDraws | None = None
 
     def __call__(
         self,
@@ -71,9 +72,8 @@ class PagedAttention:
         Returns:
             context [B, c, n, H], and the bank after the chunk as `Remembered.projected`.
         """
-        seed = int(torch.randint(2**62, ())) if self.dropout else 0
         context, after = _Attend.apply(
-            query, inputs, weight, bias, positions, remembered.inputs, remembered.projected, self, seed
+            query, inputs, weight, bias, positions, remembered.inputs, remembered.projected, self
         )
         return context, after
 
@@ -95,7 +95,6 @@ class _Attend(torch.autograd.Function):
         slot_inputs: Tensor,
         slots: Tensor,
         layer: PagedAttention,
-        seed: int,
     ) -> tuple[Tensor, Tensor]:
         plan, dtype = layer.plan, query.dtype
         with torch.autocast(query.device.type, enabled=False):
@@ -106,11 +105,11 @@ class _Attend(torch.autograd.Function):
             context = torch.empty_like(asked)
             for frame in range(plan.num_frames):
                 pages.write(frame, own[frame])
-                context[frame] = _attend(layer, asked[frame], pages.seen(frame), seed + frame)
+                context[frame] = _attend(layer, asked[frame], pages.seen(frame), frame)
                 pages.merge(frame)
             after = pages.in_order()
         ctx.save_for_backward(asked, own, inputs, weight, slot_inputs, slots)
-        ctx.layer, ctx.seed, ctx.with_positions = layer, seed, positions is not None
+        ctx.layer, ctx.with_positions = layer, positions is not None
         ctx.mark_non_differentiable(after)
         ctx.set_materialize_grads(False)
         return _by_clip(context, layer.heads), after
@@ -121,7 +120,7 @@ class _Attend(torch.autograd.Function):
         asked, own, inputs, weight, slot_inputs, slots = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             g_asked, g_own, g_banked, g_slots = _backward_through_pages(
-                ctx.layer, asked, own, slots, _by_frame(grad, ctx.layer.heads), ctx.seed
+                ctx.layer, asked, own, slots, _by_frame(grad, ctx.layer.heads)
             )
             g_weight, g_bias = _to_projection(g_banked.add_(g_own), inputs, asked.dtype)
             if slot_inputs.shape[1]:
@@ -138,7 +137,6 @@ class _Attend(torch.autograd.Function):
             g_weight.to(weight.dtype),
             g_bias.to(weight.dtype),
             g_positions,
-            None,
             None,
             None,
             None,
@@ -204,7 +202,7 @@ class _Pages:
 
 
 def _backward_through_pages(
-    layer: PagedAttention, asked: Tensor, own: Tensor, slots: Tensor, grad: Tensor, seed: int
+    layer: PagedAttention, asked: Tensor, own: Tensor, slots: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, of the frames' keys and values as their own and as remembered ones, and of the slots."""
     plan = layer.plan
@@ -227,7 +225,7 @@ def _backward_through_pages(
         g_banked[frame] = flat.index_select(1, rows).view_as(own[frame])
         flat.index_fill_(1, rows, 0.0)
         g_seen = _first_pages(g_pages, plan.pages_seen(frame))
-        g_asked[frame] = _attend_backward(layer, asked[frame], pages.seen(frame), grad[frame], g_seen, seed + frame)
+        g_asked[frame] = _attend_backward(layer, asked[frame], pages.seen(frame), grad[frame], g_seen, frame)
         g_own[frame] = flat.index_select(1, rows).view_as(own[frame])
         flat.index_fill_(1, rows, 0.0)
     return g_asked, g_own, g_banked, g_pages[:, :, : plan.carried]
@@ -248,15 +246,15 @@ def _unmerge(g_pages: Tensor, pages: _Pages, frame: int) -> None:
     g_pages.index_copy_(1, pages.right[merge], g_merged - to_left)
 
 
-def _attend(layer: PagedAttention, query: Tensor, pages: Tensor, seed: int) -> Tensor:
+def _attend(layer: PagedAttention, query: Tensor, pages: Tensor, frame: int) -> Tensor:
     """Queries [h B, n, d] to keys and values [2 h B, k N, d] -> [h B, n, d]."""
     keys, values = pages.chunk(2)
-    _, dropped, _ = _weights(layer, query, keys, seed)
+    _, dropped, _ = _weights(layer, query, keys, frame)
     return torch.bmm(dropped, values)
 
 
 def _attend_backward(
-    layer: PagedAttention, query: Tensor, pages: Tensor, grad: Tensor, g_pages: Tensor, seed: int
+    layer: PagedAttention, query: Tensor, pages: Tensor, grad: Tensor, g_pages: Tensor, frame: int
 ) -> Tensor:
     """Gradient of the queries; those of keys and values are added to `g_pages` [2 h B, k N, d] float32.
 
@@ -264,7 +262,7 @@ def _attend_backward(
     """
     keys, values = pages.chunk(2)
     g_keys, g_values = g_pages.chunk(2)
-    weights, dropped, kept = _weights(layer, query, keys, seed)
+    weights, dropped, kept = _weights(layer, query, keys, frame)
     g_weights = torch.bmm(grad, values.mT)
     if kept is not None:
         g_weights.mul_(kept)
@@ -276,7 +274,7 @@ def _attend_backward(
     return torch.bmm(g_scores, keys)
 
 
-def _weights(layer: PagedAttention, query: Tensor, keys: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def _weights(layer: PagedAttention, query: Tensor, keys: Tensor, frame: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Attention weights [h B, n, k N] before dropout and after it, in the queries' dtype, and what it multiplies with.
 
     The last is float32, None without dropout: 1 / 0.9 is 1.1094 in bfloat16, and every step would lose 0.15 %.
@@ -287,10 +285,9 @@ def _weights(layer: PagedAttention, query: Tensor, keys: Tensor, seed: int) -> t
         scores.unflatten(0, (layer.heads, -1)).masked_fill_(unseen, float("-inf"))
     exact = torch.softmax(scores, dim=-1, dtype=torch.float32)
     weights = exact.to(query.dtype)
-    if not layer.dropout:
+    if layer.draws is None:
         return weights, weights, None
-    random = torch.Generator(query.device).manual_seed(seed)
-    kept = torch.empty_like(exact).bernoulli_(1 - layer.dropout, generator=random).div_(1 - layer.dropout)
+    kept = layer.draws.scale(frame, layer.plan.pages_seen(frame))
     return weights, (exact * kept).to(query.dtype), kept
 
 

@@ -15,8 +15,10 @@ from model.qformer.memory import MemoryBank
 # What both forms use of transformers' Q-Former beyond its documented interface, of the model, of a layer that has
 # cross-attention and of each attention.
 _MODEL_PARTS = "embeddings.word_embeddings embeddings.position_embeddings embeddings.layernorm embeddings.dropout"
-_LAYER_PARTS = "has_cross_attention attention.output crossattention.output feed_forward_chunk feed_forward_chunk_query"
+_LAYER_PARTS = "has_cross_attention feed_forward_chunk feed_forward_chunk_query intermediate intermediate_query"
 _ATTENTION_PARTS = "query key value num_attention_heads attention_dropout"
+# And of what ends each attention and each feed-forward.
+_CLOSING_PARTS = "dense dropout LayerNorm"
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,6 @@ class QFormerParts(nn.Module):
         return tokens[..., : self.num_queries, :], tokens[..., self.num_queries :, :]
 
 
-def feed_forward(layer: Any, queries: Tensor, words: Tensor) -> Tensor:
-    """The end of a layer: queries [R, Q, H] and words [R, L, H] through their own feed-forwards, joined [R, N, H]."""
-    return torch.cat([layer.feed_forward_chunk_query(queries), layer.feed_forward_chunk(words)], dim=1)
-
-
 def _require_known(qformer: Any) -> None:
     """RuntimeError with one sentence if transformers' Q-Former lacks a part that is used here."""
     try:
@@ -178,6 +175,8 @@ def _require_known(qformer: Any) -> None:
         attrgetter(*_LAYER_PARTS.split())(layer)
         for attention in (layer.attention.attention, layer.crossattention.attention):
             attrgetter(*_ATTENTION_PARTS.split())(attention)
+        for block in (layer.attention.output, layer.crossattention.output, layer.output, layer.output_query):
+            attrgetter(*_CLOSING_PARTS.split())(block)
     except AttributeError as error:
         message = f"transformers {transformers.__version__} has another Q-Former than this code knows: {error}"
         raise RuntimeError(message) from error

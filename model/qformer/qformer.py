@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.qformer import clip
 from model.qformer.memory import append
-from model.qformer.parts import QFormerChunk, QFormerMemory, QFormerOutput, QFormerParts, TextTokens, feed_forward
+from model.qformer.parts import QFormerChunk, QFormerMemory, QFormerOutput, QFormerParts, TextTokens
 
 
 class MemoryQFormer(QFormerParts):
@@ -38,7 +38,7 @@ class MemoryQFormer(QFormerParts):
             queries, words = self.split(_attend_plain(layer.attention, hidden, remembered, key_mask))
             if layer.has_cross_attention:
                 queries = _attend_plain(layer.crossattention, queries, seen, None)
-            hidden = feed_forward(layer, queries, words)
+            hidden = torch.cat([layer.feed_forward_chunk_query(queries), layer.feed_forward_chunk(words)], dim=1)
             levels.append(hidden)
         memory = QFormerMemory(
             append(memory.visual, visual, self.config.memory_slots), tuple(banks), memory.frames_seen + 1
@@ -53,6 +53,7 @@ class MemoryQFormer(QFormerParts):
         wanted_frames: Sequence[int] | None = None,
         frames_per_chunk: int | None = None,
         memory: QFormerMemory | None = None,
+        seeds: Tensor | None = None,
     ) -> QFormerOutput:
         """Take in a clip's features [B, T, P, C] and return the hidden states of the wanted frames, in time order.
 
@@ -65,11 +66,12 @@ class MemoryQFormer(QFormerParts):
             frames_per_chunk: frames computed at once; None means twice the number of slots. It changes no value.
             memory: what was seen before this clip; None means nothing. One made under `torch.inference_mode` cannot be
                 used where gradients are taken.
+            seeds: [B] int64, one for each clip's dropout in training; None draws them.
 
         Raises:
             ValueError: no frame is wanted, an index is out of range, or the clip is longer than the temporal table.
         """
-        chunks = self._chunks(features, text, wanted_frames, frames_per_chunk, memory)
+        chunks = self._chunks(features, text, wanted_frames, frames_per_chunk, memory, seeds)
         outputs = []
         for chunk, carried in chunks:
             after = carried
@@ -89,16 +91,17 @@ class MemoryQFormer(QFormerParts):
         wanted_frames: Sequence[int] | None = None,
         frames_per_chunk: int | None = None,
         memory: QFormerMemory | None = None,
+        seeds: Tensor | None = None,
     ) -> Iterator[QFormerChunk]:
         """Like `forward`, one chunk of wanted frames after the other, so that a training step can go back through each.
 
         Because banks are detached, the chunks' graphs do not depend on one another. When each chunk's loss is sent back
         and its graph let go before the next is asked for, activations are bounded by the chunk's frames, whatever T;
-        the law stands in `model.activation_memory`.
+        `stages.networks.memory_law` has the law.
 
         Args and errors are those of `forward`.
         """
-        for chunk, _ in self._chunks(features, text, wanted_frames, frames_per_chunk, memory):
+        for chunk, _ in self._chunks(features, text, wanted_frames, frames_per_chunk, memory, seeds):
             if chunk is not None:
                 yield chunk
 
@@ -109,6 +112,7 @@ class MemoryQFormer(QFormerParts):
         wanted_frames: Sequence[int] | None,
         frames_per_chunk: int | None,
         memory: QFormerMemory | None,
+        seeds: Tensor | None,
     ) -> Iterator[tuple[QFormerChunk | None, clip.Carried]]:
         """Every chunk, None where no frame of it is wanted, with what is known after it."""
         batch, frames, patches, _ = features.shape
@@ -118,12 +122,18 @@ class MemoryQFormer(QFormerParts):
         if memory is None:
             memory = self.empty_memory(batch, patches, text.ids.shape[1])
         self.require_room(memory.frames_seen + frames)
+        if not self.training:
+            seeds = None
+        elif seeds is None:
+            seeds = torch.randint(2**62, (batch,)).to(features.device)
         carried = clip.carry(self, memory)
         for start, stop, needed in split_runs(
             wanted, frames, frames_per_chunk or frames_per_chunk_of(self.config.memory_slots)
         ):
             with nullcontext() if needed else torch.no_grad():
-                levels, carried = clip.forward_chunk(self, carried, features[:, start:stop], text, feed_only=not needed)
+                levels, carried = clip.forward_chunk(
+                    self, carried, features[:, start:stop], text, seeds=seeds, feed_only=not needed
+                )
             yield QFormerChunk(start, *self._split_levels(levels)) if needed else None, carried
 
     def _split_levels(self, levels: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -21,11 +21,14 @@ from stages.cache.feature_cache import FeatureCache
 from stages.data.manifest import Manifest, Sample, Split
 from stages.errors import UserError
 from stages.evaluate.answering import answer_batches, methods_of, require_candidates
+from stages.evaluate.at_once import AtOnce, clip_shape
 from stages.evaluate.scoring import Method, Prediction, TaskScore, labels_of, majority_answers, score
 from stages.train.trainer import in_order
 
 _TITLES: dict[Method, str] = {"generate": "accuracy", "rank": "accuracy of ranked candidates"}
 _NONE = "-"
+# Batches that each reading process reads ahead.
+_PREFETCH = 2
 # The branches of the configuration that answers and scores depend on, beside the parameters.
 _RECORDED = ("data", "evaluate", "language")
 
@@ -144,17 +147,27 @@ def _predict(model: Evaluated, asked: _Asked) -> dict[Method, list[Prediction]]:
     if "generate" in methods:
         warn_of_long_answers(loaded.tokenizers, _answers_of(samples), config.language)
     dataset = WindowDataset(cache, samples, tolerance_s=tolerance, with_targets=False)
+    compute, ahead = loaded.compute, config.train.loader_workers * _PREFETCH
+    shape = clip_shape(dataset, samples, loaded.tokenizers, loaded.model.qformer.num_queries)
+    at_once = AtOnce.that_fits(loaded.model, shape, config.language, config.evaluate, compute.device, read_ahead=ahead)
     batches = feed(
         dataset,
-        in_order(len(dataset), config.evaluate.batch_size),
+        in_order(len(dataset), at_once.samples),
         loaded.tokenizers,
         workers=config.train.loader_workers,
+        prefetch=_PREFETCH,
     )
     predictions: dict[Method, list[Prediction]] = {method: [] for method in methods}
-    compute = loaded.compute
     with progress_bar(f"evaluate {asked.split}", len(samples), "sample") as bar:
         for found in answer_batches(
-            loaded.model, batches, loaded.tokenizers, config.language, config.evaluate, compute.device, compute.dtype
+            loaded.model,
+            batches,
+            loaded.tokenizers,
+            config.language,
+            config.evaluate,
+            compute.device,
+            compute.dtype,
+            at_once,
         ):
             for method, prediction in found.items():
                 predictions[method].append(prediction)

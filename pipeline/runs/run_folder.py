@@ -18,7 +18,7 @@ from stages.errors import UserError
 from stages.files import nearest_existing
 
 CONFIG, STAMP = "config.yaml", "run.json"
-_LONGER = "more_epochs"
+_LONGER, _PARTS = "more_epochs", "at_once"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class RunFolder:
         """Add to the stamp that the training was made longer after so many steps."""
         stamp = self.stamp()
         self._write_stamp({**stamp, _LONGER: [*stamp.get(_LONGER, []), {"step": step, "before": before, "now": now}]})
+
+    def note_parts(self, parts: dict[str, int]) -> None:
+        """Have the stamp say how much goes through the networks at once."""
+        self._write_stamp({**self.stamp(), _PARTS: parts})
 
     def _write_stamp(self, content: dict[str, Any]) -> None:
         atomic_write_text(self.path / STAMP, json.dumps(content, indent=2, sort_keys=True) + "\n")

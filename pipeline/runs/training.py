@@ -47,7 +47,7 @@ class Outcome:
 FREE = (
     "cache.root",
     "cache.local_copy",
-    # The same batches in the same order; sums are rounded in another order, and dropout draws other numbers.
+    # The same batches in the same order; sums are rounded in another order.
     "train.processes",
     "train.shard_language",
     "train.loader_workers",
@@ -64,8 +64,8 @@ FREE = (
 _MAY_CHANGE = (
     *FREE,
     "data.videos",  # training reads none
-    # Rounding and dropout's draws, as above.
-    *("train.micro_batch_size", "train.frames_per_chunk", "evaluate.batch_size"),
+    # Rounding, as above.
+    *("train.micro_batch_size", "train.frames_per_chunk", "evaluate.batch_size", "evaluate.rank_rows"),
     # When it ends.
     *("train.epochs", "train.patience"),
 )
@@ -122,7 +122,7 @@ def prepare(
         train=WindowDataset(cache, train, tolerance_s=tolerance, with_targets=distils, control=control),
         val=WindowDataset(cache, val, tolerance_s=tolerance, with_targets=False) if val else None,
         tokenizers=loaded.tokenizers,
-        eval_batch_size=config.evaluate.batch_size,
+        evaluate=config.evaluate,
     )
     trainer = Trainer(
         config.train,
@@ -133,6 +133,7 @@ def prepare(
         compute=loaded.compute,
         stop=stop,
         group=group,
+        on_parts=lambda parts: RunFolder(path).note_parts(parts),
     )
     return trainer, loaded, stamp
 

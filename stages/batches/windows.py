@@ -5,7 +5,7 @@ there: int8 is a quarter of the bytes of float32.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -94,6 +94,11 @@ class Batch:
         moved = move(self.stored, device)
         features = widened(moved.features, None if self.scales is None else move(self.scales, device))
         return Clips(features, moved.targets, moved.question, moved.answer)
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of the clips, as they are."""
+        part = each_tensor(self, lambda tensor: tensor[rows])
+        return replace(part, samples=self.samples[rows])
 
     def not_finite(self) -> list[Sample]:
         """The samples whose features or targets, as the cache gave them, hold NaN or infinity."""

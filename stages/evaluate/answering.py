@@ -18,6 +18,7 @@ from stages.config import EvaluateConfig
 from stages.data.manifest import Sample
 from stages.device import autocast, move
 from stages.errors import UserError
+from stages.evaluate.at_once import MOST_SAMPLES, AtOnce
 from stages.evaluate.scoring import METHODS, Method, Prediction, answer_type_of
 from stages.networks.tokens import Tokenizers
 
@@ -41,9 +42,10 @@ def predict_batches(
     config: LanguageConfig,
     device: torch.device,
     dtype: torch.dtype,
+    at_once: AtOnce | None = None,
 ) -> Iterator[Prediction]:
     """Answer batch after batch by beam search; the model is in eval mode afterwards."""
-    for found in answer_batches(model, batches, tokenizers, config, EvaluateConfig(), device, dtype):
+    for found in answer_batches(model, batches, tokenizers, config, EvaluateConfig(), device, dtype, at_once):
         yield found["generate"]
 
 
@@ -81,47 +83,70 @@ def answer_batches(
     config: EvaluateConfig,
     device: torch.device,
     dtype: torch.dtype,
+    at_once: AtOnce | None = None,
 ) -> Iterator[dict[Method, Prediction]]:
     """Answer batch after batch in every way asked for, watching each clip once; one dictionary for each sample.
 
     Asked for both ways, a sample without candidates has the generated answer alone. The model is in eval mode
-    afterwards.
+    afterwards. A batch that does not fit into the memory is answered in parts; `at_once` then has their size.
 
     Raises:
-        UserError: candidates are to be ranked and a sample has none; or features are not finite.
+        UserError: candidates are to be ranked and a sample has none; features are not finite; or the memory does not
+            hold one sample.
     """
     model.eval()
-    for batch in batches:
-        clips = batch.on(device)
-        prompts = [tokenizers.fitted(sample.question, sample.prompt) for sample in batch.samples]
-        prompt, mask = tokenizers.prompts(prompts)
-        found: dict[Method, dict[int, Scored]] = {}
+    at_once = at_once or AtOnce.of(config)
+
+    def answered(part: Batch) -> list[dict[Method, Prediction]]:
         with autocast(device, dtype):
-            queries, _ = model.watch(clips.features, clips.question)
-            # Whatever is wrong in the cache comes through, and the queries are fewer than the features.
-            if not queries.isfinite().all() and (planted := batch.not_finite()):
-                videos = [sample.video for sample in planted]
-                raise bad_inputs([sample.id for sample in planted], videos, "these cannot be answered")
-            asked = Asked(queries, prompt.to(device), mask.to(device))
-            for method in methods_of(config):
-                if method == "generate":
-                    found[method] = dict(enumerate(_generate(model.language, asked, tokenizers, language)))
-                else:
-                    found[method] = _rank(model.language, asked, batch.samples, tokenizers, config)
-        for index, sample in enumerate(batch.samples):
-            yield {
-                method: Prediction(
-                    sample.id,
-                    sample.video,
-                    sample.task,
-                    prompts[index],
-                    sample.answer,
-                    *answers[index],
-                    answer_type=answer_type_of(sample),
-                )
-                for method, answers in found.items()
-                if index in answers
-            }
+            return _answer(model, part, tokenizers, language, config, at_once)
+
+    for batch in batches:
+        for part in at_once.parts(batch, answered):
+            yield from part
+
+
+def _answer(
+    model: DiffLMM,
+    batch: Batch,
+    tokenizers: Tokenizers,
+    language: LanguageConfig,
+    config: EvaluateConfig,
+    at_once: AtOnce,
+) -> list[dict[Method, Prediction]]:
+    """One batch's answers, a dictionary for each sample."""
+    device = next(iter(model.parameters())).device
+    clips = batch.on(device)
+    prompts = [tokenizers.fitted(sample.question, sample.prompt) for sample in batch.samples]
+    prompt, mask = tokenizers.prompts(prompts)
+    found: dict[Method, dict[int, Scored]] = {}
+    queries, _ = model.watch(clips.features, clips.question)
+    # Whatever is wrong in the cache comes through, and the queries are fewer than the features.
+    if not queries.isfinite().all() and (planted := batch.not_finite()):
+        videos = [sample.video for sample in planted]
+        raise bad_inputs([sample.id for sample in planted], videos, "these cannot be answered")
+    asked = Asked(queries, prompt.to(device), mask.to(device))
+    for method in methods_of(config):
+        if method == "generate":
+            found[method] = dict(enumerate(_generate(model.language, asked, tokenizers, language)))
+        else:
+            found[method] = _rank(model.language, asked, batch.samples, tokenizers, config, at_once)
+    return [
+        {
+            method: Prediction(
+                sample.id,
+                sample.video,
+                sample.task,
+                prompts[index],
+                sample.answer,
+                *answers[index],
+                answer_type=answer_type_of(sample),
+            )
+            for method, answers in found.items()
+            if index in answers
+        }
+        for index, sample in enumerate(batch.samples)
+    ]
 
 
 def _generate(model: FrozenLanguageModel, asked: Asked, tokenizers: Tokenizers, config: LanguageConfig) -> list[Scored]:
@@ -137,6 +162,7 @@ def _rank(
     samples: Sequence[Sample],
     tokenizers: Tokenizers,
     config: EvaluateConfig,
+    at_once: AtOnce,
 ) -> dict[int, Scored]:
     """The candidates of every sample that has some; samples with the same candidates are ranked together."""
     if config.method != "both":
@@ -148,18 +174,32 @@ def _rank(
     found: dict[int, Scored] = {}
     for answers, rows in groups.items():
         chosen = Asked(asked.queries[rows], asked.prompt[rows], asked.mask[rows])
-        found.update(zip(rows, rank_answers(model, chosen, answers, tokenizers, config), strict=True))
+        found.update(zip(rows, rank_answers(model, chosen, answers, tokenizers, config, at_once), strict=True))
     return found
 
 
 def rank_answers(
-    model: FrozenLanguageModel, asked: Asked, answers: Sequence[str], tokenizers: Tokenizers, config: EvaluateConfig
+    model: FrozenLanguageModel,
+    asked: Asked,
+    answers: Sequence[str],
+    tokenizers: Tokenizers,
+    config: EvaluateConfig,
+    at_once: AtOnce | None = None,
 ) -> list[Scored]:
-    """The same answers for each of what is asked, most likely first, with their log-likelihoods."""
+    """The same answers for each of what is asked, most likely first, with their log-likelihoods.
+
+    Raises:
+        MemoryError: one candidate of each does not fit.
+    """
     candidates = move(tokenizers.candidates(answers), asked.prompt.device)
-    scores = model.rank(
-        asked.queries, asked.prompt, asked.mask, candidates, normalise=config.rank_score, rows=config.rank_rows
-    )
+    at_once = at_once or AtOnce.of(config)
+
+    def scored(rows: int) -> Tensor:
+        return model.rank(asked.queries, asked.prompt, asked.mask, candidates, normalise=config.rank_score, rows=rows)
+
+    scores = at_once.ranked(scored, samples=len(asked.prompt))
+    if scores is None:
+        raise MemoryError("a candidate of each sample")
     best = scores.sort(dim=1, descending=True, stable=True)
     return [
         (tuple(answers[index] for index in indices), tuple(values))
@@ -173,15 +213,20 @@ def summed_answer_loss(
     batches: Iterable[Batch],
     device: torch.device,
     dtype: torch.dtype,
+    at_once: AtOnce | None = None,
 ) -> tuple[float, int]:
-    """Eq. 8 in eval mode, without the distillation: the batches' means, each times its samples, and the samples."""
+    """Eq. 8 in eval mode, without the distillation: the sum over all answer tokens, and their number."""
     model.eval()
-    total, samples = 0.0, 0
-    for batch in batches:
-        clips = batch.on(device)
+
+    def loss_of(part: Batch) -> float:
+        clips = part.on(device)
         with autocast(device, dtype):
             queries, _ = model.watch(clips.features, clips.question)
-            loss = model.language.answer_loss(queries, clips.answer)
-        total += loss.item() * len(batch.samples)
-        samples += len(batch.samples)
-    return total, samples
+            return model.language.answer_loss(queries, clips.answer, torch.ones(len(queries), device=device)).item()
+
+    at_once = at_once or AtOnce(MOST_SAMPLES)
+    total, tokens = 0.0, 0
+    for batch in batches:
+        total += sum(at_once.parts(batch, loss_of))
+        tokens += int(batch.stored.answer.answer_mask.sum())
+    return total, tokens

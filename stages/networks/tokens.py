@@ -137,6 +137,16 @@ class Tokenizers:
         lengths = zip(answers, map(len, self._plain_ids(answers)), strict=True)
         return {answer: length for answer, length in lengths if length > max_new_tokens}
 
+    def longest(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[int, int]:
+        """Most tokens of a prompt for the Q-Former, and of a prompt with its answer for the language model.
+
+        Prompts that are too long count as cut.
+        """
+        words = min(self.max_question, max(map(len, self._question_ids(list(dict.fromkeys(prompts))))))
+        pairs = list(dict.fromkeys(zip(prompts, answers, strict=True)))
+        told = zip(self._prompt_ids([one for one, _ in pairs]), self._plain_ids([one for _, one in pairs]), strict=True)
+        return words, max(min(self.max_prompt, len(prompt)) + len(answer) + 1 for prompt, answer in told)
+
     def decode(self, ids: Tensor) -> list[list[str]]:
         """Generated ids [B, K, S] -> texts, special tokens and surrounding spaces removed."""
         return [

@@ -19,14 +19,17 @@ from model.diff_lmm import DiffLMM, Losses
 from stages.batches.feed import feed
 from stages.batches.order import EpochOrder
 from stages.batches.windows import Batch, Drawn, WindowDataset
-from stages.config import TrainConfig
+from stages.config import EvaluateConfig, TrainConfig
 from stages.device import Compute
 from stages.errors import UserError
 from stages.evaluate.answering import predict_batches, summed_answer_loss
+from stages.evaluate.at_once import AtOnce, clip_shape
 from stages.networks.checkpoint import Checkpoints, Position, optimizer_tensors, restore_optimizer
+from stages.networks.memory_law import Parts
 from stages.networks.tokens import Tokenizers
 from stages.train.group import Group, SingleProcess
 from stages.train.metric_log import MetricLog
+from stages.train.parts import parts_for
 from stages.train.schedule import learning_rate
 from stages.train.step import Stepper
 from stages.wording import counted
@@ -44,7 +47,7 @@ class Data:
     train: WindowDataset
     val: WindowDataset | None
     tokenizers: Tokenizers
-    eval_batch_size: int
+    evaluate: EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Trainer:
         compute: device and arithmetic.
         stop: asked after every step whether to stop there; the state is saved then.
         group: the processes that share every batch; the first of them writes, all stop where one is asked to.
+        on_parts: told how much goes through the networks at once, at the start and when it has become less.
 
     Raises:
         UserError: a batch cannot be shared out equally.
@@ -124,6 +128,7 @@ class Trainer:
         compute: Compute,
         stop: Callable[[], bool],
         group: Group | None = None,
+        on_parts: Callable[[dict[str, int]], None] | None = None,
     ) -> None:
         self.config, self.language, self.model, self.data = config, language, model, data
         self.compute, self.stop, self.group = compute, stop, group or SingleProcess()
@@ -140,6 +145,8 @@ class Trainer:
             )
         self.checkpoints = Checkpoints(run)
         self.log = MetricLog(run, config.trackers, project=config.wandb_project)
+        self.on_parts, self.at_once = on_parts, AtOnce.of(data.evaluate)
+        self._val_batch = self.at_once.samples
         self.position = Position(epoch=0, step=0)
         self.best: Position | None = None
         self._since_row = _Elapsed()
@@ -193,6 +200,7 @@ class Trainer:
     def fit(self, on_step: Report) -> Ending:
         """Train until the last epoch, until validation becomes no better, or until asked to stop."""
         try:
+            self._settle_parts()
             if self._epoch_is_full():  # what was asked to stop before its validation
                 self._end_epoch()
             for step in self._steps():
@@ -209,13 +217,53 @@ class Trainer:
             self.log.close()
         return self._ending()
 
+    def _settle_parts(self) -> None:
+        """Decide how much goes through the networks at once, and try on a GPU whether it fits."""
+        data, stepper, device = self.data, self.stepper, self.compute.device
+        own = self.order.batch_size // self.group.size
+        samples = [*data.train.samples, *(data.val.samples if data.val else ())]
+        shape = clip_shape(data.train, samples, data.tokenizers, self.model.qformer.num_queries)
+        moments = bool(stepper.optimizer.state)
+        parts = parts_for(self.config, self.model, shape, self.compute, samples=own, with_moments=moments)
+        stepper.parts = self._agreed(parts)
+        whole_language = self.config.shard_language == "none"
+        if self.config.micro_batch_size == "auto" and device.type == "cuda" and whole_language:
+            texts = [len(one.prompt) + len(one.question) + len(one.answer) for one in data.train.samples]
+            longest = sorted(range(len(texts)), key=texts.__getitem__)[-stepper.parts.clips :]
+            stepper.try_parts(next(feed(data.train, [longest], data.tokenizers, workers=0)))
+            stepper.parts = self._agreed(stepper.parts)
+        found = AtOnce.that_fits(self.model, shape, self.language, data.evaluate, device)
+        # All have to ask the model for a validation equally often.
+        self._val_batch = self._least(found.samples)
+        self.at_once = replace(found, samples=self._val_batch, may_halve=whole_language)
+        stepper.on_smaller = self._report_parts
+        self._report_parts()
+
+    def _agreed(self, parts: Parts) -> Parts:
+        return Parts(self._least(parts.clips), self._least(parts.frames))
+
+    def _least(self, number: int) -> int:
+        """The least of all processes'."""
+        return min(map(int, self.group.texts([str(number)])))
+
+    def _report_parts(self) -> None:
+        if self.on_parts is not None and self.group.rank == 0:
+            parts, samples = self.stepper.parts, self.at_once.samples
+            self.on_parts(
+                {
+                    "train.micro_batch_size": parts.clips,
+                    "train.frames_per_chunk": parts.frames,
+                    "evaluate.batch_size": samples,
+                }
+            )
+
     def _steps(self) -> Iterator[_Step]:
         """Every step from the current position to the end, read by one set of workers."""
         places = list(self._places())
         if not places or self.out_of_patience or self._all_stop():
             return
         own = self.order.batch_size // self.group.size
-        size = self.config.micro_batch_size or own
+        size = self.stepper.parts.clips
         batches = feed(
             self.data.train,
             self._parts(size),
@@ -317,12 +365,14 @@ class Trainer:
 
     def _validate(self) -> tuple[float, float]:
         compute = (self.compute.device, self.compute.dtype)
-        found = predict_batches(self.model, self._val_batches(), self.data.tokenizers, self.language, *compute)
-        correct = sum(prediction.correct for prediction in found)
-        loss, samples = summed_answer_loss(self.model, self._val_batches(), *compute)
-        sums = torch.tensor([correct, loss, samples], dtype=torch.float64)
-        correct, loss, samples = (self.group.sum(sums) if self._validation_is_shared else sums).tolist()
-        row = {"step": self.position.step, "top1": correct / samples, "answer_loss": loss / samples}
+        found = predict_batches(
+            self.model, self._val_batches(), self.data.tokenizers, self.language, *compute, self.at_once
+        )
+        right = [prediction.correct for prediction in found]
+        loss, tokens = summed_answer_loss(self.model, self._val_batches(), *compute, self.at_once)
+        sums = torch.tensor([sum(right), len(right), loss, tokens], dtype=torch.float64)
+        correct, samples, loss, tokens = (self.group.sum(sums) if self._validation_is_shared else sums).tolist()
+        row = {"step": self.position.step, "top1": correct / samples, "answer_loss": loss / tokens}
         self._write(self.position.step, "val", row)
         return row["top1"], row["answer_loss"]
 
@@ -337,7 +387,7 @@ class Trainer:
     def _val_batches(self) -> Iterator[Batch]:
         """This process's batches of the validation split; all processes ask before each round whether to stop."""
         assert self.data.val is not None
-        batches = in_order(len(self.data.val), self.data.eval_batch_size)
+        batches = in_order(len(self.data.val), self._val_batch)
         rank, size = (self.group.rank, self.group.size) if self._validation_is_shared else (0, 1)
         read = feed(self.data.val, batches[rank::size], self.data.tokenizers, workers=0)
         for _ in range(0, len(batches), size):

@@ -244,7 +244,8 @@ def test_the_first_step_that_overflows_is_kept_until_it_is_asked_for_and_its_sam
 def test_a_step_that_overflows_between_rows_ends_the_training_at_the_next_and_nothing_is_saved(resolved):
     config = resolved("train.log_every=3", "train.save_every_steps=2").config
     path = config_path(resolved())
-    trainer, _, _ = command.prepare(config, path, bool)
+    trainer, loaded, stamp = command.prepare(config, path, bool)
+    command.begin(path, config, loaded, stamp, resume=False)
     with torch.no_grad():
         trainer.model.language_projection.weight.fill_(float("inf"))
     taken = []

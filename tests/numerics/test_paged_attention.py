@@ -11,6 +11,7 @@ from tolerances import (
     relative_difference,
 )
 
+from model.qformer.dropout import Draws, Place
 from model.qformer.memory import MemoryBank, append, plan_merges
 from model.qformer.paged_attention import PagedAttention, Remembered, project
 
@@ -41,10 +42,11 @@ def bank_of(slots):
 
 def by_pages(bank, tensors, *, valid=None, dropout=0.0, positions=None):
     query, inputs, weight, bias = tensors
-    layer = PagedAttention(plan_merges(bank, inputs, M), HEADS, valid, dropout)
+    plan = plan_merges(bank, inputs, M)
+    draws = Draws(torch.arange(BATCH), bank.num_slots).of_attention(plan, HEADS, QUERIES, dropout, Place.SELF_ATTENTION)
+    layer = PagedAttention(plan, HEADS, valid, draws)
     with torch.no_grad():
         remembered = Remembered(bank.slots, project(bank.slots, weight, bias, HEADS))
-    torch.manual_seed(0)
     return layer(query, inputs, weight, bias, remembered, positions)
 
 
@@ -132,9 +134,9 @@ def test_in_bfloat16_dropout_scales_what_it_keeps_by_the_exact_factor(rate):
     weight = torch.cat([select[:width].repeat(HEADS, 1), select[width:].repeat(HEADS, 1)])
 
     def weights(dropout):
-        layer = PagedAttention(plan, HEADS, None, dropout)
+        draws = Draws(torch.arange(64), 0).of_attention(plan, HEADS, width, dropout, Place.SELF_ATTENTION)
+        layer = PagedAttention(plan, HEADS, None, draws)
         none = Remembered(seen.new_empty(64, 0, width, 2 * width), seen.new_empty(2 * HEADS, 64, 0, width, width))
-        torch.manual_seed(0)
         return layer(query.bfloat16(), seen, weight, torch.zeros(2 * tokens), none)[0].double()
 
     whole, dropped = weights(0.0), weights(rate)

@@ -14,7 +14,7 @@ from tiny_qformer import (
     random_text,
 )
 
-from model.activation_memory import kept_numbers
+from stages.networks.memory_law import kept_numbers
 
 SLOTS = 4
 # What the law leaves out, as a share: the statistics of the norms, the embeddings, the page numbers.

@@ -11,7 +11,7 @@ from functools import cached_property
 import pytest
 import torch
 from test_language_ranking import build_gpt2
-from test_memory_plan import LAW_LEAVES_OUT, saved_buffers
+from test_memory_law import LAW_LEAVES_OUT, saved_buffers
 from tolerances import FLOAT32_GRADIENT, FLOAT32_NETWORK, relative_difference, rms_difference
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,9 +20,9 @@ from model.language import FrozenLanguageModel
 from recipes.small_world.reading import example
 from stages.data.cards import load_card
 from stages.networks.build import load_language
+from stages.networks.memory_law import frozen_bytes, language_kept_bytes
 from stages.networks.quantization import layer_matrices, num_values, quantize_layers
 from stages.networks.tokens import Tokenizers
-from stages.train.memory_plan import frozen_bytes, language_kept_bytes
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("model",),  # config, frozen, pixels, vision, language, alignment: modules without a folder
     ("model.qformer", "model.teachers"),
-    ("model.diff_lmm", "model.activation_memory"),
+    ("model.diff_lmm",),
     ("stages",),  # errors, config, atomic, records, ids, device, signals: the ground, which knows no domain
     ("stages.data", "stages.decode", "stages.cache", "stages.weights", "stages.cluster"),
     ("stages.frozen",),

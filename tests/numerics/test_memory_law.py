@@ -11,8 +11,8 @@ from transformers import InstructBlipQFormerConfig, LlamaConfig, LlamaForCausalL
 from model.alignment import Alignment
 from model.config import AlignmentConfig, QFormerConfig
 from model.qformer.qformer import MemoryQFormer
+from stages.networks.memory_law import ClipShape, frozen_bytes, language_kept_bytes, sharded_bytes, step_memory
 from stages.networks.sharding import decoder_layers
-from stages.train.memory_plan import ClipShape, frozen_bytes, language_kept_bytes, sharded_bytes, step_memory
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
 # Mask, position tables, the norms' scales: small, and smaller the wider the model.

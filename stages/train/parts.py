@@ -1,0 +1,57 @@
+"""How a step is cut where the settings leave it open: as much at once as the law of its memory says fits."""
+
+from dataclasses import replace
+
+from model.diff_lmm import DiffLMM
+from model.qformer.qformer import frames_per_chunk_of
+from stages.config import TrainConfig
+from stages.device import Compute
+from stages.free_memory import usable_memory
+from stages.networks.memory_law import TRAINED_BYTES, ClipShape, Parts, StepMemory, parts_that_fit, step_memory
+
+_FLOAT32_BYTES = 4
+
+
+def parts_for(
+    config: TrainConfig, model: DiffLMM, shape: ClipShape, compute: Compute, *, samples: int, with_moments: bool
+) -> Parts:
+    """The parts that the settings name, or the largest that fit beside the model that is loaded.
+
+    Args:
+        config: the recipe.
+        model: on its device.
+        shape: the largest clip.
+        compute: device and arithmetic.
+        samples: of a batch, in this process.
+        with_moments: whether the optimizer has its moments already.
+    """
+    whole = Parts(samples, config.frames_per_chunk or frames_per_chunk_of(model.qformer.config.memory_slots))
+    whole = replace(whole, frames=min(whole.frames, shape.frames))
+    if config.micro_batch_size != "auto":
+        return replace(whole, clips=min(samples, config.micro_batch_size))
+    on_cpu = compute.device.type == "cpu"
+    language, trained = model.language.model, sum(p.numel() for p in model.trained_parameters().values())
+
+    def memory_of(frames: int) -> StepMemory:
+        return step_memory(
+            model.qformer,
+            shape,
+            language_config=language.config,
+            language_bytes=0,
+            trained=trained,
+            bytes_each=language.get_input_embeddings().weight.dtype.itemsize,
+            frames_per_chunk=frames,
+            longest=frames_with_loss(config, shape.frames, distils=model.alignment is not None),
+            read_ahead=config.loader_workers * config.prefetch if on_cpu else 0,
+        )
+
+    # Weights are there, and moments perhaps.
+    there = trained * (TRAINED_BYTES - (_FLOAT32_BYTES if with_moments else 3 * _FLOAT32_BYTES))
+    return parts_that_fit(memory_of, usable_memory(compute.device) + there, whole)
+
+
+def frames_with_loss(config: TrainConfig, frames: int, *, distils: bool) -> int:
+    """Most frames in a row of a clip that carry a loss; the last one always does, for the answer."""
+    if not distils or config.kd_frames == "last":
+        return 1
+    return frames if config.kd_frames == "all" else min(frames, config.kd_frames + 1)
