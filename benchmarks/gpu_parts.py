@@ -18,11 +18,11 @@ from benchmarks import bank_attention, published, qformer
 from model.qformer.memory import MemoryBank, plan_merges
 from model.qformer.paged_attention import PagedAttention, Remembered, project
 from stages.config import TrainConfig
-from stages.device import Compute, autocast, is_out_of_memory
+from stages.device import Compute, autocast, unless_out_of_memory
 from stages.extract.frozen_pair import FrozenPair
-from stages.extract.pass_size import largest_pass
+from stages.networks.memory_law import ClipShape, Parts, step_memory
 from stages.networks.sharding import decoder_layers
-from stages.train.memory_plan import ClipShape, step_memory
+from stages.train.parts import parts_for
 from stages.train.step import Stepper
 
 Rows = Iterator[dict[str, Any]]
@@ -86,16 +86,13 @@ class Machine:
 
     def fits(self, work):
         """Run it, and return whether the memory held it."""
-        try:
+
+        def run():
             work()
             self.synchronise()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        else:
             return True
-        self.release()  # here, where the error holds none of it any more
-        return False
+
+        return unless_out_of_memory(run) is not None
 
     def release(self):
         """Free what no part holds any more."""
@@ -174,7 +171,7 @@ def _network_rows(machine, name, network):
 def clip_form(machine: Machine) -> Rows:
     """The clip form against the published loop: equality, then times and memory in both precisions."""
     shapes = machine.shapes
-    model = published.qformer(shapes, machine.device)
+    model = published.qformer(shapes, machine.device, dropout=0.0)
     features, text = published.features(shapes, machine.device), published.text(shapes, machine.device)
     lengths = (shapes.frames, shapes.frames // 5)
     for frames in lengths:
@@ -249,62 +246,67 @@ def _forms_row(machine, model, clip_inputs, dtype, backward):
 
 def training_step(machine: Machine) -> Rows:
     """A step of Stage 2 with ever more clips in a part, then with other chunks of frames."""
-    shapes = machine.shapes
-    model = published.diff_lmm(shapes, machine.device, LOWER)
-    compute, largest = Compute(machine.device, LOWER), 1
-    law = _law(machine, model)
-    stepper = Stepper(TrainConfig(), model, compute)
+    shapes, stepper, largest = machine.shapes, _stepper(machine), 1
+    usual = stepper.parts.frames
     for clips in _parts(machine):
-        part = published.batch(shapes, machine.device, clips)
-        row = {"micro_batch_size": clips, "bytes_by_law": law.total(clips)}
-        if not machine.fits(lambda p=part: stepper.take(0, LR, [p])):
-            yield {**row, "fits": False}
+        row = _step_row(machine, stepper, Parts(clips, usual))
+        yield row
+        if not row["fits"]:
             break
         largest = clips
-        yield {**row, **_step_row(machine, stepper, part)}
-    clips = max(1, largest // 4)
-    part = published.batch(shapes, machine.device, clips)
-    for chunk in sorted({max(1, shapes.slots // 2), shapes.slots, shapes.frames}):
-        stepper.config = TrainConfig(frames_per_chunk=chunk)
-        row = {"micro_batch_size": clips, "frames_per_chunk": chunk}
-        fits = machine.fits(lambda: stepper.take(0, LR, [part]))
-        yield {**row, **_step_row(machine, stepper, part)} if fits else {**row, "fits": False}
+    for frames in sorted({max(1, shapes.slots // 2), shapes.slots, shapes.frames}):
+        yield _step_row(machine, stepper, Parts(max(1, largest // 4), frames))
+
+
+def _stepper(machine):
+    model = published.diff_lmm(machine.shapes, machine.device, LOWER)
+    return Stepper(TrainConfig(), model, Compute(machine.device, LOWER))
 
 
 def _parts(machine):
     return (1, 2) if machine.tiny else (1, 2, 4, 8, 16, 32, 64)
 
 
-def _step_row(machine, stepper, part):
-    spent = machine.seconds(lambda: stepper.take(0, LR, [part]), repeat=3, most_s=8.0)
-    peak = machine.peak_bytes(lambda: stepper.take(0, LR, [part]))
-    total = torch.cuda.max_memory_allocated(machine.device) if machine.on_gpu else None
+def _step_row(machine, stepper, parts):
+    """Steps of as many clips as go through the networks at once."""
+    row = {"micro_batch_size": parts.clips, "frames_per_chunk": parts.frames}
+    row["bytes_by_law"] = _law(machine, stepper.model, parts.frames).total(parts.clips)
+    batch = published.batch(machine.shapes, machine.device, parts.clips)
+    stepper.parts = parts
+
+    def take():
+        stepper.take(0, LR, [batch])
+
+    # What does not fit, the step takes again in smaller parts.
+    if not machine.fits(take) or stepper.parts != parts:
+        return {**row, "fits": False, "fits_as": str(stepper.parts)}
+    spent = machine.seconds(take, repeat=3, most_s=8.0)
+    row |= {"fits": True, "seconds": spent, "clips_per_s": parts.clips / spent, "step_bytes": machine.peak_bytes(take)}
+    row["bytes"] = torch.cuda.max_memory_allocated(machine.device) if machine.on_gpu else None
     bad = stepper.bad_step()
-    clips = len(part.samples)
-    return {
-        "seconds": spent,
-        "clips_per_s": clips / spent,
-        "step_bytes": peak,
-        "bytes": total,
-        "not_finite": None if bad is None else bad[1],
-    }
+    return {**row, "not_finite": None if bad is None else bad[1]}
 
 
-def _law(machine, model):
-    """What the law of a step's memory says of this model."""
-    shapes, language = machine.shapes, model.language.model
+def _clip(shapes):
+    return ClipShape(shapes.frames, shapes.patches, shapes.words, shapes.queries + shapes.answer)
+
+
+def _law(machine, model, frames):
+    """What the law of a step's memory says of this model with so many frames in a chunk."""
+    language = model.language.model
     return step_memory(
         model.qformer,
-        ClipShape(shapes.frames, shapes.patches, shapes.words, shapes.queries + shapes.answer),
+        _clip(machine.shapes),
         language_config=language.config,
         language_bytes=sum(one.numel() * one.element_size() for one in language.parameters()),
         trained=sum(one.numel() for one in model.trained_parameters().values()),
+        frames_per_chunk=frames,
     )
 
 
 def losses(machine: Machine) -> Rows:
     """The same steps from the same weights in float32 and in bfloat16, with two layers of the language model."""
-    exact = published.diff_lmm(machine.shapes, machine.device, EXACT, language_layers=2)
+    exact = published.diff_lmm(machine.shapes, machine.device, EXACT, language_layers=2, dropout=0.0)
     lower = copy.deepcopy(exact)
     lower.language.to(LOWER)
     steppers = {
@@ -365,7 +367,7 @@ class RandomPair(FrozenPair):
 
 
 def batch_sizes(machine: Machine) -> Rows:
-    """Sizes that are found by trial: clips of a training step's part, and frames of a pass of extraction."""
+    """Sizes that are found: clips of a training step's part, and frames of a pass of extraction."""
     yield _clips_found(machine)
     machine.release()
     started = time.perf_counter()
@@ -383,20 +385,26 @@ def batch_sizes(machine: Machine) -> Rows:
 
 
 def _clips_found(machine):
-    model = published.diff_lmm(machine.shapes, machine.device, LOWER)
-    stepper = Stepper(TrainConfig(), model, Compute(machine.device, LOWER))
-
-    def holds(clips):
-        return machine.fits(lambda: stepper.take(0, LR, [published.batch(machine.shapes, machine.device, clips)]))
-
+    """As training settles it: by the law of a step's memory, then by one real forward and backward."""
+    stepper, samples = _stepper(machine), _parts(machine)[-1]
+    batch = published.batch(machine.shapes, machine.device, samples)
+    config = TrainConfig(micro_batch_size="auto", loader_workers=0)
     started = time.perf_counter()
-    found = largest_pass(holds, most=_parts(machine)[-1])
-    return {"of": "clips of a part", "found": found, "seconds": time.perf_counter() - started}
+    by_law = parts_for(
+        config, stepper.model, _clip(machine.shapes), stepper.compute, samples=samples, with_moments=False
+    )
+    stepper.parts = by_law
+    stepper.try_parts(batch)
+    tried = stepper.parts
+    spent = time.perf_counter() - started
+    step_s = machine.seconds(lambda: stepper.take(0, LR, [batch]), repeat=1)
+    row = {"of": "clips of a part", "samples": samples, "by_law": str(by_law), "tried": str(tried), "seconds": spent}
+    return {**row, "step_s": step_s, "after_steps": str(stepper.parts)}
 
 
 def bank_ways(machine: Machine) -> Rows:
     """One layer's attention to the visual bank: pages against gathered entries and FlexAttention."""
-    config = machine.shapes.qformer_config
+    config = machine.shapes.qformer_config(0.0)
     for clips in (1,) if machine.tiny else (1, 8):
         made = _Bank(machine, clips, config)
         yield {"clips": clips, "plan_merges_s": made.plan_s, "table_s": made.table_s, "entries": made.entries}
@@ -445,7 +453,7 @@ class _Bank:
         self.mask = bank_attention.flex_mask(self.table, shapes.queries, self.frames)
 
     def pages(self):
-        attention = PagedAttention(self.plan, self.heads, None, 0.0)
+        attention = PagedAttention(self.plan, self.heads, None)
         remembered = Remembered(self.bank.slots, self.slots)
         return attention(self.query, self.inputs, self.weight, self.bias, remembered)[0]
 
@@ -484,15 +492,14 @@ def _backend(machine):
 
 
 def _compiled_step(machine):
-    model = published.diff_lmm(machine.shapes, machine.device, LOWER)
-    stepper = Stepper(TrainConfig(), model, Compute(machine.device, LOWER))
+    stepper = _stepper(machine)
     part = published.batch(machine.shapes, machine.device, 2 if machine.tiny else 8)
 
     def take():
         return stepper.take(0, LR, [part])
 
     eager_s = machine.seconds(take, repeat=3)
-    for layer in decoder_layers(model.language.model):  # one after the other: they share what is compiled
+    for layer in decoder_layers(stepper.model.language.model):  # one after the other: they share what is compiled
         layer.compile(dynamic=False, backend=_backend(machine))
     return {"of": "training step", "eager_s": eager_s, **_timed(machine, take)}
 

@@ -66,10 +66,9 @@ class Shapes:
     def visual_width(self):
         return self.vision_config.hidden_size
 
-    @property
-    def qformer_config(self):
-        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        return InstructBlipQFormerConfig(encoder_hidden_size=self.visual_width, **none, **self.qformer)
+    def qformer_config(self, dropout):
+        drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        return InstructBlipQFormerConfig(encoder_hidden_size=self.visual_width, **drop, **self.qformer)
 
 
 PUBLISHED = Shapes()
@@ -126,20 +125,20 @@ def dit_teacher(shapes, device, dtype):
     return teacher.to(device)
 
 
-def qformer(shapes, device):
+def qformer(shapes, device, *, dropout):
     torch.manual_seed(0)
     with torch.device(device):
         return MemoryQFormer(
-            shapes.qformer_config,
+            shapes.qformer_config(dropout),
             shapes.queries,
             QFormerConfig(memory_slots=shapes.slots, max_frames=max(120, shapes.frames)),
         )
 
 
-def diff_lmm(shapes, device, dtype, *, language_layers=None):
-    """Stage 2's model, its language model in `dtype` and cut to so many layers (None: all)."""
+def diff_lmm(shapes, device, dtype, *, language_layers=None, dropout=0.1):
+    """Stage 2's model, its language model in `dtype` and cut to so many layers (None: all); BERT's dropout."""
     layers = {} if language_layers is None else {"num_hidden_layers": language_layers}
-    trained = qformer(shapes, device)
+    trained = qformer(shapes, device, dropout=dropout)
     with torch.device(device):
         language = AutoModelForCausalLM.from_config(LlamaConfig(**{**shapes.language, **layers}), dtype=dtype)
         heads = Alignment(

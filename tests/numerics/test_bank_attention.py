@@ -22,7 +22,7 @@ def test_gathered_entries_and_a_mask_over_the_table_give_the_context_of_the_page
     weight, bias = torch.randn(2 * HIDDEN, WIDTH) / 3, torch.randn(2 * HIDDEN) / 3
     plan = plan_merges(bank, inputs, SLOTS)
     remembered = Remembered(bank.slots, project(bank.slots, weight, bias, HEADS))
-    expected, _ = PagedAttention(plan, HEADS, None, 0.0)(query, inputs, weight, bias, remembered)
+    expected, _ = PagedAttention(plan, HEADS, None)(query, inputs, weight, bias, remembered)
 
     table = bank_attention.table_of(plan, bank.counts)
     own, slots = F.linear(inputs, weight, bias), F.linear(bank.slots, weight, bias)
