@@ -54,19 +54,20 @@ def inputs(frames, device):
 
 
 @functools.cache
-def coefficients(device):
+def coefficients(levels, queries, hidden, device):
     generator = torch.Generator().manual_seed(2)
-    return torch.randn(LAYERS + 1, QUERIES, HIDDEN, generator=generator).to(device)
+    return torch.randn(levels, queries, hidden, generator=generator).to(device)
 
 
 def loss_of(levels):
     """Every number of every level counts, and differently: a plain square of what a LayerNorm gives is always 1."""
-    weighed = zip(levels, coefficients(levels[0].device), strict=True)
+    first = levels[0]
+    weighed = zip(levels, coefficients(len(levels), *first.shape[2:], first.device), strict=True)
     return sum((level * each).mean(dim=(0, 2, 3)).sum() for level, each in weighed)
 
 
 def loop(model, features, text, _arguments, backward):
-    memory = model.empty_memory(1, PATCHES, WORDS)
+    memory = model.empty_memory(1, features.shape[2], text.ids.shape[1])
     total = torch.zeros((), device=features.device)
     for frame in features.unbind(1):
         out = model.step(memory, frame, text)
