@@ -75,7 +75,10 @@ class Directory:
     root: Path
 
     def names(self, folder: str) -> list[str]:
-        return names_in(self.root / folder)
+        try:
+            return [path.name for path in (self.root / folder).iterdir() if not path.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def content(self, folder: str, name: str) -> bytes | None:
         try:
@@ -88,7 +91,7 @@ class Directory:
 
     def read(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
-            read_into(self.root / piece.path, piece.offset, piece.target)
+            _read_into(self.root / piece.path, piece.offset, piece.target)
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
         """See `Files.add_file`; it is synced to disk and its folder is made."""
@@ -133,15 +136,9 @@ class Directory:
         return time.time() - max(changes) if changes else float("inf")
 
 
-def read_into(path: Path, offset: int, target: memoryview) -> None:
-    """Fill `target` with a file's bytes from `offset` on.
-
-    One copy, as from a memory map, and as fast; but a file that somebody cuts short meanwhile is an error here and not
-    the end of the process.
-
-    Raises:
-        DamagedCacheError: the file is gone or too short.
-    """
+def _read_into(path: Path, offset: int, target: memoryview) -> None:
+    # One copy, as from a memory map, and as fast; but a file that is cut short meanwhile is an error and not the end of
+    # the process.
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -153,11 +150,3 @@ def read_into(path: Path, offset: int, target: memoryview) -> None:
                 filled += count
     except FileNotFoundError:
         raise damaged(path, "this file is gone") from None
-
-
-def names_in(folder: Path) -> list[str]:
-    """Return the names in `folder` that do not start with a dot; none when the folder does not exist yet."""
-    try:
-        return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []

@@ -5,7 +5,6 @@ same work twice, and of two that add frames to one video the later would undo th
 """
 
 from pathlib import Path
-from typing import Protocol
 
 from stages.cache.files.places import Place
 from stages.errors import UserError
@@ -16,27 +15,14 @@ _PURPOSE = "writing into this cache"
 _HINT = "wait until it has ended, or give another --cache directory"
 
 
-class CacheLock(Protocol):
-    """The lock of a cache, held between `acquire` and `release`."""
-
-    def acquire(self) -> None:
-        """Take the lock; UserError when another process holds it, which is named."""
-
-    def check(self) -> None:
-        """UserError when the lock was lost meanwhile."""
-
-    def release(self) -> None:
-        """Give the lock back."""
-
-
 class FileLock(ProcessLock):
-    """The lock of the cache in the directory `root`."""
+    """The lock of the cache in the directory `root`; a cache at a URL has a `remote_lock.RemoteLock`."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root / CACHE_LOCK, purpose=_PURPOSE, hint=_HINT)
 
     def check(self) -> None:
-        """See `CacheLock.check`: the system takes it from nobody who lives."""
+        """UserError when the lock was lost meanwhile; the system takes this one from nobody who lives."""
 
 
 def cache_locked_by(content: bytes, root: Place) -> UserError:

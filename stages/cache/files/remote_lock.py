@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class RemoteLock:
-    """See `lock.CacheLock`."""
+    """The lock of a cache at a URL, held between `acquire` and `release`."""
 
     def __init__(self, files: RemoteFiles) -> None:
         self._files = files
