@@ -57,10 +57,8 @@ def forward_chunk(
     """Compute all levels for the chunk's frames and what the next chunk needs.
 
     Args:
-        model: whose weights.
         carried: from the chunk before.
         features: [B, c, P, C] frozen visual features.
-        text: the question.
         feed_only: return no levels and skip the last layer, whose output no bank remembers.
 
     Returns:
