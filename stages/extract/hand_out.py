@@ -268,7 +268,9 @@ class _Flow:
         else:
             (one,) = victims
             yield (
-                VideoOutcome(one.task.video, reason=f"its worker died {counted(one.attempt, 'time')} with only it"),
+                VideoOutcome(
+                    one.task.video, reason=f"its worker died {counted(one.attempt, 'time')} with this video only"
+                ),
                 one.attempt,
             )
 
