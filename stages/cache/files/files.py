@@ -75,10 +75,7 @@ class Directory:
     root: Path
 
     def names(self, folder: str) -> list[str]:
-        try:
-            return [path.name for path in (self.root / folder).iterdir() if not path.name.startswith(".")]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return names_in(self.root / folder)
 
     def content(self, folder: str, name: str) -> bytes | None:
         try:
@@ -150,3 +147,11 @@ def _read_into(path: Path, offset: int, target: memoryview) -> None:
                 filled += count
     except FileNotFoundError:
         raise damaged(path, "this file is gone") from None
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in `folder` that do not start with a dot; none when the folder does not exist yet."""
+    try:
+        return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
