@@ -121,7 +121,7 @@ def decode_alone(worker, tasks, _views, _arguments):
 
 
 def networks_alone(worker, _tasks, views, _arguments):
-    worker.encode(*views)
+    worker.networks.encode(*views)
 
 
 def commits_alone(worker, tasks, _views, arguments):
@@ -170,7 +170,7 @@ PARTS = ("decode", "networks", "commits")
 
 def measure(arguments, worker, tasks):
     views = [np.concatenate(parts) for parts in zip(*(decode(request(t, worker)).views for t in tasks), strict=True)]
-    arguments.encoded = worker.encode(*(view[: len(tasks[0].times_s)] for view in views))
+    arguments.encoded = worker.networks.encode(*(view[: len(tasks[0].times_s)] for view in views))
     seconds = {form: [] for form in FORMS}
     processor = {form: [] for form in FORMS}
     for repetition in range(arguments.repeat + 1):

@@ -30,6 +30,7 @@ from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.fingerprint import Fingerprint
 from stages.cache.storage import STORAGE_FIELD, STORAGE_TYPES, widen
+from stages.cache.stores.commit import load_record
 from stages.data.frame_plan import plan_frames
 from stages.data.synthetic import generate
 from stages.extract.extraction import Extraction
@@ -74,7 +75,7 @@ def store_as(storage, source, root):
     cache = FeatureCache.create_or_open(root, Fingerprint(fields=fields))
     off, whole = 0.0, 0.0
     with cache.ledger.writer() as ledger:
-        for record in source.commits():
+        for record in (load_record(source.store, video) for video in source.video_ids()):
             frames = source.read(record.video, record.times_array)
             content = {"times_s": frames.times_s, "features": frames.features, "targets": frames.targets}
             ledger.done(record.video, checksum=cache.write_video(record.video, **content).checksum, attempts=1)

@@ -136,7 +136,6 @@ class Alignment(nn.Module):
     """The heads h_phi_i, the gates g_psi and the running mean of y*; used in training only.
 
     Args:
-        config: aligned levels and every switch.
         hidden_width: H of the Q-Former.
         target_width: D of the teacher.
         num_levels: levels the Q-Former has, 13 for 12 layers.

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from model.alignment import Alignment, AlignmentReport, total_loss
-from model.config import LanguageConfig
-from model.language import Answers, AnswerTokens, FrozenLanguageModel, build_projection
+from model.language import AnswerTokens, FrozenLanguageModel, build_projection
 from model.qformer.parts import QFormerChunk, QFormerMemory, TextTokens
 from model.qformer.qformer import MemoryQFormer
 from model.spans import ALIGNMENT, BACKWARD, LANGUAGE, QFORMER, spanned
@@ -103,8 +102,6 @@ class DiffLMM(nn.Module):
     """The model of Stage 2.
 
     Args:
-        qformer: memory-bank Q-Former.
-        language: frozen language model.
         alignment: heads and gate; None to train without distillation.
         kd_weight: lambda of Eq. 9.
     """
@@ -155,7 +152,6 @@ class DiffLMM(nn.Module):
         """Losses of a batch (Eq. 8, 7, 9), with the graph of every frame that carries one.
 
         Args:
-            clips: the batch.
             kd_frames: frames that carry L_kd; None means every frame. The answer always comes from the last frame.
             frames_per_chunk: frames computed at once, see `MemoryQFormer.forward`.
 
@@ -267,14 +263,6 @@ class DiffLMM(nn.Module):
         """
         out = self.qformer(features, question, wanted_frames=[features.shape[1] - 1], memory=memory)
         return self.language_projection(out.levels[-1][:, -1]), out.memory
-
-    @torch.no_grad()
-    def answer(
-        self, features: Tensor, question: TextTokens, prompt: Tensor, prompt_mask: Tensor, config: LanguageConfig
-    ) -> Answers:
-        """Beam search answers for clips [B, T, P, C]; prompt as in `FrozenLanguageModel.generate`."""
-        queries, _ = self.watch(features, question)
-        return self.language.generate(queries, prompt, prompt_mask, config)
 
 
 def _detached(part: _Part) -> _Part:

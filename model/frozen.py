@@ -49,11 +49,7 @@ def load_named(module: nn.Module, tensors: Mapping[str, Tensor], *, prefix: str 
 
 
 class TensorView(Mapping[str, Tensor]):
-    """Tensors under other names than their checkpoint's, each read when it is asked for.
-
-    Args:
-        read: how to get each tensor, by the name it is shown under.
-    """
+    """Tensors by name, which need not be their checkpoint's, each read when it is asked for."""
 
     def __init__(self, read: Mapping[str, Callable[[], Tensor]]) -> None:
         self._reads = read

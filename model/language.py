@@ -75,7 +75,6 @@ class FrozenLanguageModel(FrozenModule):
 
     Args:
         model: any causal language model of transformers, weights loaded.
-        special: start and end token.
     """
 
     def __init__(self, model: PreTrainedModel, special: SpecialTokens) -> None:

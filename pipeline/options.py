@@ -51,7 +51,6 @@ class OneOfEach(TyperCommand):
     """Refuses an option that is given twice and takes one value, of which the last would silently win."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As typer parses them; UserError names the option."""
         known = {name for one in self.params for name in one.opts}
         for old, new in _RENAMED.items():
             if new in known and any(arg.partition("=")[0] == old for arg in args):
@@ -68,7 +67,6 @@ class Commands(typer.Typer):
     """A group of commands, each of which is a `OneOfEach`."""
 
     def command(self, name: str | None = None, **keywords: Any) -> Callable[[Any], Any]:
-        """As typer registers a command."""
         return super().command(name, cls=OneOfEach, **keywords)
 
 
@@ -83,7 +81,6 @@ class DataOptions:
     cache: CacheRoot = None
 
     def dotted(self) -> dict[str, str | None]:
-        """By the keys of the configuration."""
         return {
             "data.dataset": self.dataset,
             "data.task": self.task,

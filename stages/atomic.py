@@ -20,9 +20,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         with usual_permissions(temporary):
             yield temporary
-        sync_file(temporary)
+        sync(temporary)
         temporary.replace(target)
-        sync_directory(target.parent)
+        sync(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -46,8 +46,8 @@ def atomic_write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sync_file(path: Path) -> None:
-    """Force a written file's bytes to disk, so that a rename never outlives its content."""
+def sync(path: Path) -> None:
+    """Force a file's bytes, so that a rename never outlives its content, or a directory's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,9 +61,4 @@ def sync_tree(folder: Path) -> None:
     One after the other: threads for it make a single commit faster, but no more of them when several commit at once.
     """
     for path in (folder, *folder.rglob("*")):
-        sync_file(path)
-
-
-def sync_directory(path: Path) -> None:
-    """Force a directory's entries (a rename just made) to disk."""
-    sync_file(path)
+        sync(path)

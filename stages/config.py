@@ -163,7 +163,7 @@ class TrainConfig(Settings):
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints stay beside the best."""
     log_every: PositiveInt = 10
-    """Steps between rows of metrics.jsonl, which alone read losses back from the device; the last step of an epoch has
+    """Steps between rows of metrics.jsonl; only these read losses back from the device. The last step of an epoch has
     one too. Whether losses and gradients were finite is looked at then, and before anything is saved."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where curves are shown beside metrics.jsonl; wandb (Weights & Biases) needs the extra of this name."""

@@ -13,10 +13,7 @@ def check_id(value: object, *, kind: str, where: str | None = None, hint: str | 
     Identifiers become folder names in the cache, so a slash, `..` or a control character must never get through.
 
     Args:
-        value: the identifier received.
         kind: what it names, for the message ("video id").
-        where: the file and line it came from.
-        hint: what to do about it.
 
     Raises:
         UserError: `value` is no such string.

@@ -54,7 +54,6 @@ class ProcessLock:
             _LOG.info("%s", error)
 
     def release(self) -> None:
-        """Give the lock back; does nothing where none is held."""
         self._lock.release()
 
     def _content(self) -> bytes:

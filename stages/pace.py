@@ -24,7 +24,6 @@ class Pace:
             self.look(done)
 
     def look(self, done: int) -> None:
-        """Note the count as it is now."""
         now_s = time.monotonic()
         if len(self._looks) > 1 and now_s - self._looks[-1][0] < _BURST_S:
             now_s, _ = self._looks.pop()

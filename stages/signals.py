@@ -53,12 +53,10 @@ class StopRequest:
         self.signal: signal.Signals | None = None
 
     def __call__(self) -> bool:
-        """True once a signal has come."""
         return self.signal is not None
 
     @property
     def exit_code(self) -> int:
-        """The status to end with."""
         return _exit_code(self.signal)
 
     @contextmanager
@@ -192,7 +190,6 @@ class _Command:
         return not self._telling.acquire(blocking=False)
 
     def tell(self) -> None:
-        """Print the line, once."""
         if not self.has_told():
             what = "interrupted" if self.signal is signal.SIGINT else "stopped by SIGTERM"
             cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""

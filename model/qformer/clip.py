@@ -64,10 +64,8 @@ def forward_chunk(
     """Compute all levels for the chunk's frames and what the next chunk needs.
 
     Args:
-        model: whose weights.
         carried: from the chunk before.
         features: [B, c, P, C] frozen visual features.
-        text: the question.
         seeds: [B] int64, of each clip's dropout; None drops nothing.
         feed_only: return no levels and skip the last layer, whose output no bank remembers.
 

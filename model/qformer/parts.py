@@ -87,7 +87,6 @@ class QFormerParts(nn.Module):
     Args:
         qformer_config: the `qformer_config` of an InstructBLIP checkpoint.
         num_query_tokens: Q.
-        config: slots of the memory, longest clip.
 
     Raises:
         RuntimeError: the installed transformers has another Q-Former than this code knows.

@@ -20,7 +20,6 @@ class DinoTeacher(Teacher):
     The blocks above the one that is read are never built. Class and register tokens stay out of the mean.
 
     Args:
-        config: which block is read, and how its tokens are pooled.
         dino_config: of `Dinov2Model` or `Dinov2WithRegistersModel`.
         tensors: the network's tensors by name, published or today's; only those needed are read, none for a network
             with random weights.

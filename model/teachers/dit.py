@@ -85,7 +85,6 @@ class DiTTeacher(Teacher):
     """Frames to teacher targets y*: VAE latent, the first `block` DiT blocks, mean over the tokens.
 
     Args:
-        config: which block is read, at which timestep and class.
         dit_config: `transformer/config.json` of the pipeline.
         dit_tensors: the transformer's tensors by name; only those of the blocks needed are read, none for a transformer
             with random weights.

@@ -16,7 +16,6 @@ class TowerTeacher(Teacher):
     """Frames to targets y*: the tokens of a visual encoder, with its own pixels and layers, pooled.
 
     Args:
-        config: which block is read, and how its tokens are pooled.
         vision_config: of the tower; its class decides which is built.
         tensors: the checkpoint's tensors by name, none for a tower with random weights.
         prefix: of their names, as in `VisionEncoder`.

@@ -48,9 +48,6 @@ def verify(root: str, *, repair: bool, as_json: bool, videos: str | None = None)
     """Check every stored byte against its checksum; returns whether all is well, or mended.
 
     Args:
-        root: the cache, or an export of it.
-        repair: put damaged videos back into the queue and remove what belongs to no video.
-        as_json: print the problems on stdout, too.
         videos: folder or URL of the video files, to compare with those that the cached frames are from.
     """
     cache = FeatureCache.open(root)
@@ -155,9 +152,6 @@ def prune(root: str, *, dry_run: bool, as_json: bool, keep: PipelineConfig | Non
     """Remove what belongs to no committed video and what nobody writes any more, or print what that would be.
 
     Args:
-        root: the cache.
-        dry_run: whether nothing is removed.
-        as_json: whether the result is printed for machines too.
         keep: data set and task; committed videos that no sample of them is about are removed, too.
         yes: whether that is meant.
 

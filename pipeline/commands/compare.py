@@ -23,12 +23,9 @@ def run(
     """Compare and print the table.
 
     Args:
-        first: folder with predictions.
-        second: the other one.
         split: which split; None means the first of test, val, train that both answered.
         method: generate or rank; None means the first of these that both used on that split.
         common: compare what both answered; otherwise they must have answered the same samples.
-        as_json: whether the numbers go to stdout too.
 
     Raises:
         UserError: predictions are absent, or of different splits, methods, data sets or samples.

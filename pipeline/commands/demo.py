@@ -28,7 +28,9 @@ def run(folder: Path, overrides: list[str], *, open_report: bool, as_json: bool)
             if extract.run(resolved, address=None, retry_failed=False, as_json=False):
                 raise UserError("a synthetic video failed extraction", where=folder, exit_code=3)
         with _timed(seconds, "train"):
-            path = _train(resolved, folder)
+            # An earlier, interrupted demo in the same folder is gone on with.
+            resume = (folder / "run" / CONFIG).is_file()
+            path = train.run(resolved, resume=resume, as_json=False, again="go on by the same command")
         with _timed(seconds, "evaluate"):
             scores = evaluate.run(path, split="test", overrides=[], as_json=False)
         with _timed(seconds, "report"):
@@ -51,12 +53,6 @@ def _resolve(folder: Path, overrides: list[str]) -> Resolved:
         "run.name": "run",
     }
     return resolve(preset="tiny", options=options, overrides=overrides)
-
-
-def _train(resolved: Resolved, folder: Path) -> Path:
-    """Train, or go on with the training of an earlier, interrupted demo in the same folder."""
-    started_before = (folder / "run" / CONFIG).is_file()
-    return train.run(resolved, resume=started_before, as_json=False, again="go on by the same command")
 
 
 def _finish(path: Path, page: Path, scores: dict[str, TaskScore], seconds: dict[str, float]) -> list[str]:

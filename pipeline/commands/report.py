@@ -22,7 +22,6 @@ def run(runs: Sequence[Path], output: Path | None, *, paper: bool = False, as_js
         runs: run folders; a run that is not evaluated yet gets a page that says so. May be empty with `paper`.
         output: HTML file; None means report.html in the first run, and no page without a run.
         paper: lay the runs beside the paper's tables too, on the page and on the terminal.
-        as_json: print where the page is, and the tables, on stdout.
 
     Raises:
         UserError: a folder is no run, one of its files is broken, or the page cannot be written.
@@ -35,7 +34,11 @@ def run(runs: Sequence[Path], output: Path | None, *, paper: bool = False, as_js
     shown = read_runs(runs)
     section = lay_out(shown) if paper else None
     if target is not None:
-        _write(target, render(shown, section))
+        page = render(shown, section)
+        try:
+            atomic_write_text(target, page)
+        except OSError as error:
+            raise UserError(f"the report cannot be written ({error.strerror})", where=target) from error
     if as_json:
         tables = {} if section is None else {"paper": asdict(section)}
         emit_json({"report": None if target is None else str(target), **tables})
@@ -46,10 +49,3 @@ def run(runs: Sequence[Path], output: Path | None, *, paper: bool = False, as_js
             of_runs = f" of {counted(len(shown), 'run')}" if shown else ""
             print_answer(f"report{of_runs}: {target}")
     return target
-
-
-def _write(target: Path, page: str) -> None:
-    try:
-        atomic_write_text(target, page)
-    except OSError as error:
-        raise UserError(f"the report cannot be written ({error.strerror})", where=target) from error

@@ -33,7 +33,6 @@ def check_data(config: PipelineConfig, *, quick: bool) -> Iterator[Finding]:
     """Compare what the card and its annotations name with what is on disk, for every task.
 
     Args:
-        config: data set, task and folders.
         quick: whether the videos' headers, from which their lengths are read, stay unread.
     """
     card = locations.card_of(config)
@@ -200,7 +199,6 @@ def check_cache(config: PipelineConfig, *, quick: bool = False) -> Iterator[Find
     """Whether the cache fits the configuration, which videos it has, and what to run next.
 
     Args:
-        config: data set, task and folders.
         quick: whether no video file is read for a digest that was recorded.
     """
     root, extract = locations.cache_root(config), locations.extract_command(config)

@@ -10,9 +10,7 @@ class Finding:
 
     Attributes:
         section: versions, devices, disk, weights, downloads, data or cache.
-        item: what was looked at.
         status: ok; missing if it is not there; problem if it is there and will not do.
-        detail: what was found.
         fix: what to do, as an imperative or a command; None if the status is ok.
         names: everything that `detail` counts and names the first of.
         needed: whether `doctor --strict` asks for it: not for what the next command makes, like a cache, nor for what

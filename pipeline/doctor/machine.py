@@ -5,10 +5,8 @@ import os
 import platform
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from model.config import TeacherConfig
 from pipeline.doctor.findings import Finding
@@ -16,46 +14,21 @@ from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig
 from stages.errors import UserError
 from stages.files import nearest_existing
-from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, require_whole
+from stages.weights.whole_files import TOKENIZER_FILES, VOCABULARY_FILES, WEIGHT_FILES, Needs, require_whole
 from stages.wording import GIB, counted
 
 _DISTRIBUTION = "diff-lmm"
 _LOW_DISK_GIB = 5
 
 
-@dataclass(frozen=True)
-class _Needs:
-    """What one setting reads of its checkpoint.
-
-    Attributes:
-        files: beside the weights.
-        components: folders that hold weights.
-        prefixes: of the names of the tensors that are read; only their shards are needed.
-        tokenizer: folder that holds a tokenizer; None where none is read.
-    """
-
-    files: tuple[str, ...]
-    components: tuple[str, ...] = ("",)
-    prefixes: tuple[str, ...] = ("",)
-    tokenizer: str | None = None
-
-
 _TEACHER = "teacher.source"
-_TEACHERS = {
-    "dit": _Needs(("transformer/config.json", "vae/config.json"), ("transformer", "vae")),
-    "dit without its vae": _Needs(("transformer/config.json",), ("transformer",)),
-    "dinov2": _Needs(("config.json",)),
-    "tower": _Needs(("config.json",), prefixes=("vision_model.",)),
-}
-_CHECKPOINTS: dict[str, _Needs | None] = {
-    "encoder.source": _TEACHERS["tower"],
-    _TEACHER: None,
-    "qformer.source": _Needs(
+_TRAINED_FROM = {
+    "qformer.source": Needs(
         ("config.json", "qformer_tokenizer/tokenizer_config.json"),
         prefixes=("qformer.", "query_tokens", "language_projection."),
         tokenizer="qformer_tokenizer",
     ),
-    "language.source": _Needs(("config.json", "tokenizer_config.json"), prefixes=("language_model.",), tokenizer=""),
+    "language.source": Needs(("config.json", "tokenizer_config.json"), prefixes=("language_model.",), tokenizer=""),
 }
 
 
@@ -145,7 +118,10 @@ def check_weights(config: PipelineConfig) -> Iterator[Finding]:
     Of each file that is read its beginning, size and index are looked at, so that one that is cut short, or a git-lfs
     pointer, does not pass for weights.
     """
-    for setting, needs in _CHECKPOINTS.items():
+    from stages.frozen.towers import TOWER_NEEDS
+
+    checkpoints: dict[str, Needs | None] = {"encoder.source": TOWER_NEEDS, _TEACHER: None, **_TRAINED_FROM}
+    for setting, needs in checkpoints.items():
         source = getattr(config, setting.partition(".")[0]).source
         try:
             if needs is None:
@@ -182,18 +158,22 @@ def absent_downloads(config: PipelineConfig) -> dict[str, int | None]:
 
 def _read_weights(config: PipelineConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Every setting that names a checkpoint, the checkpoint, and how the names of the tensors begin that it reads."""
-    from stages.frozen.load import teacher_sources
+    from stages.frozen.load import FAMILIES, teacher_sources
+    from stages.frozen.towers import TOWER_NEEDS
     from stages.weights.published import PUBLISHED
+    from stages.weights.repository import local_only
 
+    with local_only():
+        every = FAMILIES[config.teacher.kind].needs(config.teacher)
     for name, source in teacher_sources(config.teacher).items():
-        yield f"teacher.{name}", source, _TEACHERS[config.teacher.kind].prefixes
-    for setting, needs in _CHECKPOINTS.items():
-        if needs is not None:
-            source = getattr(config, setting.partition(".")[0]).source
-            # A language model of another family names its tensors otherwise, and is needed whole.
-            known = PUBLISHED.get(source)
-            is_whole = setting == "language.source" and (known is None or known.vision is None)
-            yield setting, source, ("",) if is_whole else needs.prefixes
+        needs = every[name]
+        yield f"teacher.{name}", source, ("",) if needs is None else needs.prefixes
+    for setting, needs in {"encoder.source": TOWER_NEEDS, **_TRAINED_FROM}.items():
+        source = getattr(config, setting.partition(".")[0]).source
+        # A language model of another family names its tensors otherwise, and is needed whole.
+        known = PUBLISHED.get(source)
+        is_whole = setting == "language.source" and (known is None or known.vision is None)
+        yield setting, source, ("",) if is_whole else needs.prefixes
 
 
 def check_downloads(config: PipelineConfig) -> Iterator[Finding]:
@@ -211,26 +191,24 @@ def check_downloads(config: PipelineConfig) -> Iterator[Finding]:
 
 def _find_teacher(config: TeacherConfig) -> Iterator[Finding]:
     """Every checkpoint that a teacher of its kind reads (docs/teachers.md)."""
-    from stages.frozen.dit import is_original
-    from stages.frozen.load import teacher_sources
+    from stages.frozen.load import FAMILIES, teacher_sources
+    from stages.weights.repository import local_only
 
-    source, vae = config.source, teacher_sources(config).get("vae_source")
-    if (kind := _other_kind(config)) is not None:
-        fix = f"set teacher.kind={kind}, or {_TEACHER} to another"
-        yield Finding("weights", _TEACHER, "problem", f"{source}: not of kind {config.kind}", fix)
-    elif not is_original(source):
-        yield _find_checkpoint(_TEACHER, source, _TEACHERS["dit without its vae" if vae else config.kind])
-    elif (path := Path(source).expanduser()).is_file():
-        yield _whole(_TEACHER, source, [path], f"get {source} again")
-    else:
-        yield Finding(
-            "weights", _TEACHER, "missing", f"{source}: no such file", f"set {_TEACHER} to a file that exists"
-        )
-    if vae is not None:
-        inner = "vae/config.json"
-        of_pipeline = (Path(vae).expanduser() / inner).is_file() or _hub_snapshot_if_id(vae, inner) is not None
-        needs = _Needs((inner,), ("vae",)) if of_pipeline else _Needs(("config.json",))
-        yield _find_checkpoint("teacher.vae_source", vae, needs)
+    kind = _other_kind(config)
+    with local_only():
+        every = FAMILIES[config.kind].needs(config)
+    for name, source in teacher_sources(config).items():
+        setting, needs = f"teacher.{name}", every[name]
+        if setting == _TEACHER and kind is not None:
+            fix = f"set teacher.kind={kind}, or {_TEACHER} to another"
+            yield Finding("weights", _TEACHER, "problem", f"{source}: not of kind {config.kind}", fix)
+        elif needs is not None:
+            yield _find_checkpoint(setting, source, needs)
+        elif (path := Path(source).expanduser()).is_file():
+            yield _whole(setting, source, [path], f"get {source} again")
+        else:
+            fix = f"set {setting} to a file that exists"
+            yield Finding("weights", setting, "missing", f"{source}: no such file", fix)
 
 
 def _other_kind(config: TeacherConfig) -> str | None:
@@ -245,17 +223,9 @@ def _other_kind(config: TeacherConfig) -> str | None:
         return None  # it is not on this machine
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; UserError if it is a git-lfs pointer or broken."""
-    require_whole(path)
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
-    from huggingface_hub import constants
+def _find_checkpoint(setting: str, source: str, needs: Needs) -> Finding:
+    from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     from stages.weights.repository import Repository
 
@@ -263,11 +233,12 @@ def _find_checkpoint(setting: str, source: str, needs: _Needs) -> Finding:
     folder, fix = local, f"complete the folder {local}, or set {setting} to another"
     if local is None:
         try:
-            validate_repo_id(source)
+            file = try_to_load_from_cache(source, needs.files[0])
         except HFValidationError:
             fix = f"set {setting} to a folder that exists or to a hub id of the form owner/name"
             return Finding("weights", setting, "missing", f"{source}: no such folder, and not a hub id", fix)
-        folder, fix = _hub_snapshot(source, needs.files[0]), f"run `hf download {source}`"
+        folder = Path(file).parents[needs.files[0].count("/")] if isinstance(file, str) else None
+        fix = f"run `hf download {source}`"
     if folder is None:
         detail = f"{source}: neither a folder nor in the hub cache {constants.HF_HUB_CACHE}"
         return Finding("weights", setting, "missing", detail, fix)
@@ -296,29 +267,13 @@ def _whole(setting: str, shown: str, paths: Iterable[Path], fix: str) -> Finding
     return Finding("weights", setting, "ok", shown)
 
 
-def _hub_snapshot(source: str, file: str) -> Path | None:
-    """Folder of a hub repository's files on this machine; None if `file` was never fetched."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source, file)
-    return Path(found).parents[file.count("/")] if isinstance(found, str) else None
-
-
-def _hub_snapshot_if_id(source: str, file: str) -> Path | None:
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return _hub_snapshot(source, file)
-    except HFValidationError:
-        return None
-
-
 def _weight_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
     """The files that hold wanted tensors, there or not; empty where nothing says which they are."""
     # Where a repository offers both formats, safetensors are what is read.
     indexes = sorted(folder.glob("*.index.json"), key=lambda path: ".safetensors." not in path.name)
     if indexes:
-        shard_of: dict[str, str] = _json(indexes[0]).get("weight_map", {})
+        require_whole(indexes[0])
+        shard_of: dict[str, str] = json.loads(indexes[0].read_text(encoding="utf-8")).get("weight_map", {})
         wanted = {shard for name, shard in shard_of.items() if name.startswith(prefixes)}
         # A language model of another family names its tensors otherwise, and is needed whole.
         return [folder / shard for shard in sorted(wanted or set(shard_of.values()))]

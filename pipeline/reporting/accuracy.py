@@ -30,21 +30,26 @@ class ScoreLine:
 
 
 @dataclass(frozen=True)
-class AccuracyGroup:
-    """All runs' scores of one split and method; `tasks` holds each task's lines in the runs' order."""
+class Answered:
+    """One split and method."""
 
     split: Split
     method: Method
-    tasks: list[tuple[str, list[ScoreLine]]]
 
     @property
     def title(self) -> str:
         """What was answered, and how."""
         return f"Split {self.split}, {METHOD_TITLES[self.method]}"
 
+
+@dataclass(frozen=True)
+class AccuracyGroup(Answered):
+    """All runs' scores of one split and method; `tasks` holds each task's lines in the runs' order."""
+
+    tasks: list[tuple[str, list[ScoreLine]]]
+
     @property
     def lines(self) -> list[tuple[str, ScoreLine]]:
-        """Every task and line, for the table."""
         return [(task, line) for task, lines in self.tasks for line in lines]
 
 

@@ -7,14 +7,15 @@ from itertools import count, groupby
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from pipeline.settings.config import PipelineConfig, setting
+from stages.records import FrozenRecord
 
 _LIST = "departures.yaml"
 
 
-class Departure(BaseModel):
+class Departure(FrozenRecord):
     """One departure.
 
     Attributes:
@@ -22,13 +23,10 @@ class Departure(BaseModel):
         there: how MA-LMM or the paper does it, which `source` shows.
         source: files of MA-LMM's repository, unless another is named.
         here: how it is done here by default.
-        why: the reason.
         effect: what it does to the numbers, as far as that is known.
         when: configuration keys and the values of runs that it concerns; all, if there are none.
         switch: keys, and the values with which it is done as there.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     there: str
@@ -41,7 +39,6 @@ class Departure(BaseModel):
 
     @property
     def remark(self) -> str:
-        """The departure in a line."""
         return f"{self.name}. Here: {self.here}. There: {self.there}. Effect: {self.effect}"
 
     def concerns(self, config: PipelineConfig) -> bool:

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from pipeline.reporting.accuracy import METHOD_TITLES
+from pipeline.reporting.accuracy import Answered
 from pipeline.reporting.runs import SPLIT_ORDER, Evaluation, RunData
-from stages.data.manifest import Split
 from stages.errors import UserError
 from stages.evaluate.comparison import PairedComparison, compare
-from stages.evaluate.scoring import METHODS, Method
+from stages.evaluate.scoring import METHODS
 
 # Up to so many runs, every pair is compared.
 _ALL_PAIRS = 4
@@ -33,17 +32,10 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairedGroup:
+class PairedGroup(Answered):
     """All pairs on one split and method."""
 
-    split: Split
-    method: Method
     pairs: list[Pair]
-
-    @property
-    def title(self) -> str:
-        """What was answered, and how."""
-        return f"Split {self.split}, {METHOD_TITLES[self.method]}"
 
 
 def paired_groups(runs: Sequence[RunData]) -> Iterator[PairedGroup]:

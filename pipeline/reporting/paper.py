@@ -7,12 +7,12 @@ from statistics import fmean
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from pipeline.reporting.departures import departures_of, in_ranges, remarks_of
 from pipeline.reporting.paper_rules import deviations, misfits, obstacles
 from pipeline.reporting.runs import RunData
-from stages.evaluate.scoring import TaskScore
+from stages.records import FrozenRecord
 
 State = Literal["measured", "paper", "not run", "not given"]
 """Measured here, printed in the paper, not run here, or not printed in the paper."""
@@ -21,11 +21,7 @@ _TABLES = "paper_tables.yaml"
 _COLUMNS_AT_ONCE = 4
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Column(_Part):
+class Column(FrozenRecord):
     """What is measured: a task's accuracy, the recall of its class `label`, or the `mean` of the columns before it."""
 
     title: str
@@ -34,7 +30,7 @@ class Column(_Part):
     mean: bool = False
 
 
-class PublishedRow(_Part):
+class PublishedRow(FrozenRecord):
     """One model; `settings` make it, on top of the paper's preset or another; None where it cannot be measured here."""
 
     label: str
@@ -42,7 +38,7 @@ class PublishedRow(_Part):
     settings: dict[str, Any] | None = None
 
 
-class PublishedTable(_Part):
+class PublishedTable(FrozenRecord):
     """One table or figure of the paper, in percent."""
 
     id: str
@@ -102,7 +98,6 @@ class PaperTable:
 
     @property
     def measured(self) -> list[tuple[TableLine, str, Cell]]:
-        """The cells that runs measured, each with its line and its column's title."""
         return [
             (line, column, cell)
             for line in self.lines
@@ -116,7 +111,6 @@ class PaperSection:
     """All tables.
 
     Attributes:
-        tables: in the paper's order.
         left_out: for each run that fills no cell, why.
         remarks: what differs from the recipe in those that do.
         departures: what the numbers beside measured cells mean.
@@ -173,7 +167,8 @@ def _measured(table: PublishedTable, settings: Mapping[str, Any], able: Sequence
             cells.append(_mean(cells))
         else:
             found = [one for run in fitting if (one := _measurement(run, column)) is not None]
-            cells.append(_cell(found))
+            mean = fmean(one.percent for one in found) if found else None
+            cells.append(Cell("measured", mean, tuple(found), _union(found)) if found else Cell("not run"))
     return tuple(cells)
 
 
@@ -183,30 +178,14 @@ def _measurement(run: RunData, column: Column) -> Measurement | None:
     score = evaluation.scores.get(column.task or "")
     if score is None:
         return None
-    return _of_task(run, score) if column.label is None else _of_class(run, score, column.label)
-
-
-def _of_task(run: RunData, score: TaskScore) -> Measurement:
-    departing = departures_of(run.config)
-    return Measurement(run.name, 100 * score.top1, score.correct, score.n, _in_percent(score.ci95), departing)
-
-
-def _of_class(run: RunData, score: TaskScore, label: str) -> Measurement | None:
-    one = next((found for found in score.classes if found.label == label), None)
-    if one is None or one.recall is None or one.ci95 is None:
-        return None
-    departing = departures_of(run.config)
-    return Measurement(run.name, 100 * one.recall, one.correct, one.n, _in_percent(one.ci95), departing)
-
-
-def _in_percent(interval: tuple[float, float]) -> tuple[float, float]:
-    return 100 * interval[0], 100 * interval[1]
-
-
-def _cell(found: Sequence[Measurement]) -> Cell:
-    if not found:
-        return Cell("not run")
-    return Cell("measured", fmean(one.percent for one in found), tuple(found), _union(found))
+    share, ci95, correct, n = score.top1, score.ci95, score.correct, score.n
+    if column.label is not None:
+        one = next((found for found in score.classes if found.label == column.label), None)
+        if one is None or one.recall is None or one.ci95 is None:
+            return None
+        share, ci95, correct, n = one.recall, one.ci95, one.correct, one.n
+    percent = (100 * ci95[0], 100 * ci95[1])
+    return Measurement(run.name, 100 * share, correct, n, percent, departures_of(run.config))
 
 
 def _union(parts: Iterable[Measurement | Cell]) -> tuple[int, ...]:
@@ -254,13 +233,7 @@ def print_section(
     emit_table: Callable[[str, Sequence[str], Sequence[Sequence[str]]], None],
     emit_line: Callable[[str], None],
 ) -> None:
-    """Print every table, the paper's lines and below them what was measured here, then remarks on the runs.
-
-    Args:
-        section: what is printed.
-        emit_table: prints a title, columns and rows.
-        emit_line: prints a line.
-    """
+    """Print every table, the paper's lines and below them what was measured here, then remarks on the runs."""
     for table in section.tables:
         labels = [line.label if line.source == "paper" else "  measured here" for line in table.lines]
         for start in range(0, len(table.columns), _COLUMNS_AT_ONCE):

@@ -68,7 +68,6 @@ def curves_plot(name: str, description: str, curves: Sequence[Curve], *, percent
     Args:
         name: unique on the page; a prefix of every id in the SVG.
         description: what the plot shows, for people who cannot see it.
-        curves: the lines.
         percent: whether the values are shares.
     """
     with mpl.rc_context(_SETTINGS):

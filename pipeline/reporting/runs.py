@@ -66,7 +66,6 @@ class TrainingLog:
 
     @property
     def last(self) -> LogRow | None:
-        """The newest training row."""
         return next(reversed(self._of("train")), None)
 
     @property
@@ -96,10 +95,8 @@ class RunData:
     Attributes:
         name: how the page calls it.
         path: its folder as given.
-        config: its settings.
         config_text: the same, as the file has them.
         stamp: cache fingerprint, counts, versions.
-        log: numbers over time.
         evaluations: the reported split first, of a split beam search first; empty before the first evaluation.
         card: its data set's card; None if it is not on this machine.
         best: name of its best checkpoint; None if it has none.
@@ -116,7 +113,6 @@ class RunData:
     best: str | None
 
     def evaluation(self, split: Split, method: Method) -> Evaluation | None:
-        """The results of this way of answering this split; None if there are none."""
         return next((one for one in self.evaluations if (one.split, one.method) == (split, method)), None)
 
 

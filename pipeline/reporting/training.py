@@ -54,12 +54,6 @@ class PlotGroup:
     note: str
 
 
-@dataclass(frozen=True)
-class _Named:
-    label: str
-    curve: Curve
-
-
 def plot_groups(runs: Sequence[RunData]) -> Iterator[PlotGroup]:
     """Losses first, then the levels: of one run all in one plot, of several runs one plot for each level."""
     losses = [_of_runs(runs, split, name, caption) for split, name, caption in _LOSSES]
@@ -75,7 +69,7 @@ def _levels_of_one(run: RunData, levels: Sequence[int]) -> PlotGroup:
     shown = []
     for kind, caption in _LEVEL_NUMBERS:
         found = [(slot, level, run.log.series("train", f"{kind}/{level}")) for slot, level in enumerate(levels)]
-        curves = [_Named(f"level {level}", Curve(slot, one)) for slot, level, one in found if one is not None]
+        curves = [(f"level {level}", Curve(slot, one)) for slot, level, one in found if one is not None]
         shown.append(_plot(kind, caption, curves))
     legend = [_entry(f"level {level}", slot) for slot, level in enumerate(levels)]
     return PlotGroup("Aligned levels", legend, shown, _note([run]))
@@ -93,18 +87,18 @@ def _levels_of_many(runs: Sequence[RunData], levels: Sequence[int]) -> PlotGroup
 
 def _of_runs(runs: Sequence[RunData], split: Split, name: str, caption: str) -> Plot | None:
     found = [(slot, run, run.log.series(split, name)) for slot, run in enumerate(runs)]
-    curves = [_Named(run.name, Curve(slot, series)) for slot, run, series in found if series is not None]
+    curves = [(run.name, Curve(slot, series)) for slot, run, series in found if series is not None]
     if not curves:
         return None
     return _plot(f"{split}-{name.replace('/', '-')}", caption, curves, percent=name in _SHARES)
 
 
-def _plot(name: str, caption: str, named: Sequence[_Named], *, percent: bool = False) -> Plot:
-    svg = plots.curves_plot(name, f"{caption} over training steps", [one.curve for one in named], percent=percent)
-    spans = [_first_to_last(one.curve.series, percent=percent) for one in named]
+def _plot(name: str, caption: str, named: Sequence[tuple[str, Curve]], *, percent: bool = False) -> Plot:
+    svg = plots.curves_plot(name, f"{caption} over training steps", [curve for _, curve in named], percent=percent)
+    spans = [_first_to_last(curve.series, percent=percent) for _, curve in named]
     if len(named) == 1:
         return Plot(svg, caption, spans[0])
-    return Plot(svg, caption, "; ".join(f"{one.label} {span}" for one, span in zip(named, spans, strict=True)))
+    return Plot(svg, caption, "; ".join(f"{label} {span}" for (label, _), span in zip(named, spans, strict=True)))
 
 
 def _first_to_last(series: Series, *, percent: bool) -> str:

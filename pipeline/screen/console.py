@@ -61,7 +61,6 @@ class Bar:
         self._first, self._began_s = done, time.monotonic()
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Move on by `steps` and replace the note."""
         self.move_to(self.done + steps, note)
 
     def move_to(self, done: int, note: str | None = None, *, total: int | None = None) -> None:
@@ -99,8 +98,6 @@ def progress_bar(title: str, total: int, unit: str, done: int = 0, pace: Pace | 
     """Show a bar while the block runs; on no terminal, a line now and then and one when it is done.
 
     Args:
-        title: what is done.
-        total: of how many.
         unit: one of them, in the singular.
         done: how many are done before it begins.
         pace: how fast it goes, where the work begins later than the bar; by default it begins now.

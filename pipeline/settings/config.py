@@ -47,7 +47,6 @@ class Resolved:
     """A complete configuration and where it comes from.
 
     Attributes:
-        config: all of it.
         sources: for each dotted key that is not a default, the layer that set it.
         given: the dotted keys that the command names itself, by an option, `--set` or a file; None: all of them.
     """

@@ -88,8 +88,6 @@ def manifest_of(config: PipelineConfig, splits: list[str] | None = None, *, with
     """The samples of the configured task in the given splits (None: all).
 
     Args:
-        config: data set and task.
-        splits: which splits.
         with_videos: whether the videos' folder is needed and looked at; at a URL names go by the card's pattern.
 
     Raises:

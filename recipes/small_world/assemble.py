@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration, InstructBlipVisionModel
 
 from recipes.small_world.diffusion import noise_schedule
-from recipes.small_world.optimise import Say, Trained
+from recipes.small_world.optimise import Trained
 from recipes.small_world.reading import llama_config, reading_accuracy, teach_to_read
 from recipes.small_world.settings import WorldSettings
 from recipes.small_world.vocabulary import write_tokenizer
@@ -28,9 +28,7 @@ _QFORMER = {
 _READ_CAPTIONS = 500
 
 
-def write_instructblip(
-    folder: Path, tower: InstructBlipVisionModel, settings: WorldSettings, *, say: Say
-) -> tuple[Trained, float]:
+def write_instructblip(folder: Path, tower: InstructBlipVisionModel, settings: WorldSettings) -> tuple[Trained, float]:
     """Write an InstructBLIP: the trained tower, a Q-Former to start from, and a language model trained here.
 
     Returns:
@@ -49,7 +47,7 @@ def write_instructblip(
     model = InstructBlipForConditionalGeneration(config)
     _start_qformer(model)
     model.vision_model.load_state_dict(tower.state_dict())
-    trained = teach_to_read(model.language_model, tokenizer, settings.reading, seed=settings.seed, say=say)
+    trained = teach_to_read(model.language_model, tokenizer, settings.reading, seed=settings.seed)
     accuracy = reading_accuracy(model.language_model, tokenizer, seed=settings.probe_seed, count=_READ_CAPTIONS)
     # Saved by name, not with save_pretrained: the names are those of the published file whatever transformers does.
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")

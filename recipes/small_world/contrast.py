@@ -8,7 +8,7 @@ from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 from model.pixels import CLIP_PIXELS
 from recipes.small_world.captions import NUM_WORDS, captions
 from recipes.small_world.frames import Frames
-from recipes.small_world.optimise import Say, Trained, optimise
+from recipes.small_world.optimise import Trained, optimise
 from recipes.small_world.settings import ContrastSettings
 from stages.data.synthetic.drawing import SIZE_PX
 from stages.data.synthetic.plan import CLASSES
@@ -64,7 +64,7 @@ class _Towers(nn.Module):
 
 
 def train_tower(
-    settings: ContrastSettings, frames: Frames, *, seed: int, device: torch.device, say: Say
+    settings: ContrastSettings, frames: Frames, *, seed: int, device: torch.device
 ) -> tuple[InstructBlipVisionModel, Trained]:
     """Train on frames [N, 112, 112, 3] in batches of groups whose scene, light and look are the same."""
     torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def train_tower(
         ids = ids.to(device)
         return contrastive_loss(towers.similarities(frames.images[picked].to(device), ids), ids)
 
-    trained = optimise("tower", towers.parameters(), loss_of, steps=settings.steps, lr=settings.lr, say=say)
+    trained = optimise("tower", towers.parameters(), loss_of, steps=settings.steps, lr=settings.lr)
     return towers.vision.eval(), trained
 
 

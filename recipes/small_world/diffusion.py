@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel
 from torch import Tensor, nn
 
 from recipes.small_world.frames import Frames
-from recipes.small_world.optimise import Say, Trained, optimise
+from recipes.small_world.optimise import Trained, optimise
 from recipes.small_world.settings import DiffusionSettings
 from stages.data.synthetic.plan import CLASSES
 
@@ -32,7 +32,7 @@ def noise_schedule() -> DDPMScheduler:
 
 
 def train_dit(
-    settings: DiffusionSettings, latents: Tensor, classes: Tensor, *, seed: int, say: Say
+    settings: DiffusionSettings, latents: Tensor, classes: Tensor, *, seed: int
 ) -> tuple[DiTTransformer2DModel, Trained]:
     """Train on scaled latents [N, 4, S/8, S/8] of classes [N], where they are; returns the weights' moving average."""
     torch.manual_seed(seed)
@@ -56,9 +56,7 @@ def train_dit(
         with torch.no_grad():
             torch._foreach_lerp_(list(averaged.parameters()), list(dit.parameters()), 1 - settings.ema)
 
-    trained = optimise(
-        "DiT", dit.parameters(), loss_of, steps=settings.steps, lr=settings.lr, say=say, after_step=average
-    )
+    trained = optimise("DiT", dit.parameters(), loss_of, steps=settings.steps, lr=settings.lr, after_step=average)
     return averaged.eval(), trained
 
 

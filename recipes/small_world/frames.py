@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.small_world.optimise import Say
 from recipes.small_world.settings import FrameSettings
 from stages.data.synthetic.drawing import SIZE_PX, draw_frames
 from stages.data.synthetic.plan import LABELS, plan_videos
@@ -14,7 +13,7 @@ from stages.decode.reader import resize_rgb
 
 TEACHER_PX = 64
 _TIMES_S = (0.0, 10.0)
-_SAY_EVERY = 1000
+_PRINT_EVERY = 1000
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Frames:
         return self.labels[:, list(LABELS).index(task)]
 
 
-def draw(settings: FrameSettings, *, size_px: int, say: Say) -> Frames:
+def draw(settings: FrameSettings, *, size_px: int) -> Frames:
     """Draw `each` frames at random times of every video of the plan, resized as extraction resizes."""
     specs = plan_videos(settings.world_seed, {"train": settings.videos})
     rng = np.random.default_rng(settings.world_seed)
@@ -44,8 +43,8 @@ def draw(settings: FrameSettings, *, size_px: int, say: Say) -> Frames:
         for place, image in enumerate(draw_frames(spec.labels, spec.seed, times_s)):
             resized = image if size_px == SIZE_PX else resize_rgb(image, (size_px, size_px))
             images[number * settings.each + place] = resized
-        if (number + 1) % _SAY_EVERY == 0:
-            say(f"frames: {number + 1} of {len(specs)} videos")
+        if (number + 1) % _PRINT_EVERY == 0:
+            print(f"frames: {number + 1} of {len(specs)} videos", flush=True)
     rows = [[LABELS[task].index(spec.labels[task]) for task in LABELS] for spec in specs]
     labels = torch.tensor(rows).repeat_interleave(settings.each, dim=0)
     return Frames(torch.from_numpy(images), labels)

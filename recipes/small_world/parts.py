@@ -33,17 +33,13 @@ def _begin(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
 def draw_and_diffuse(folder: Path, settings: WorldSettings, device: str) -> Made:
     """Train the VAE, then the DiT on its latents, and write the teacher's pipeline into `folder`."""
     place = _begin(device)
-    frames = draw(settings.frames, size_px=TEACHER_PX, say=_say)
-    vae, vae_trained = train_vae(settings.vae, frames, seed=settings.seed, device=place, say=_say)
+    frames = draw(settings.frames, size_px=TEACHER_PX)
+    vae, vae_trained = train_vae(settings.vae, frames, seed=settings.seed, device=place)
     latents = encode(vae, frames.images)
-    dit, dit_trained = train_dit(settings.diffusion, latents, classes_of(frames), seed=settings.seed, say=_say)
+    dit, dit_trained = train_dit(settings.diffusion, latents, classes_of(frames), seed=settings.seed)
     write_dit(folder / TEACHER_FOLDER, vae.cpu(), dit.cpu())
     return Made({"vae": vae_trained, "dit": dit_trained})
 
@@ -51,9 +47,9 @@ def draw_and_diffuse(folder: Path, settings: WorldSettings, device: str) -> Made
 def see_and_read(folder: Path, settings: WorldSettings, device: str) -> Made:
     """Train the vision tower and the language model, and write the InstructBLIP into `folder`."""
     place = _begin(device)
-    frames = draw(settings.frames, size_px=SIZE_PX, say=_say)
-    tower, tower_trained = train_tower(settings.contrast, frames, seed=settings.seed, device=place, say=_say)
-    language_trained, accuracy = write_instructblip(folder / TOWER_FOLDER, tower.cpu(), settings, say=_say)
+    frames = draw(settings.frames, size_px=SIZE_PX)
+    tower, tower_trained = train_tower(settings.contrast, frames, seed=settings.seed, device=place)
+    language_trained, accuracy = write_instructblip(folder / TOWER_FOLDER, tower.cpu(), settings)
     return Made({"tower": tower_trained, "language": language_trained}, accuracy)
 
 

@@ -18,7 +18,6 @@ def class_accuracy(train: Tensor, labels: Tensor, held_out: Tensor, answers: Ten
         labels: their classes [N] int64.
         held_out: features [M, D].
         answers: their classes [M].
-        classes: how many there are.
     """
     targets = torch.nn.functional.one_hot(labels, classes).double()
 

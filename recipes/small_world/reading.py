@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from recipes.small_world.optimise import Say, Trained, optimise
+from recipes.small_world.optimise import Trained, optimise
 from recipes.small_world.settings import ReadingSettings
 from stages.data.card_schema import Card
 from stages.data.cards import load_card
@@ -36,7 +36,7 @@ def llama_config(settings: ReadingSettings, vocabulary: int) -> LlamaConfig:
 
 
 def teach_to_read(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: ReadingSettings, *, seed: int, say: Say
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: ReadingSettings, *, seed: int
 ) -> Trained:
     """Train `model` in place on made-up captions of the synthetic card's labels."""
     rng = random.Random(seed)  # noqa: S311  # makes training text, not secrets
@@ -47,7 +47,7 @@ def teach_to_read(
         loss: Tensor = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         return loss
 
-    return optimise("language", model.parameters(), loss_of, steps=settings.steps, lr=settings.lr, say=say)
+    return optimise("language", model.parameters(), loss_of, steps=settings.steps, lr=settings.lr)
 
 
 @torch.no_grad()

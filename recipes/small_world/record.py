@@ -3,30 +3,28 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from stages.atomic import atomic_write_text
-from stages.records import parse_record, read_json
+from stages.records import FrozenRecord, parse_record, read_json
 
 PROBE_TOLERANCE = 0.1
 """How far a probe's result may be from the record's: machines add in different orders, and training magnifies it."""
 
 
-class Record(BaseModel):
+class Record(FrozenRecord):
     """One run of the recipe.
 
     Attributes:
-        settings: as configured.
         probes: by features, then by what was asked of them (`recipes.small_world.measure`).
         losses: mean over each network's last steps.
         steps: of each network.
         seconds: of each network's training, of all trainings, of the probes, of all.
-        versions: of the libraries.
         sizes: bytes of each folder's weights.
     """
 
     # JSON has no NaN, and null would not be read back.
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     settings: dict[str, Any]
     probes: dict[str, dict[str, float]]

@@ -28,7 +28,7 @@ def write_sheet(networks: Path, path: Path, settings: WorldSettings) -> None:
     schedule = DDIMScheduler.from_pretrained(folder / "scheduler")
     count = settings.sheet_columns
     shown = settings.frames.model_copy(update={"videos": count, "each": 1, "world_seed": settings.probe_seed})
-    frames = draw(shown, size_px=TEACHER_PX, say=lambda _: None).images
+    frames = draw(shown, size_px=TEACHER_PX).images
     with torch.no_grad():
         again = vae.decode(vae.encode(pixels_of(frames)).latent_dist.mode()).sample
         labels = torch.arange(NUM_CLASSES).repeat_interleave(count)

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from recipes.small_world.frames import TEACHER_PX, Frames
-from recipes.small_world.optimise import Say, Trained, optimise
+from recipes.small_world.optimise import Trained, optimise
 from recipes.small_world.settings import VAESettings
 
 _LATENT_CHANNELS = 4
@@ -15,7 +15,7 @@ _CHUNK = 64
 
 
 def train_vae(
-    settings: VAESettings, frames: Frames, *, seed: int, device: torch.device, say: Say
+    settings: VAESettings, frames: Frames, *, seed: int, device: torch.device
 ) -> tuple[AutoencoderKL, Trained]:
     """Train on all frames; `scaling_factor` makes the latents' deviation 1, as Stable Diffusion's does."""
     torch.manual_seed(seed)
@@ -40,7 +40,7 @@ def train_vae(
         error = error + settings.edge_weight * _edge_error(decoded - pixels)
         return error + settings.kl_weight * posterior.kl().mean()
 
-    trained = optimise("VAE", vae.parameters(), loss_of, steps=settings.steps, lr=settings.lr, say=say)
+    trained = optimise("VAE", vae.parameters(), loss_of, steps=settings.steps, lr=settings.lr)
     vae = vae.to(memory_format=torch.contiguous_format).eval()
     latents = encode(vae, frames.images[torch.randperm(len(frames.images), generator=draw)[:1000]])
     vae.register_to_config(scaling_factor=round(vae.config.scaling_factor / float(latents.std()), 4))

@@ -18,11 +18,6 @@ class ShuffledTargets:
     all of them the vectors are those of the teacher. Its frames borrow in random order, in turn where the other video
     has fewer, so that nothing of what moves is left either.
 
-    Args:
-        cache: where the targets are.
-        videos: ids of the split's videos.
-        seed: decides the ring and the orders.
-
     Raises:
         UserError: a single video has nobody to borrow from.
     """

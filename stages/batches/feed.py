@@ -30,7 +30,6 @@ class Collate:
         self.tokenizers = tokenizers
 
     def __call__(self, windows: Sequence[Window]) -> Batch:
-        """Stack windows of equal length into one batch."""
         prompts = [self.tokenizers.fitted(window.sample.question, window.sample.prompt) for window in windows]
         answers = [window.sample.answer for window in windows]
         features, targets, scales = (
@@ -58,9 +57,7 @@ def feed(
     """Read the named batches in order.
 
     Args:
-        dataset: the samples.
         batches: which of them, batch by batch; taken from as needed.
-        tokenizers: for their texts.
         workers: processes that read ahead; 0 reads in this one, when asked.
         prefetch: batches that each of them reads ahead.
     """

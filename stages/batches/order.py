@@ -20,9 +20,6 @@ class EpochOrder:
     """The batches of each epoch.
 
     Args:
-        length: number of samples.
-        batch_size: samples per batch.
-        seed: of the order.
         near: the video of each sample, to keep a video's samples near one another; None for plain permutations.
     """
 
@@ -36,11 +33,9 @@ class EpochOrder:
 
     @property
     def num_batches(self) -> int:
-        """Optimizer steps per epoch."""
         return self.length // self.batch_size
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Sample indices of each batch of an epoch."""
         random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(self.length)
         if self._videos is None:

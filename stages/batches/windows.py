@@ -84,11 +84,6 @@ class Batch:
     stored: Clips
     scales: Tensor | None
 
-    @property
-    def clips(self) -> Clips:
-        """The clips where they are, ready to compute with."""
-        return self.on(self.stored.features.device)
-
     def on(self, device: torch.device) -> Clips:
         """The clips on a device, widened there."""
         moved = move(self.stored, device)
@@ -143,10 +138,7 @@ class WindowDataset(Dataset[Window]):
     A plain `DataLoader` over it yields `Windows`; with `stages.batches.feed.Collate` as `collate_fn`, tokens too.
 
     Args:
-        cache: where the features are.
-        samples: what to serve, in this order.
         tolerance_s: how far a cached time may be from the one asked for.
-        with_targets: whether y* is read too.
         control: where y* comes from in place of the frames themselves.
 
     Raises:

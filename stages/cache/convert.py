@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from stages.atomic import sync_directory, sync_file, sync_tree
+from stages.atomic import sync, sync_tree
 from stages.cache.feature_cache import FeatureCache
 from stages.cache.files.errors import DamagedCacheError, storage_errors
 from stages.cache.files.files import Directory
@@ -45,22 +44,6 @@ from stages.ids import check_id
 KINDS = (ZARR, WEBDATASET, HDF5)
 
 
-class ExportWriter(Protocol):
-    """Writes a new store of one kind, from the first small file to `finish`."""
-
-    def add_file(self, folder: str, name: str, content: bytes) -> None:
-        """Write the fingerprint (folder "") or a ledger file."""
-
-    def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a committed video: its contiguous arrays, which fit `record`, and the record's bytes as stored."""
-
-    def finish(self) -> None:
-        """Write what makes the store whole."""
-
-    def close(self) -> None:
-        """Let go of open files, after a failure."""
-
-
 @dataclass(frozen=True)
 class Conversion:
     """What was written: counts over the videos, and the bytes of their arrays."""
@@ -80,7 +63,6 @@ def convert(
         target: a path, or for zarr a URL, too.
         kind: zarr or webdataset (`target` becomes a folder), or hdf5 (a file).
         shard_bytes: about how large a shard of WebDataset may become.
-        on_video: called after each video, for progress.
 
     Raises:
         UserError: `target` is not empty or is inside the source, the disk is full or too small, or an id in `source`
@@ -116,7 +98,7 @@ def _convert_to_url(source: FeatureCache, target: CacheUrl, kind: str, on_video:
     return _copy(source, kind, RemoteZarrWriter(files), on_video)
 
 
-def _copy(source: FeatureCache, kind: str, writer: ExportWriter, on_video: Callable[[], None]) -> Conversion:
+def _copy(source: FeatureCache, kind: str, writer: "ExportWriter", on_video: Callable[[], None]) -> Conversion:
     try:
         _copy_small_files(source, writer)
         total = _copy_videos(source, kind, writer, on_video)
@@ -162,7 +144,10 @@ def _require_layout(written: Mapping[str, ArrayRecord], record: CommitRecord, wh
 
 
 class ZarrWriter:
-    """Writes committed groups with the records that they were exported with, into a folder that exists."""
+    """Writes committed groups with the records that they were exported with, into a folder that exists.
+
+    As every writer, from the first small file to `finish`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,9 +155,11 @@ class ZarrWriter:
             (folder / name).mkdir()
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
+        """Write the fingerprint (folder "") or a ledger file."""
         Directory(self.folder).add_file(folder, name, content)
 
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a committed video: its contiguous arrays, which fit `record`, and the record's bytes as stored."""
         group = self.folder / VIDEOS / record.group
         _require_layout(write_group(group, arrays), record, self.folder)
         sync_tree(group)
@@ -180,10 +167,13 @@ class ZarrWriter:
 
     def finish(self) -> None:
         for name in (COMMITS, VIDEOS):
-            sync_directory(self.folder / name)
+            sync(self.folder / name)
 
     def close(self) -> None:
-        """See `ExportWriter.close`."""
+        """Let go of open files, after a failure."""
+
+
+ExportWriter = ZarrWriter | RemoteZarrWriter | WebDatasetWriter | Hdf5Writer
 
 
 def _writer(kind: str, aside: Path, shard_bytes: int) -> ExportWriter:
@@ -278,12 +268,12 @@ def _written_aside(target: Path) -> Iterator[Path]:
     aside = target.parent / f"{prefix}{secrets.token_hex(4)}.{current_writer()}"
     try:
         yield aside
-        sync_directory(aside) if aside.is_dir() else sync_file(aside)
+        sync(aside)
         _refuse_occupied(target)
         if aside.is_file() and target.is_dir():
             target.rmdir()  # it is empty
         aside.rename(target)
-        sync_directory(target.parent)
+        sync(target.parent)
     finally:
         _remove(aside)
 

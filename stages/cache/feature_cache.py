@@ -22,7 +22,6 @@ from stages.cache.stores.commit import (
     CommitRecord,
     committed_ids,
     load_record,
-    load_records,
     record_name,
 )
 from stages.cache.stores.copied_store import copied
@@ -107,27 +106,17 @@ class FeatureCache:
 
     @classmethod
     def is_at(cls, root: Path | str) -> bool:
-        """Whether there is a cache or an export at `root`."""
         place = place_of(root)
         # An HDF5 export is a file.
         return (isinstance(place, Path) and place.is_file()) or store_at(place).content("", FILE_NAME) is not None
 
     @property
     def ledger(self) -> Ledger:
-        """The ledger of this cache."""
         return Ledger(self.store, self.fingerprint.digest)
 
     def video_ids(self) -> list[str]:
         """Return the sorted ids of all committed videos."""
         return committed_ids(self.store)
-
-    def commits(self) -> Iterator[CommitRecord]:
-        """Yield the commit record of each video, sorted by id; DamagedCacheError at the first broken one."""
-        for _, record in load_records(self.store, self.video_ids()):
-            if isinstance(record, DamagedCacheError):
-                raise record
-            if record is not None:
-                yield record
 
     def cached_times_s(self, video_id: str) -> np.ndarray:
         """Return the cached frame times `[T]` float64 of a video in seconds; none when it is not committed."""
@@ -207,8 +196,6 @@ class FeatureCache:
 
         Args:
             tolerance_s: how far a cached time may be from the asked one; 0 asks for equality.
-            features: whether to read the features.
-            targets: whether to read the targets.
             as_stored: whether int8 features come as they are, with their scales, for whoever widens them elsewhere.
 
         Raises:
@@ -217,15 +204,9 @@ class FeatureCache:
         """
         wanted = frozenset(name for name, asked in (("features", features), ("targets", targets)) if asked)
         stored = self._stored(video_id, np.asarray(times_s, dtype=np.float64), tolerance_s, wanted)
-        if as_stored:
-            return CachedFrames(
-                stored["times_s"], stored.get("features"), stored.get("targets"), scales=stored.get("scales")
-            )
-        return CachedFrames(
-            times_s=stored["times_s"],
-            features=self.storage.decode(stored) if features else None,
-            targets=stored.get("targets"),
-        )
+        found = stored.get("features") if as_stored or not features else self.storage.decode(stored)
+        scales = stored.get("scales") if as_stored else None
+        return CachedFrames(stored["times_s"], found, stored.get("targets"), scales)
 
     def verify(self, video_id: str) -> maintenance.CheckResult:
         return maintenance.verify(self.store, self.fingerprint.digest, video_id)

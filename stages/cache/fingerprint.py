@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from stages.cache.files.files import SmallFiles
 from stages.cache.stores.commit import FILE_NAME
 from stages.errors import UserError
-from stages.records import parse_record
+from stages.records import FrozenRecord, parse_record
 from stages.upgrade import as_first_stored, upgraded
 
 FORMAT_VERSION = 1
@@ -25,13 +25,13 @@ ABSENT = "(absent)"
 Scalar = StrictStr | StrictInt | StrictFloat | StrictBool | None
 
 
-class Fingerprint(BaseModel):
+class Fingerprint(FrozenRecord):
     """Named facts that decide a feature's value: networks, weight digests, layer, preprocessing, decoder, storage.
 
     1, 1.0, True and "1" are four different values, as they are in JSON.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     fields: dict[str, Scalar] = Field(min_length=1)
 
@@ -52,7 +52,6 @@ class Fingerprint(BaseModel):
         Args:
             wanted: a whole fingerprint, compared field by field both ways, or a mapping with the few fields that the
                 caller knows: only these are compared.
-            where: the cache's directory, for the message.
 
         Raises:
             UserError: naming the first field that differs, with both values.
@@ -75,9 +74,7 @@ class Fingerprint(BaseModel):
             )
 
 
-class _FingerprintFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _FingerprintFile(FrozenRecord):
     format_version: int
     fields: dict[str, Scalar]
     digest: str
@@ -94,7 +91,6 @@ def load_fingerprint(files: SmallFiles, *, extract_command: str = "pipeline extr
     """Read the fingerprint of a cache.
 
     Args:
-        files: of the cache.
         extract_command: the command that fills this cache, quoted to the user when there is none.
 
     Raises:

@@ -14,16 +14,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from stages.cache.files.errors import DamagedCacheError
-from stages.cache.files.lock import CacheLock
-from stages.cache.files.log import EventLog
+from stages.cache.files.lock import FileLock
+from stages.cache.files.log import FileLog, RemoteLog
 from stages.cache.files.places import Place
+from stages.cache.files.remote_lock import RemoteLock
 from stages.cache.source import VideoSource
 from stages.cache.stores.commit import CommitRecord, committed_ids, load_records
 from stages.errors import UserError
 from stages.ids import check_id
+from stages.records import FrozenRecord
 from stages.shard import Shard
 
 if TYPE_CHECKING:
@@ -32,13 +34,11 @@ if TYPE_CHECKING:
 LEDGER = "ledger"
 
 
-class LedgerEvent(BaseModel):
+class LedgerEvent(FrozenRecord):
     """One line: what became of one video in one run. `attempts` counts from 1; `checksum` is the commit record's.
 
     requeued: its commit was damaged and is removed, so that the next extraction writes it again.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     video: str
     state: Literal["done", "failed", "requeued"]
@@ -131,13 +131,12 @@ class LedgerWriter:
     At a URL, see `log.RemoteLog`.
     """
 
-    def __init__(self, log: EventLog, lock: CacheLock) -> None:
+    def __init__(self, log: FileLog | RemoteLog, lock: FileLock | RemoteLock) -> None:
         self._log, self._lock = log, lock
         self._last = datetime.min.replace(tzinfo=UTC)
 
     @property
     def path(self) -> Place:
-        """Where the events go."""
         return self._log.path
 
     def done(self, video: str, *, checksum: str, attempts: int) -> None:
@@ -175,12 +174,7 @@ class LedgerWriter:
 
 
 class Ledger:
-    """The ledger of a cache; reading it changes nothing.
-
-    Args:
-        store: of the cache.
-        fingerprint: digest of the cache's fingerprint.
-    """
+    """The ledger of a cache; reading it changes nothing."""
 
     def __init__(self, store: "Store", fingerprint: str) -> None:
         self.root, self.store, self.fingerprint = store.root, store, fingerprint

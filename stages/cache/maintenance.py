@@ -17,7 +17,7 @@ from stages.cache.stores.commit import (
     record_name,
 )
 from stages.cache.stores.stores import Store
-from stages.cache.stores.survey import STALE_AFTER_S, is_left_behind, survey
+from stages.cache.stores.survey import STALE_AFTER_S, is_left_behind, orphan_groups
 from stages.cache.stores.writing import TMP
 
 
@@ -35,7 +35,6 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
         return not self.problems
 
 
@@ -67,11 +66,7 @@ class CacheInfo:
 
 
 def verify(store: Store, fingerprint: str, video: str) -> CheckResult:
-    """Read all of a video's bytes and compare them with its commit record; every fault is one of the `problems`.
-
-    Args:
-        fingerprint: digest of the cache's fingerprint.
-    """
+    """Read all of a video's bytes and compare them with its commit record; every fault is one of the `problems`."""
     try:
         record = load_record(store, video)
         if record is None:
@@ -150,12 +145,6 @@ def remove_videos(
 ) -> SweepReport:
     """Remove committed videos, the record first, and log it in the ledger with the `reason`.
 
-    Args:
-        videos: their ids.
-        fingerprint: digest of the cache's fingerprint.
-        reason: why, in one line.
-        dry_run: only say what would be removed.
-
     Raises:
         UserError: an export, another process writes into the cache, or the disk refuses.
     """
@@ -190,11 +179,8 @@ def sweep(files: Files, stale_after_s: float = STALE_AFTER_S, *, dry_run: bool =
     changed for `stale_after_s` seconds, whoever wrote it. A writer on another host is therefore trusted for a day.
     A group is an orphan if no commit record names it and no live temporary folder holds a record about to name it.
     Groups of a video whose commit record is damaged stay: they may be all that is left of it.
-
-    Args:
-        dry_run: only say what would be removed.
     """
-    orphans = [f"{VIDEOS}/{group}" for group in survey(files, stale_after_s).orphans]
+    orphans = [f"{VIDEOS}/{group}" for group in orphan_groups(files, stale_after_s)]
     attempts = [f"{TMP}/{name}" for name in files.names(TMP)]
     leftovers = orphans + [attempt for attempt in attempts if is_left_behind(files, attempt, stale_after_s)]
     sizes = {path: files.tree_bytes(path) for path in leftovers}

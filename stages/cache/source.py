@@ -34,7 +34,6 @@ class VideoSource(FrozenRecord):
 
     Attributes:
         path: as the manifest names it, without the query of an address.
-        num_bytes: its size.
         modified: when it was last written, for a local file.
         version: what the server of an address calls this version of it.
         sha256: of its content, where `extract.digest_videos` asks for it.
@@ -133,7 +132,6 @@ class Changes:
         changed: the file is another one: its size or its digest differs. Id to what differs.
         unsure: the size is the same, but not the modification time, or not the server's version. Likewise.
         absent: nothing is found at the file's place, or its server does not know it.
-        compared: how many files were compared.
     """
 
     changed: dict[str, str] = field(default_factory=dict)

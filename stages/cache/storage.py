@@ -10,7 +10,6 @@ int8 is returned as bfloat16, too.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -31,16 +30,19 @@ _MAGNITUDE = {2: (np.uint16, 0x7FFF), 4: (np.uint32, 0x7FFF_FFFF)}
 Stored = Mapping[str, np.ndarray]
 
 
-class StorageType(Protocol):
-    """What the cache needs to know of a way to store features."""
+@dataclass(frozen=True)
+class StorageType:
+    """A way to store features; this one as they are, in one array of the type that numpy calls `name`.
 
-    @property
-    def name(self) -> str:
-        """The value of the fingerprint's storage field."""
+    Attributes:
+        name: the value of the fingerprint's storage field.
+        largest: greater magnitudes are refused, never made infinite.
+        per_video: names of the arrays that are read whole, whatever frames are asked for.
+    """
 
-    @property
-    def per_video(self) -> tuple[str, ...]:
-        """Names of the arrays that are read whole, whatever frames are asked for."""
+    name: str
+    largest: float
+    per_video: tuple[str, ...] = ()
 
     def encode(
         self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
@@ -49,55 +51,28 @@ class StorageType(Protocol):
 
         With `kept`, the stored arrays of K older frames, the result holds those frames first: `[K + T, P, C]`.
         """
+        refuse_unstorable(features, largest=self.largest, name="features", video=video, times_s=times_s)
+        return self._stored(features, kept)
 
     def decode(self, stored: Stored) -> np.ndarray:
         """Turn the stored arrays of some frames into features `[T, P, C]`."""
-
-
-@dataclass(frozen=True)
-class FloatStorage:
-    """Plain floats: one array, in the type that numpy calls `name`."""
-
-    name: str
-    per_video: ClassVar[tuple[str, ...]] = ()
-
-    def encode(
-        self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
-    ) -> dict[str, np.ndarray]:
-        """See `StorageType.encode`; magnitudes beyond the type's largest number are refused, never made infinite."""
-        largest = float(np.finfo(self.name).max)
-        refuse_unstorable(features, largest=largest, name="features", video=video, times_s=times_s)
-        return {"features": _after(kept, features.astype(self.name, copy=False))}
-
-    def decode(self, stored: Stored) -> np.ndarray:
-        """See `StorageType.decode`; the stored type is kept."""
         return stored["features"]
 
+    def _stored(self, features: np.ndarray, kept: Stored | None) -> dict[str, np.ndarray]:
+        return {"features": _after(kept, features.astype(self.name, copy=False))}
 
-@dataclass(frozen=True)
-class BFloat16Storage:
-    """bfloat16, rounded to nearest even: float32's range with 8 bits of precision; stored as its bits, in uint16."""
 
-    name: ClassVar[str] = "bfloat16"
-    per_video: ClassVar[tuple[str, ...]] = ()
+class _BFloat16(StorageType):
+    """Rounded to nearest even: float32's range with 8 bits of precision; stored and returned as its bits, in uint16."""
 
-    def encode(
-        self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
-    ) -> dict[str, np.ndarray]:
-        """See `StorageType.encode`; magnitudes beyond the type's largest number are refused, never made infinite."""
-        refuse_unstorable(features, largest=_LARGEST_BFLOAT16, name="features", video=video, times_s=times_s)
+    def _stored(self, features: np.ndarray, kept: Stored | None) -> dict[str, np.ndarray]:
         bits = np.empty(features.shape, np.uint16)
         for block in _blocks(len(features)):
             bits[block] = _bfloat16_bits(np.ascontiguousarray(features[block], dtype=np.float32))
         return {"features": _after(kept, bits)}
 
-    def decode(self, stored: Stored) -> np.ndarray:
-        """See `StorageType.decode`; the bits, which torch views as bfloat16 without a copy."""
-        return stored["features"]
 
-
-@dataclass(frozen=True)
-class Int8Storage:
+class _Int8(StorageType):
     """Integers of 8 bits, times one float32 scale per channel of the video: `scales [C]`, a channel's peak / 127.
 
     One scale per token instead would be set by the outlier channels of vision transformers and cost all others most of
@@ -106,14 +81,7 @@ class Int8Storage:
     step.
     """
 
-    name: ClassVar[str] = "int8"
-    per_video: ClassVar[tuple[str, ...]] = ("scales",)
-
-    def encode(
-        self, features: np.ndarray, *, video: str, times_s: np.ndarray, kept: Stored | None = None
-    ) -> dict[str, np.ndarray]:
-        """See `StorageType.encode`; magnitudes beyond bfloat16's largest number are refused."""
-        refuse_unstorable(features, largest=_LARGEST_BFLOAT16, name="features", video=video, times_s=times_s)
+    def _stored(self, features: np.ndarray, kept: Stored | None) -> dict[str, np.ndarray]:
         scales = _channel_peaks(features) / np.float32(_LARGEST_INT8)
         if kept is not None:
             scales = np.maximum(scales, kept["scales"])
@@ -128,10 +96,8 @@ class Int8Storage:
         return {"features": _after(kept, quantised), "scales": scales}
 
     def decode(self, stored: Stored) -> np.ndarray:
-        """See `StorageType.decode`; bfloat16's bits, which numpy makes four times as fast as float16.
-
-        Both roundings together are off by less than a step of the channel.
-        """
+        # bfloat16's bits, which numpy makes four times as fast as float16. Both roundings together are off by less than
+        # a step of the channel.
         bits = np.empty(stored["features"].shape, np.uint16)
         for frame, quantised in enumerate(stored["features"]):
             bits[frame] = _bfloat16_bits(quantised * stored["scales"])
@@ -139,7 +105,12 @@ class Int8Storage:
 
 
 STORAGE_TYPES: dict[str, StorageType] = {
-    kind.name: kind for kind in (FloatStorage("float16"), FloatStorage("float32"), BFloat16Storage(), Int8Storage())
+    kind.name: kind
+    for kind in (
+        *(StorageType(name, float(np.finfo(name).max)) for name in ("float16", "float32")),
+        _BFloat16("bfloat16", _LARGEST_BFLOAT16),
+        _Int8("int8", _LARGEST_BFLOAT16, ("scales",)),
+    )
 }
 
 

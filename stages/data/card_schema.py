@@ -5,19 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from stages.data.manifest import MANIFEST_FILES, Split
 from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
 from stages.ids import check_id
+from stages.records import FrozenRecord
 
 # start * fps may come out a hair below a whole index; MA-LMM truncates, and so must not lose a frame to that.
 _INDEX_SLACK = 1e-6
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 _ASKS_ITSELF = ("lvu_json", "lvu_csv")
@@ -25,7 +22,7 @@ _ONE_TASK = ("msvd_json", "msvd_release")
 _WHOLE = ("jsonl", "manifest")
 
 
-class AnnotationFiles(_Part):
+class AnnotationFiles(FrozenRecord):
     """One form of the annotations: which files hold it, relative to the annotations folder.
 
     `lvu_json` and `msvd_json` are MA-LMM's JSON dictionaries, `msvd_release` the original lists, one file per split
@@ -83,7 +80,7 @@ _EXTENSIONS = (
 )
 
 
-class VideoFiles(_Part):
+class VideoFiles(FrozenRecord):
     """How a video's file is called: `pattern` with `{id}`; when absent, the same name with each of `extensions`.
 
     Those are tried as written and in capitals.
@@ -112,7 +109,7 @@ class VideoFiles(_Part):
         return next((other for other in others if (folder / other).exists()), plain)
 
 
-class TaskCard(_Part):
+class TaskCard(FrozenRecord):
     """One task: what is asked, and the answers allowed in order (null: open answers).
 
     Where the annotations hold only labels, `prompt` is the question itself; where they hold questions, it is the
@@ -130,7 +127,7 @@ class TaskCard(_Part):
         return self.prompt if "{}" in self.prompt else "{}"
 
 
-class FrameRule(_Part):
+class FrameRule(FrozenRecord):
     """Which frames a sample sees: `num_frames` evenly spaced over the whole video (`uniform`) or over `windows`.
 
     Windows are `history_s` long and start every `stride_s`. Frame indices count at `index_fps`. With `jitter`, training
@@ -179,7 +176,7 @@ class FrameRule(_Part):
         return first / self.index_fps, last / self.index_fps
 
 
-class Expected(_Part):
+class Expected(FrozenRecord):
     """What the published annotations contain for one task and split; `majority_floor` in 0..1."""
 
     videos: int
@@ -187,7 +184,7 @@ class Expected(_Part):
     majority_floor: float | None = None
 
 
-class Card(_Part):
+class Card(FrozenRecord):
     """One data set: how its public annotation files become videos and samples.
 
     `annotations` is one form of the annotation files or a list of them: for each split, the first whose file is there

@@ -51,8 +51,6 @@ def build_manifest(card: Card, *, annotations: Path, videos: Path | None) -> Man
     A split whose file is absent is left out; asking `Manifest.select` for it names the file.
 
     Args:
-        card: which files there are and how they are read.
-        annotations: the folder that holds them.
         videos: the folder that holds the videos, to find each one's file name extension; None: names by the pattern.
 
     Raises:

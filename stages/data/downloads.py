@@ -79,18 +79,12 @@ def whole_archive(path: Path) -> Iterator[None]:
         raise UserError(f"not a whole archive ({error})", where=path, hint="download it again") from None
 
 
-class DownloadReader:
+class DownloadReader(ExitStack):
     """Reads downloads; each archive is opened once."""
 
     def __init__(self) -> None:
-        self._stack = ExitStack()
+        super().__init__()
         self._archives: dict[Path, tarfile.TarFile | zipfile.ZipFile] = {}
-
-    def __enter__(self) -> "DownloadReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def open(self, download: Download) -> IO[bytes]:
         """The content as a stream; an archive stays open until the reader is closed."""
@@ -100,7 +94,7 @@ class DownloadReader:
         if archive is None:
             is_zip = download.path.name.endswith(_ZIP)
             archive = zipfile.ZipFile(download.path) if is_zip else tarfile.open(download.path)  # noqa: SIM115
-            self._stack.callback(archive.close)
+            self.callback(archive.close)
             self._archives[download.path] = archive
         if isinstance(archive, zipfile.ZipFile):
             return archive.open(download.member)
@@ -109,6 +103,5 @@ class DownloadReader:
         return stream
 
     def read(self, download: Download) -> bytes:
-        """The content, whole."""
         with whole_archive(download.path), self.open(download) as stream:
             return stream.read()

@@ -17,7 +17,6 @@ class FramePlan:
 
     @property
     def num_frames(self) -> int:
-        """Frames over all videos."""
         return sum(len(times) for times in self.times_s.values())
 
     @property

@@ -5,7 +5,6 @@ LVU has 204 of these (docs/data.md). A data set of one task has them where its o
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from stages.data.manifest import Manifest
 from stages.errors import UserError
@@ -14,20 +13,10 @@ from stages.wording import counted
 _HELD_OUT = "test"
 
 
-@dataclass(frozen=True)
-class Leak:
-    """The training videos of all tasks together that are in one task's test split, sorted."""
-
-    task: str
-    videos: tuple[str, ...]
-
-
-def find_leaks(manifest: Manifest, tasks: Sequence[str]) -> tuple[Leak, ...]:
+def find_leaks(manifest: Manifest, tasks: Sequence[str]) -> dict[str, set[str]]:
     """Return, for each of `tasks` that has any, its test videos that training on `tasks` together would show.
 
-    Args:
-        manifest: all splits, as `locations.manifest_of(config)` gives them.
-        tasks: what is trained together; a single one has no leaks unless its own splits overlap.
+    The manifest has all splits. A single task has no leaks unless its own splits overlap.
     """
     trained: set[str] = set()
     tested: defaultdict[str, set[str]] = defaultdict(set)
@@ -36,17 +25,11 @@ def find_leaks(manifest: Manifest, tasks: Sequence[str]) -> tuple[Leak, ...]:
             trained.add(sample.video)
         elif sample.task in tasks and sample.split == _HELD_OUT:
             tested[sample.task].add(sample.video)
-    shared = {task: tuple(sorted(tested[task] & trained)) for task in tasks}
-    return tuple(Leak(task, videos) for task, videos in shared.items() if videos)
+    return {task: shared for task in tasks if (shared := tested[task] & trained)}
 
 
 def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> dict[str, int]:
     """Refuse to train `tasks` together where that would show test videos, unless `allow`ed.
-
-    Args:
-        manifest: all splits of the tasks.
-        tasks: what is trained together.
-        allow: `data.allow_leakage`.
 
     Returns:
         By task, how many of its test videos training shows, for the run's stamp; empty where there are none.
@@ -56,8 +39,8 @@ def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> 
     """
     leaks = find_leaks(manifest, tasks)
     if leaks and not allow:
-        every = {video for leak in leaks for video in leak.videos}
-        named = ", ".join(f"{leak.task} {len(leak.videos)}" for leak in leaks)
+        every = set().union(*leaks.values())
+        named = ", ".join(f"{task} {len(videos)}" for task, videos in leaks.items())
         split = "give each video one split" if len(tasks) == 1 else "train one task at a time (--task)"
         together = "" if len(tasks) == 1 else f" on {len(tasks)} tasks together"
         videos = counted(len(every), "video that is", "videos that are")
@@ -66,7 +49,7 @@ def refuse_leakage(manifest: Manifest, tasks: Sequence[str], *, allow: bool) -> 
             where=f"data set {manifest.dataset!r}",
             hint=f"{split}, or set data.allow_leakage=true, and the run and its report name it",
         )
-    return {leak.task: len(leak.videos) for leak in leaks}
+    return {task: len(videos) for task, videos in leaks.items()}
 
 
 def leakage_sentence(leaks: dict[str, int]) -> str:

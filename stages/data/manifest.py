@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from stages.atomic import atomic_write_text
 from stages.errors import UserError
 from stages.ids import check_id
-from stages.records import nearest_hint, parse_record, read_json, read_json_lines
+from stages.records import FrozenRecord, nearest_hint, parse_record, read_json, read_json_lines
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -25,10 +25,10 @@ _TIME_SLACK_S = 5e-4
 _LONGEST_S = 1e6
 
 
-class Record(BaseModel):
-    """One entry of a manifest file: types are not converted, unknown keys are errors, nothing changes later."""
+class Record(FrozenRecord):
+    """One entry of a manifest file: types are not converted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 def _safe_name(kind: str) -> Callable[[str], str]:
@@ -246,12 +246,7 @@ class Manifest:
         for name, records in ((_VIDEOS_FILE, self.videos.values()), (_SAMPLES_FILE, self.samples)):
             lines = "".join(f"{record.model_dump_json(exclude_defaults=True)}\n" for record in records)
             atomic_write_text(folder / name, lines)
-        header = _Header(
-            dataset=self.dataset,
-            absent_splits=dict(self.absent_splits),
-            left_out=dict(self.left_out),
-            forms=dict(self.forms),
-        )
+        header = _Header(**{name: getattr(self, name) for name in _Header.model_fields})
         atomic_write_text(folder / _HEADER_FILE, f"{header.model_dump_json()}\n")
 
     @classmethod
@@ -270,9 +265,9 @@ class Manifest:
 
 class _Header(Record):
     dataset: str
-    absent_splits: dict[str, str] = Field(default_factory=dict)
-    left_out: dict[str, str] = Field(default_factory=dict)
-    forms: dict[str, str] = Field(default_factory=dict)
+    absent_splits: Mapping[str, str] = Field(default_factory=dict)
+    left_out: Mapping[str, str] = Field(default_factory=dict)
+    forms: Mapping[str, str] = Field(default_factory=dict)
 
     _check_dataset = field_validator("dataset")(_safe_name("data set name"))
 
@@ -323,5 +318,4 @@ class ManifestBuilder:
         self._samples[sample.id] = sample
 
     def build(self) -> Manifest:
-        """Return the manifest of everything added."""
         return Manifest(self._dataset, self.videos, tuple(self._samples.values()))

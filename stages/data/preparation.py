@@ -29,8 +29,6 @@ class Preparation:
     """What there is to do, and what is left: paths in the target by the download that goes there, and names.
 
     Attributes:
-        annotations: annotation files to put into the target.
-        videos: videos to put into the target.
         present: files of both kinds that are there already, relative to the target.
         missing_files: annotation files that were not found; of several forms, the first's.
         missing: videos that were not found, by id.

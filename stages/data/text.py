@@ -24,11 +24,6 @@ def clean_question(text: str) -> str:
     return _first_words(_PUNCTUATION.sub("", text.lower()).rstrip(" "))
 
 
-def verbatim(text: str) -> str:
-    """Return the text as it is."""
-    return text
-
-
 def answer_type_by_word(question: str) -> str | None:
     """Return what MSVD-QA calls the answer type, which is always the question's first word; None for another word."""
     first = next(iter(question.lower().split(maxsplit=1)), "")
@@ -41,6 +36,6 @@ def _first_words(text: str) -> str:
 
 
 TEXT_PROCESSORS: Mapping[str, Callable[[str], str]] = MappingProxyType(
-    {"caption": clean_caption, "question": clean_question, "verbatim": verbatim}
+    {"caption": clean_caption, "question": clean_question, "verbatim": str}
 )
 """By the name that a card's `text` key uses."""

@@ -37,7 +37,6 @@ def join_video_path(root: Path | str, path: str, protocols: Collection[str], *, 
         root: as `videos_root` returned it.
         path: relative to the root, absolute, or a URL.
         protocols: those of URLs that may be outside the root; "file" stands for any local file.
-        video: its id, for the message.
 
     Raises:
         UserError: the path leaves the root, or its protocol is not allowed.

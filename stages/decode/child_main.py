@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,9 @@ _ORPHAN_GRACE_S = 5.0
 def main() -> None:
     """Serve requests for ever; the reading thread ends the process."""
     buffer_fd, memory_bytes, parent_pid = (int(argument) for argument in sys.argv[1:4])
-    answers = _claim_stdout()
+    # The answer pipe is ours: whatever libraries print goes to standard error.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if parent_pid:
         die_with(parent_pid)
@@ -80,13 +82,6 @@ def _decode(request: FrameRequest, buffer_fd: int) -> str | None:
             write_rows(buffer_fd, offset, rows, picture)
 
     return decode_into(request, store)
-
-
-def _claim_stdout() -> BinaryIO:
-    """Keep the answer pipe to ourselves: whatever libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-    return answers
 
 
 def _read_requests() -> "queue.SimpleQueue[dict[str, Any]]":

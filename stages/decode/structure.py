@@ -7,11 +7,12 @@ pictures of a file whose time counts chunks, and leaves a picture standing in an
 import os
 import string
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.decode.structure_asf import asf_break
-from stages.decode.structure_file import Break, FileBytes, ReadPackets
+from stages.decode.structure_file import Break, FileBytes, Packet
 from stages.decode.structure_matroska import matroska_break
 from stages.decode.structure_ts import mpegts_break
 
@@ -22,8 +23,10 @@ _FLV_TAGS = (8, 9, 18)  # sound, pictures, data
 _Chunk = tuple[bytes, int, int]  # name, start, length of the content
 
 
-def first_break(path: Path, container: str, packets: ReadPackets) -> Break | None:
+def first_break(path: Path, container: str, stream: Any, packets: Sequence[Packet]) -> Break | None:
     """Walk the structure of a file of FFmpeg's format `container` (the first of its names); None where it is whole.
+
+    `stream` is PyAV's video stream, `packets` what was read of it.
 
     Containers other than AVI, Matroska, FLV, ASF and MPEG-TS are not looked into: None.
     """
@@ -32,30 +35,30 @@ def first_break(path: Path, container: str, packets: ReadPackets) -> Break | Non
         return None
     file = os.open(path, os.O_RDONLY)
     try:
-        return walk(FileBytes(file), packets)
+        return walk(FileBytes(file), stream, packets)
     except (IndexError, OSError, OverflowError) as error:  # lengths that damage made up lead anywhere
         return Break(0, f"its structure cannot be followed ({error})")
     finally:
         os.close(file)
 
 
-def _avi_break(read: FileBytes, packets: ReadPackets) -> Break | None:
+def _avi_break(read: FileBytes, stream: Any, packets: Sequence[Packet]) -> Break | None:
     """The index names what was read, or each chunk's length leads to the next chunk.
 
     The header's count of frames proves nothing: writers are off by a few. It decides where index and chunks
     differ.
     """
-    named = _avi_index(read, packets.stream, _avi_index_place(read))
-    if named and _from_first(named) == _from_first(list(zip(packets.positions, packets.sizes, strict=True))):
+    named = _avi_index(read, stream.index, _avi_index_place(read))
+    if named and _from_first(named) == _from_first([(one.place, one.size) for one in packets]):
         return None
     chunks, broken = _avi_chunks(read)
     if broken is not None:
         return broken
-    found = [(at, length) for name, at, length in chunks if _stream_of(name) == packets.stream and length > 0]
-    named = named or _avi_index(read, packets.stream, next((at for name, at, _ in chunks if name == b"idx1"), None))
-    if packets.frames > len(found) > 0 and int.from_bytes(read(4, 4), "little") + 8 > read.size and not named:
-        return Break(found[-1][0], f"the file ends after {len(found)} of {packets.frames} frames")
-    if len(named) <= len(found) or packets.frames != len(named):
+    found = [(at, length) for name, at, length in chunks if _stream_of(name) == stream.index and length > 0]
+    named = named or _avi_index(read, stream.index, next((at for name, at, _ in chunks if name == b"idx1"), None))
+    if stream.frames > len(found) > 0 and int.from_bytes(read(4, 4), "little") + 8 > read.size and not named:
+        return Break(found[-1][0], f"the file ends after {len(found)} of {stream.frames} frames")
+    if len(named) <= len(found) or stream.frames != len(named):
         return None
     same = [ours == theirs for ours, theirs in zip(_from_first(found), _from_first(named), strict=False)]
     lost = same.index(False) if False in same else len(found)
@@ -123,7 +126,7 @@ def _stream_of(name: bytes) -> int | None:
     return int(name[:2]) if name[:2].isdigit() else None
 
 
-def _flv_break(read: FileBytes, _: ReadPackets) -> Break | None:
+def _flv_break(read: FileBytes, _stream: Any, _packets: Sequence[Packet]) -> Break | None:
     """Each tag is followed by its own length, and the next tag by that."""
     head = read(0, 9)
     at = int.from_bytes(head[5:9], "big") + 4
@@ -143,7 +146,7 @@ def _flv_break(read: FileBytes, _: ReadPackets) -> Break | None:
     return None
 
 
-_WALKS: dict[str, Callable[[FileBytes, ReadPackets], Break | None]] = {
+_WALKS: dict[str, Callable[[FileBytes, Any, Sequence[Packet]], Break | None]] = {
     "avi": _avi_break,
     "flv": _flv_break,
     "matroska": matroska_break,

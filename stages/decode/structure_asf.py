@@ -1,8 +1,10 @@
 """The structure of ASF (WMV): packets of one size, each filled by its payloads, whose objects are numbered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from stages.decode.structure_file import Break, FileBytes, ReadPackets
+from stages.decode.structure_file import Break, FileBytes, Packet
 
 _DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 _PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -21,7 +23,7 @@ class _Payload:
     length: int
 
 
-def asf_break(read: FileBytes, packets: ReadPackets) -> Break | None:
+def asf_break(read: FileBytes, stream: Any, _packets: Sequence[Packet]) -> Break | None:
     """Follow the stream's numbered objects through all packets; each must begin after the last one is whole."""
     start, packet_bytes, count = _layout(read)
     if packet_bytes <= 0:
@@ -33,7 +35,7 @@ def asf_break(read: FileBytes, packets: ReadPackets) -> Break | None:
         data = read(at, packet_bytes)
         if len(data) < packet_bytes:
             return None if not data else Break(begun, "the file ends within a packet")
-        payloads = _payloads(data, packets.ident)
+        payloads = _payloads(data, stream.id)
         if payloads is None:
             return Break(begun, f"the packet at byte {at} is not filled by its payloads")
         for payload in payloads:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -18,25 +19,28 @@ class Break:
     why: str
 
 
-@dataclass(frozen=True)
-class ReadPackets:
-    """What FFmpeg read of the video stream (`K` packets).
+class Packet(NamedTuple):
+    """A packet as FFmpeg read it; `place` is where it begins in the file, -1 where FFmpeg does not know."""
 
-    Attributes:
-        stream: the stream's number in the file.
-        ident: the stream's identifier in the container (a program's PID in MPEG-TS).
-        frames: how many the header states, 0 where it does not.
-        positions: [K] where each begins in the file, -1 where FFmpeg does not know.
-        sizes: [K] bytes of each.
-        ticks: [K] presentation timestamps, None where the file leaves one out.
-    """
+    ticks: int | None
+    duration_ticks: int | None
+    is_key: bool
+    is_shown: bool
+    is_corrupt: bool
+    place: int
+    size: int
 
-    stream: int
-    ident: int
-    frames: int
-    positions: list[int]
-    sizes: list[int]
-    ticks: list[int | None]
+    @classmethod
+    def of(cls, packet: Any) -> "Packet":
+        return cls(
+            ticks=packet.pts,
+            duration_ticks=packet.duration,
+            is_key=packet.is_keyframe,
+            is_shown=not packet.is_discard,
+            is_corrupt=packet.is_corrupt,
+            place=-1 if packet.pos is None else packet.pos,
+            size=packet.size,
+        )
 
 
 class FileBytes:

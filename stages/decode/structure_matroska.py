@@ -1,8 +1,10 @@
 """The structure of Matroska and WebM: elements within elements, blocks of known tracks, and checksums, if any."""
 
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
-from stages.decode.structure_file import Break, FileBytes, ReadPackets
+from stages.decode.structure_file import Break, FileBytes, Packet
 
 _EBML, _SEGMENT, _CLUSTER, _INFO, _TRACKS = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1549A966, 0x1654AE6B
 _CRC, _VOID = 0xBF, 0xEC
@@ -21,7 +23,7 @@ _HEAD_BYTES = 12
 _CHUNK_BYTES = 2**20
 
 
-def matroska_break(read: FileBytes, _: ReadPackets) -> Break | None:
+def matroska_break(read: FileBytes, _stream: Any, _packets: Sequence[Packet]) -> Break | None:
     """Walk segments, clusters and blocks. A segment or cluster of unknown length ends where the next one begins.
 
     Where a cluster is not as long as its elements together, any of them may be missing.

@@ -1,10 +1,11 @@
 """The structure of MPEG transport streams: sync bytes, continuity counters, and the times of pictures that begin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from stages.decode.structure_file import Break, FileBytes, ReadPackets
+from stages.decode.structure_file import Break, FileBytes, Packet
 
 _SYNC = 0x47
 _STRIDES = (188, 192, 204)
@@ -17,12 +18,12 @@ _TIMES = 1 << 33
 _FOLLOWS = 1.5
 
 
-def mpegts_break(read: FileBytes, packets: ReadPackets) -> Break | None:
+def mpegts_break(read: FileBytes, stream: Any, packets: Sequence[Packet]) -> Break | None:
     """Follow the video's packets; every picture that the stream begins must be among those that were read."""
-    known = {ticks % _TIMES for ticks in packets.ticks if ticks is not None}
+    known = {one.ticks % _TIMES for one in packets if one.ticks is not None}
     begun = begun_before = 0  # where the last pictures begin
     times: list[int] = []
-    for at, data, is_jump in _landmarks(read, packets.ident):
+    for at, data, is_jump in _landmarks(read, stream.id):
         if data is None or data[1] & 0x80:
             return Break(begun, f"no whole packet begins at byte {at}")
         if not data[1] & 0x40:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from stages.decode.alike import named_alike
 from stages.decode.frames import DecodeError
 from stages.decode.structure import PROVED, first_break
-from stages.decode.structure_file import ReadPackets
+from stages.decode.structure_file import Packet
 
 # Only self-contained files are opened: a playlist, session description or picture sequence could name any other file
 # or address. Sound formats are listed so that a sound file fails for its true reason.
@@ -276,7 +276,7 @@ def list_packets(path: Path, messages: FFmpegMessages) -> PacketList:
     """
     with open_video(path) as (container, stream):
         messages.clear()  # opening looks into every stream, and damaged sound is no matter
-        packets: list[_Packet] = []
+        packets: list[Packet] = []
         spans: dict[int, _Span] = {}
         reported_at: int | None = None
         for packet in demuxed(container):
@@ -284,7 +284,7 @@ def list_packets(path: Path, messages: FFmpegMessages) -> PacketList:
                 continue
             spans.setdefault(packet.stream_index, _Span()).add(packet)
             if packet.stream_index == stream.index:
-                packets.append(_Packet.of(packet))
+                packets.append(Packet.of(packet))
             if messages and reported_at is None:
                 reported_at = len(packets)
         if not packets:
@@ -299,7 +299,7 @@ def list_packets(path: Path, messages: FFmpegMessages) -> PacketList:
         if reported_at is not None:
             found.add(f"damaged: {messages}", reported_at - 2)
         name = container.format.name.split(",")[0]
-        broken = first_break(path, name, _as_read(stream, packets))
+        broken = first_break(path, name, stream, packets)
         if broken is not None:
             found.add(f"damaged: {broken.why}", _packet_at(packets, broken.at))
         moved = None if name == "mov" else _moved_packet(packets)
@@ -313,7 +313,7 @@ def is_end_marker(packet: Any) -> bool:
     return packet.size == 0 and packet.dts is None and packet.pts is None
 
 
-def _moved_packet(packets: "list[_Packet]") -> int | None:
+def _moved_packet(packets: list[Packet]) -> int | None:
     """The packet whose timestamp alone is off a constant rate, which without it has one place free.
 
     Videos of variable rate have many such timestamps, and a legal gap has none.
@@ -351,45 +351,12 @@ class _Evidence:
             self.first = max(0, min(self.first, position))
 
 
-def _as_read(stream: Any, packets: "list[_Packet]") -> ReadPackets:
-    return ReadPackets(
-        stream=stream.index,
-        ident=stream.id,
-        frames=stream.frames,
-        positions=[packet.place for packet in packets],
-        sizes=[packet.size for packet in packets],
-        ticks=[packet.ticks for packet in packets],
-    )
-
-
-def _packet_at(packets: "list[_Packet]", at: int) -> int:
+def _packet_at(packets: list[Packet], at: int) -> int:
     """The first packet that begins at byte `at` of the file or later; one that begins nowhere goes with the last."""
     return next((position for position, packet in enumerate(packets) if packet.place >= at), len(packets) - 1)
 
 
-class _Packet(NamedTuple):
-    ticks: int | None
-    duration_ticks: int | None
-    is_key: bool
-    is_shown: bool
-    is_corrupt: bool
-    place: int
-    size: int
-
-    @classmethod
-    def of(cls, packet: Any) -> "_Packet":
-        return cls(
-            ticks=packet.pts,
-            duration_ticks=packet.duration,
-            is_key=packet.is_keyframe,
-            is_shown=not packet.is_discard,
-            is_corrupt=packet.is_corrupt,
-            place=-1 if packet.pos is None else packet.pos,
-            size=packet.size,
-        )
-
-
-def _to_list(packets: list[_Packet], stream: Any, found: _Evidence, *, is_proved: bool) -> PacketList:
+def _to_list(packets: list[Packet], stream: Any, found: _Evidence, *, is_proved: bool) -> PacketList:
     last = max(packets, key=lambda packet: (packet.is_shown, packet.ticks or 0))
     ticks = [packet.ticks for packet in packets]
     return PacketList(

@@ -263,7 +263,9 @@ class _Flow:
         else:
             (one,) = victims
             yield (
-                VideoOutcome(one.task.video, reason=f"its worker died {counted(one.attempt, 'time')} with it alone"),
+                VideoOutcome(
+                    one.task.video, reason=f"its worker died {counted(one.attempt, 'time')} with this video only"
+                ),
                 one.attempt,
             )
 

@@ -133,10 +133,6 @@ class ExtractionWorker:
         """Of each video in process, how many of its frames have been through the networks."""
         return self._encoded.copy()
 
-    def encode(self, encoder_view: np.ndarray, teacher_view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `FrozenPair.encode`; on the caller's thread, so not while videos are in process."""
-        return self.networks.encode(encoder_view, teacher_view)
-
     def close(self) -> None:
         """End the networks' thread and the decode children."""
         self.packer.close()

@@ -46,7 +46,6 @@ class OpenedDino(OpenedTransformer):
         return (*_DINO_EMBEDDINGS, *(f"encoder.layer.{index}." for index in self.blocks), *last)
 
     def load(self) -> "Teacher":
-        """Build the network with its weights."""
         from model.teachers.dino import DinoTeacher
 
         return DinoTeacher(

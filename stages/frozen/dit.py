@@ -15,6 +15,7 @@ from stages.frozen.source import FrozenSource, random_digest
 from stages.weights.dit_original import DiffusersNames, original_dit_config
 from stages.weights.instructblip import naming
 from stages.weights.repository import CheckpointTensors, LoadingReport, Repository, load_without_code
+from stages.weights.whole_files import Needs
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
@@ -53,7 +54,6 @@ class OpenedDiT:
     """A DiT's configuration; its VAE and the weights of both are looked for when they are asked for.
 
     Attributes:
-        config: the settings.
         dit: diffusers' `transformer/config.json`, or the same deduced from an original file.
         pipeline: where the transformer is; None for an original file.
         original: the tensors of an original file, by its names.
@@ -76,7 +76,6 @@ class OpenedDiT:
 
     @property
     def size_px(self) -> int:
-        """Side of its square picture."""
         return int(self.dit["sample_size"] * 2 ** (len(self._vae[0]["block_out_channels"]) - 1))
 
     @cached_property
@@ -84,7 +83,7 @@ class OpenedDiT:
         """`config.json` and tensors of the VAE: the pipeline's, another pipeline's, or one with its own source."""
         source = dit_sources(self.config).get("vae_source")
         repository = Repository(source or self.config.source)
-        folder = "vae" if source is None or repository.find("vae/config.json") is not None else ""
+        folder = "vae" if source is None else _vae_folder(repository)
         vae = repository.json(f"{folder}/config.json".lstrip("/"))
         _require_keys(vae, _VAE_KEYS, f"{repository.source}/{folder}/config.json", "an SD VAE")
         return vae, repository.tensors(folder)
@@ -110,7 +109,6 @@ class OpenedDiT:
         return FrozenSource(self.size_px, digest, facts, self.loading())
 
     def load(self) -> "Teacher":
-        """Build the network with its weights."""
         from model.teachers.dit import DiTTeacher
 
         tensors: Mapping[str, Tensor] = {}
@@ -123,7 +121,6 @@ class OpenedDiT:
         )
 
     def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoints."""
         return tuple(tensors.loading() for tensors in (self.tensors, self._vae[1]) if tensors is not None)
 
     def _shown(self) -> DiffusersNames:
@@ -177,11 +174,29 @@ def dit_sources(config: DiTSettings) -> dict[str, str]:
     return {"source": config.source, **({} if vae is None else {"vae_source": vae})}
 
 
+def dit_needs(config: DiTSettings) -> dict[str, Needs | None]:
+    """What is read of each of `dit_sources`; None for an original file, which is read whole."""
+    sources = dit_sources(config)
+    if "vae_source" not in sources:
+        return {"source": Needs(("transformer/config.json", "vae/config.json"), ("transformer", "vae"))}
+    dit = None if is_original(config.source) else Needs(("transformer/config.json",), ("transformer",))
+    vae = Repository(sources["vae_source"])
+    try:
+        folder = _vae_folder(vae)
+    except UserError:  # a git-lfs pointer in its place, or it is not here
+        folder = "" if vae.folder is None else "vae"
+    return {"source": dit, "vae_source": Needs(("vae/config.json",), ("vae",)) if folder else Needs(("config.json",))}
+
+
+def _vae_folder(repository: Repository) -> str:
+    return "" if repository.find("vae/config.json") is None else "vae"
+
+
 class _OriginalTensors(CheckpointTensors):
     """The tensors of an original DiT file: as published, or the moving average of one that DiT's training wrote."""
 
     def __init__(self, path: Path) -> None:
-        loaded = load_without_code(path, hint="save its moving average alone: torch.save(checkpoint['ema'], path)")
+        loaded = load_without_code(path, hint="save only its moving average: torch.save(checkpoint['ema'], path)")
         tensors = loaded.get("ema", loaded) if isinstance(loaded, dict) else None
         if not isinstance(tensors, dict):
             raise UserError("holds no tensors by name", where=path, received=type(loaded).__name__)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from model.config import EncoderConfig, TeacherConfig
 from stages.errors import UserError
 from stages.frozen.dino import DINOV2_FAMILY, OpenedDino, open_dino
-from stages.frozen.dit import OpenedDiT, dit_sources, is_dit, is_original, open_dit
+from stages.frozen.dit import OpenedDiT, dit_needs, dit_sources, is_dit, is_original, open_dit
 from stages.frozen.source import FrozenSource, remembered
-from stages.frozen.towers import TOWER_FAMILY, OpenedTower, open_encoder, open_tower
+from stages.frozen.towers import TOWER_FAMILY, TOWER_NEEDS, OpenedTower, open_encoder, open_tower
 from stages.weights.instructblip import naming
 from stages.weights.repository import OnLoaded, Repository, log_loading
+from stages.weights.whole_files import Needs
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
@@ -30,11 +31,13 @@ class Family:
             `describe`, `load` and what `loading` read; UserError if it is none of the family or does not fit.
         recognises: whether a source is a checkpoint of the family.
         sources: every checkpoint that its settings name, by the setting: `source` and what else there is.
+        needs: what is read of each of them; None for one that is a single file.
     """
 
     open: Callable[[Any], OpenedDiT | OpenedDino | OpenedTower]
     recognises: Callable[[str], bool]
     sources: Callable[[Any], dict[str, str]] = lambda config: {"source": config.source}
+    needs: Callable[[Any], dict[str, Needs | None]] = lambda _config: {"source": Needs(("config.json",))}
 
 
 def _states(model_types: tuple[str, ...]) -> Callable[[str], bool]:
@@ -49,9 +52,9 @@ def _states(model_types: tuple[str, ...]) -> Callable[[str], bool]:
 
 
 FAMILIES = {
-    "dit": Family(open_dit, is_dit, dit_sources),
+    "dit": Family(open_dit, is_dit, dit_sources, dit_needs),
     "dinov2": Family(open_dino, _states(DINOV2_FAMILY)),
-    "tower": Family(open_tower, _states(TOWER_FAMILY)),
+    "tower": Family(open_tower, _states(TOWER_FAMILY), needs=lambda _config: {"source": TOWER_NEEDS}),
 }
 """What opens each kind of teacher."""
 
@@ -124,13 +127,13 @@ def describe_teacher(config: TeacherConfig) -> FrozenSource:
     Raises:
         UserError: as `open_teacher`.
     """
-    return remembered("teacher", config, lambda: _describe_teacher(config))
 
+    def describe() -> FrozenSource:
+        opened = open_teacher(config)
+        with naming(config.source):
+            return opened.describe()
 
-def _describe_teacher(config: TeacherConfig) -> FrozenSource:
-    opened = open_teacher(config)
-    with naming(config.source):
-        return opened.describe()
+    return remembered("teacher", config, describe)
 
 
 def load_teacher(config: TeacherConfig, on_loaded: OnLoaded = log_loading) -> "Teacher":

@@ -8,8 +8,9 @@ that training saw. Nothing is fetched or made for it, and what was read once is 
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from model.config import EncoderConfig, ModelConfig, TeacherConfig
+from model.config import ModelConfig
 from stages.cache.files.places import Place
 from stages.cache.fingerprint import Fingerprint
 from stages.errors import UserError
@@ -27,16 +28,14 @@ def require_same_weights(config: ModelConfig, fingerprint: Fingerprint, cache: P
 
     Args:
         config: which networks; their settings fit the fingerprint (`stages.frozen.identity.feature_fields`).
-        fingerprint: of the cache.
-        cache: where it is, for the message.
-        with_teacher: whether its targets are used.
 
     Raises:
         UserError: naming the first fact that differs.
     """
-    found = {"encoder": _encoder_here(config.encoder)}
+    encoder, teacher = config.encoder, config.teacher
+    found = {"encoder": _here("encoder", encoder, {"source": encoder.source}, describe_encoder)}
     if with_teacher:
-        found["teacher"] = _teacher_here(config.teacher)
+        found["teacher"] = _here("teacher", teacher, teacher_sources(teacher), describe_teacher)
     for part, described in found.items():
         if described is None:
             continue
@@ -59,21 +58,22 @@ def _short(value: object) -> object:
     return "-".join(part[:_SHOWN_CHARS] for part in value.split("-"))
 
 
-def _encoder_here(config: EncoderConfig) -> FrozenSource | None:
-    source = _here(config.source)
-    if source is None:
-        return None
-    return _described("encoder", config.source, lambda: describe_encoder(config.model_copy(update={"source": source})))
-
-
-def _teacher_here(config: TeacherConfig) -> FrozenSource | None:
-    places = {setting: _here(source) for setting, source in teacher_sources(config).items()}
+def _here(
+    part: str, config: Any, sources: dict[str, str], describe: Callable[[Any], FrozenSource]
+) -> FrozenSource | None:
+    """The description of a network whose checkpoints are all on this machine."""
+    places = {setting: _place(source) for setting, source in sources.items()}
     if None in places.values():
         return None
-    return _described("teacher", config.source, lambda: describe_teacher(config.model_copy(update=places)))
+    try:
+        return describe(config.model_copy(update=places))
+    except UserError as error:
+        # Of a checkpoint of several networks, the files of this one may not have been downloaded.
+        _LOG.debug("whether the %s at %s is the cache's is unknown: %s", part, config.source, error)
+        return None
 
 
-def _here(source: str) -> str | None:
+def _place(source: str) -> str | None:
     """Where a checkpoint is on this machine; None if it would have to be fetched."""
     if source.startswith(BUNDLED_PREFIX) or Path(source).expanduser().exists():
         return source
@@ -83,13 +83,4 @@ def _here(source: str) -> str | None:
     try:
         return snapshot_download(source, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
-        return None
-
-
-def _described(part: str, source: str, describe: Callable[[], FrozenSource]) -> FrozenSource | None:
-    try:
-        return describe()
-    except UserError as error:
-        # Of a checkpoint of several networks, the files of this one may not have been downloaded.
-        _LOG.debug("whether the %s at %s is the cache's is unknown: %s", part, source, error)
         return None

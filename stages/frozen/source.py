@@ -15,11 +15,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from model.config import Settings
 from stages.atomic import atomic_write_text
 from stages.cache.fingerprint import Scalar
+from stages.records import FrozenRecord
 from stages.weights.repository import LoadingReport, Repository, watch_files
 
 _LOG = logging.getLogger(__name__)
@@ -48,19 +49,15 @@ class FrozenSource:
     loading: tuple[LoadingReport, ...] = ()
 
 
-class _File(BaseModel):
+class _File(FrozenRecord):
     """A file of a repository as it was; without `identity` it was not there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
     name: str
     identity: tuple[str, int, int, int] | None
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Entry(FrozenRecord):
     files: tuple[_File, ...]
     described: FrozenSource
 
@@ -69,8 +66,6 @@ def remembered(kind: str, config: Settings, describe: Callable[[], FrozenSource]
     """What `describe` returned when it last saw these files under these settings, else what it returns now.
 
     Args:
-        kind: which network; the settings of each are its own.
-        config: the network's settings.
         describe: reads and hashes; every file that it looks at must be found through a `Repository`.
     """
     path = user_cache_folder() / "descriptions" / f"{_key(kind, config)}.json"

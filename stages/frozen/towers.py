@@ -11,6 +11,7 @@ from stages.frozen.pixels import pixel_statistics
 from stages.frozen.transformer import OpenedTransformer
 from stages.weights.instructblip import INSTRUCTBLIP, instructblip_config, loading, naming
 from stages.weights.repository import Repository
+from stages.weights.whole_files import Needs
 
 if TYPE_CHECKING:
     from model.teachers.base import Teacher
@@ -26,6 +27,7 @@ _VISION_EMBEDDINGS = (
 _CLIP, _CLIP_VISION = "clip", "clip_vision_model"
 _PREFIX = "vision_model."
 TOWER_FAMILY = (INSTRUCTBLIP, _CLIP, _CLIP_VISION)
+TOWER_NEEDS = Needs(("config.json",), prefixes=(_PREFIX,))
 
 
 class OpenedEncoder(OpenedTransformer):
@@ -61,7 +63,6 @@ class OpenedTower(OpenedEncoder):
         return 1 if self.config.pooling == "class" else self.patches
 
     def load(self) -> "Teacher":
-        """Build the tower with its weights."""
         from model.teachers.tower import TowerTeacher
 
         return TowerTeacher(

@@ -18,9 +18,7 @@ class OpenedTransformer(ABC):
     """A checkpoint whose configuration was read; its weights are looked for when they are asked for.
 
     Attributes:
-        repository: where it is.
         family: its model_type, or what stands for several.
-        described: transformers' configuration.
         size_px: side of its square picture.
         pixels: how it sees them.
         layer: the block, counted from 1, that is read as it is; None: the last, with what follows it.
@@ -41,12 +39,10 @@ class OpenedTransformer(ABC):
 
     @property
     def width(self) -> int:
-        """Width of its tokens."""
         return int(self.described.hidden_size)
 
     @property
     def patches(self) -> int:
-        """Patch tokens of a picture."""
         return int(self.size_px // self.described.patch_size) ** 2
 
     @property
@@ -70,5 +66,4 @@ class OpenedTransformer(ABC):
         return FrozenSource(self.size_px, digest, {**facts}, self.loading())
 
     def loading(self) -> tuple[LoadingReport, ...]:
-        """What has been read of the checkpoint."""
         return (self.tensors.loading(),) if isinstance(self.tensors, CheckpointTensors) else ()

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stages.atomic import atomic_write_text, sync_directory, sync_file, usual_permissions
+from stages.atomic import atomic_write_text, sync, usual_permissions
 from stages.errors import UserError
 
 BestBy = Literal["accuracy", "loss"]
@@ -100,11 +100,11 @@ class Checkpoints:
             sums = {file: _crc32(temporary / file) for file in (_MODEL, _OPTIMIZER, _STATE)}
             (temporary / _CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
             for file in temporary.iterdir():
-                sync_file(file)
+                sync(file)
             if final.exists():  # saved at this step before, by a run that was stopped or resumed
                 final.rename(self.folder / f".{name}.old.tmp")
             temporary.rename(final)
-        sync_directory(self.folder)
+        sync(self.folder)
         self._point_at(name, position)
         self._prune(keep)
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from stages.data.card_schema import Card, TaskCard
 from stages.data.text import TEXT_PROCESSORS
 from stages.errors import UserError
 from stages.networks.build import TRAINED_FILE
-from stages.records import parse_record, read_json
+from stages.records import FrozenRecord, parse_record, read_json
 from stages.upgrade import upgraded
 from stages.weights.instructblip import is_instructblip
 from stages.weights.repository import Repository
@@ -41,11 +41,7 @@ _TABLE = "qformer.frame_positions.weight"
 _PACKAGES = ("diff-lmm", "torch", "transformers")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class About(_Record):
+class About(FrozenRecord):
     """What a trained model needs beside its parameters.
 
     Attributes:
@@ -118,14 +114,14 @@ class About(_Record):
         return labels[task]
 
 
-class FrozenNetwork(_Record):
+class FrozenNetwork(FrozenRecord):
     """A frozen network by name: where it is read from, and SHA-256 over the weights that are read."""
 
     source: str
     digest: str
 
 
-class ExportRecord(_Record):
+class ExportRecord(FrozenRecord):
     """The content of an exported folder's `config.json`; widths are those of features and teacher targets."""
 
     format: Literal["diff-lmm-1"]

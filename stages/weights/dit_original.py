@@ -33,7 +33,6 @@ def original_dit_config(tensors: Mapping[str, Tensor], heads: int | None) -> dic
     """What diffusers would write into `transformer/config.json`, from the shapes of the tensors.
 
     Args:
-        tensors: the checkpoint, original names.
         heads: attention heads; None looks the width up among the published sizes.
 
     Raises:
@@ -67,10 +66,6 @@ def original_dit_config(tensors: Mapping[str, Tensor], heads: int | None) -> dic
 
 class DiffusersNames(TensorView):
     """A view of the first blocks of an original checkpoint under diffusers' names, reading lazily.
-
-    Args:
-        tensors: the checkpoint, original names.
-        blocks: how many blocks are shown.
 
     Attributes:
         originals: names in the file of all that is shown.

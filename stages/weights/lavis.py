@@ -51,11 +51,7 @@ _HALF_BIAS = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.[qv]_bias$")
 
 
 class LavisTensors(TensorView):
-    """The tensors of a LAVIS state dict by transformers' names; what has no such name is not shown.
-
-    Args:
-        stored: the state dict.
-    """
+    """The tensors of a LAVIS state dict by transformers' names; what has no such name is not shown."""
 
     def __init__(self, stored: Mapping[str, Tensor]) -> None:
         self.stored = stored
@@ -126,6 +122,6 @@ def _extraction_hint(path: Path) -> str:
         f'torch.save({{"model": state["model"]}}, {json.dumps(str(bare))})'
     )
     return (
-        "if you trust whoever made it (this runs the code in it), write its tensors alone with "
+        "if you trust whoever made it (this runs the code in it), write only its tensors with "
         f"`python -c {shlex.quote(code)}` and name {bare.name} instead"
     )

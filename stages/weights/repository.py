@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from model.frozen import TensorView
 from stages.errors import UserError
 from stages.weights.random import RANDOM_FILE, RandomTensors
 from stages.weights.whole_files import WEIGHT_FILES, refuse_pointer, require_whole
@@ -26,6 +28,10 @@ from stages.weights.whole_files import WEIGHT_FILES, refuse_pointer, require_who
 _LOG = logging.getLogger(__name__)
 
 BUNDLED_PREFIX = "bundled:"
+# The tiny frozen networks that come with the project, in the layouts of the published checkpoints: `tiny-instructblip`
+# holds a vision tower, an untrained Q-Former, a LLaMA and both tokenizers, `tiny-dit` a DiT pipeline. They let the
+# whole path run without a download. The card beside each has how it was trained and what it knows.
+BUNDLED = Path(__file__).with_name("bundled")
 # What `Repository.find` was asked for and gave, by source and name, while somebody wants to know.
 _WATCHED: ContextVar[dict[tuple[str, str], Path | None] | None] = ContextVar("watched", default=None)
 
@@ -68,9 +74,10 @@ class Repository:
         self._hub = hub or {}
         self.folder: Path | None = None
         if source.startswith(BUNDLED_PREFIX):
-            from stages.weights.tiny import bundled_folder
-
-            self.folder = bundled_folder(source.removeprefix(BUNDLED_PREFIX))
+            name, names = source.removeprefix(BUNDLED_PREFIX), sorted(p.name for p in BUNDLED.iterdir() if p.is_dir())
+            if name not in names:
+                raise UserError("unknown bundled network", received=name, allowed=", ".join(names))
+            self.folder = BUNDLED / name
         elif Path(source).expanduser().is_dir():
             self.folder = Path(source).expanduser()
 
@@ -111,7 +118,7 @@ class Repository:
             raise self._unreachable() from error
 
     def _find_here(self, name: str) -> Path | None:
-        """In the hub's cache, by its files alone: `hf_hub_download` goes online even for `local_files_only`."""
+        """In the hub's cache, by its files: `hf_hub_download` goes online even for `local_files_only`."""
         from huggingface_hub import try_to_load_from_cache
 
         where = {key: self._hub[key] for key in ("cache_dir", "revision") if key in self._hub}
@@ -150,7 +157,6 @@ class Repository:
         return path
 
     def json(self, name: str) -> dict[str, Any]:
-        """Content of a JSON file of the repository."""
         path = self.require(name)
         require_whole(path)
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -184,12 +190,7 @@ class Repository:
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
-    """Tensors of one component by name; each is read from its shard when asked for.
-
-    Args:
-        repository: where the shards are.
-        shard_of: file name of the shard of each tensor.
-    """
+    """Tensors of one component by name; each is read from its shard when asked for."""
 
     def __init__(self, repository: Repository, shard_of: dict[str, str]) -> None:
         self._repository = repository
@@ -216,11 +217,9 @@ class CheckpointTensors(Mapping[str, Tensor]):
             require_whole(self._repository.require(shard))
 
     def loading(self) -> "LoadingReport":
-        """What has been read so far, and what has not."""
-        by_use: dict[bool, list[str]] = {True: [], False: []}
-        for name in self._shard_of:
-            by_use[name in self._read].append(name)
-        return LoadingReport(self._repository.source, taken=tuple(by_use[True]), left=tuple(by_use[False]))
+        taken = tuple(name for name in self._shard_of if name in self._read)
+        left = tuple(name for name in self._shard_of if name not in self._read)
+        return LoadingReport(self._repository.source, taken, left)
 
     def __contains__(self, name: object) -> bool:
         return name in self._shard_of
@@ -242,32 +241,6 @@ class CheckpointTensors(Mapping[str, Tensor]):
         return digest.hexdigest()
 
 
-class _SafetensorsShard(Mapping[str, Tensor]):
-    """One safetensors file, memory-mapped."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            self._file = safe_open(path, framework="pt")
-            self._names = dict.fromkeys(self._file.keys())
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"not a safetensors file: {error}", where=path, hint="download the file again") from error
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
     """The tensors of one file by name: safetensors, random ones, or a pickle read without running any code in it.
 
@@ -276,7 +249,13 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
     """
     refuse_pointer(path)
     if path.suffix == ".safetensors":
-        return _SafetensorsShard(path)
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            file = safe_open(path, framework="pt")  # mapped into memory
+            return TensorView({name: partial(file.get_tensor, name) for name in file.keys()})  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"not a safetensors file: {error}", where=path, hint="download the file again") from error
     if path.name == RANDOM_FILE:
         return RandomTensors(path)
     loaded = load_without_code(path, hint="use a safetensors version of this checkpoint")
@@ -289,7 +268,6 @@ def load_without_code(path: Path, *, hint: str) -> Any:
     """What `torch.save` wrote, as long as it is made of tensors and plain values; tensors stay on disk until used.
 
     Args:
-        path: the file.
         hint: what to do with a file that holds more.
 
     Raises:
@@ -326,9 +304,7 @@ class LoadingReport:
     """What became of every tensor when a network was filled from one checkpoint.
 
     Attributes:
-        source: the checkpoint.
         taken: its tensors that were read, by its own names.
-        left: its tensors that were not.
         initialised: what is trained and no checkpoint has given a value so far, by the model's names: random or zero.
     """
 

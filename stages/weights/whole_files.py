@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from stages.errors import UserError
@@ -30,6 +31,24 @@ TOKENIZER_FILES = (
 )
 """The names that transformers gives a tokenizer's files; a tokenizer has some of them, one of its vocabulary included.
 """
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a network reads of its checkpoint.
+
+    Attributes:
+        files: beside the weights.
+        components: folders that hold weights.
+        prefixes: of the names of the tensors that are read; only their shards are needed.
+        tokenizer: folder that holds a tokenizer; None where none is read.
+    """
+
+    files: tuple[str, ...]
+    components: tuple[str, ...] = ("",)
+    prefixes: tuple[str, ...] = ("",)
+    tokenizer: str | None = None
+
 
 _POINTER, _LONGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 _FETCH = "fetch it: run `git lfs pull` in its folder, or `hf download` for its repository"

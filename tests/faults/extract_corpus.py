@@ -14,6 +14,7 @@ from stages.extract.extraction import Extraction
 from stages.extract.worker import ExtractionJob, ExtractionWorker
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.process_tree import command_line, descendants
+from tests.cached import records_of
 
 VIDEOS_PER_SPLIT = {"train": 4, "val": 4, "test": 4}
 VIDEOS = sum(VIDEOS_PER_SPLIT.values())
@@ -72,7 +73,7 @@ def run_here(extraction, before_video=lambda _count: None, threads=None, on_prog
 
 def checksums(cache):
     """The checksum of each committed video's content: equal where every bit is."""
-    return {record.video: record.checksum for record in FeatureCache.open(cache).commits()}
+    return {record.video: record.checksum for record in records_of(FeatureCache.open(cache))}
 
 
 def problems(cache):

@@ -118,7 +118,7 @@ def test_a_video_that_kills_its_worker_fails_alone(nodes, corpus):
 
     with while_read(slow_to_read(corpus, "train_0001"), kill_actors):
         summary, attempts = run(prepared(corpus, "extract.max_attempts=1"))
-    assert summary.failed == {"train_0001": "its worker died 1 time with it alone"}
+    assert summary.failed == {"train_0001": "its worker died 1 time with this video only"}
     assert (summary.done, summary.pending) == (VIDEOS - 1, 0)
     assert set(attempts.values()) == {1}
 

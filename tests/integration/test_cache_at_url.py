@@ -10,6 +10,7 @@ from pipeline.settings.config import resolve
 from stages.cache import FeatureCache
 from stages.cache.convert import convert
 from stages.cache.files.places import place_of
+from tests.cached import records_of
 from tests.conftest import SmallWorld
 from tests.in_this_process import in_this_process
 from tests.object_stores import BUCKET, filesystem, s3_server
@@ -33,7 +34,7 @@ def stored(tmp_path_factory):
 
 
 def checksums(place):
-    return {record.video: record.checksum for record in FeatureCache.open(place).commits()}
+    return {record.video: record.checksum for record in records_of(FeatureCache.open(place))}
 
 
 def test_extraction_into_a_bucket_gives_what_extraction_into_a_directory_gives(stored):

@@ -13,6 +13,7 @@ from stages.data.frame_plan import plan_frames
 from stages.extract.extraction import Extraction
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import fingerprint, settle_precision
+from tests.cached import records_of
 from tests.faults.extract_corpus import run_here
 from tests.video_files import write_video
 
@@ -102,7 +103,7 @@ def test_what_lies_before_the_damage_is_done_with_a_remark(extracted, pipeline):
     assert (summary.done, summary.failed, summary.pending) == (6, {}, 0)
     assert set(summary.remarks) == set(DAMAGED)
     cache = FeatureCache.open(folder / "cache")
-    records = {record.video: record for record in cache.commits()}
+    records = {record.video: record for record in records_of(cache)}
     assert records["whole"].remark is None
     assert "1 of 96 video packets are corrupt" in records["spared"].remark
     assert records["spared"].source.whole_before_s is None
@@ -189,10 +190,10 @@ def test_a_task_that_needs_only_frames_behind_the_damage_finds_nothing_to_do_twi
         "".join(f"{json.dumps(one)}\n" for one in (line("cut", "train", EARLY), line("cut", "test", END, "ending")))
     )
     assert run_here(prepare(folder)).remarks.keys() == {"cut"}
-    before = next(FeatureCache.open(folder / "cache").commits())
+    before = records_of(FeatureCache.open(folder / "cache"))[0]
     assert before.source.whole_before_s is None
     summary = run_here(prepare(folder, "data.task=ending"))
-    after = next(FeatureCache.open(folder / "cache").commits())
+    after = records_of(FeatureCache.open(folder / "cache"))[0]
     assert (summary.done, summary.failed, summary.frames_lost) == (1, {}, len(plan_of_ending(folder)))
     assert (after.checksum, after.group) == (before.checksum, before.group)
     assert after.source.whole_before_s is not None

@@ -17,7 +17,7 @@ from stages.cache.feature_cache import FeatureCache
 from stages.data.frame_plan import plan_frames
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import fingerprint, settle_precision
-from stages.weights.tiny import bundled_folder
+from stages.weights.repository import BUNDLED
 
 LVU = Path(__file__).resolve().parents[3] / "shared" / "data" / "lvu" / "annotation"
 PUBLISHED_FRAME_BYTES = 257 * 1408 * 2 + 1152 * 4 + 8
@@ -251,7 +251,7 @@ def test_weights_that_were_downloaded_are_measured_without_asking_the_hub(world,
     settings = []
     for setting, name in (("encoder", "tiny-instructblip"), ("teacher", "tiny-dit")):
         repository = tmp_path / "hub" / f"models--someone--{name}"
-        shutil.copytree(bundled_folder(name), repository / "snapshots" / "0")
+        shutil.copytree(BUNDLED / name, repository / "snapshots" / "0")
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0")
         settings += ["--set", f"{setting}.source=someone/{name}"]

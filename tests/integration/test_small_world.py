@@ -11,7 +11,7 @@ from recipes.small_world import __main__ as recipe
 from recipes.small_world.record import PROBE_TOLERANCE, load_record
 from recipes.small_world.settings import CONFIG, read_settings
 from stages.frozen.load import load_encoder, load_teacher
-from stages.weights.tiny import BUNDLED
+from stages.weights.repository import BUNDLED
 
 MOST_BYTES = 20_000_000
 MOST_MINUTES = 60

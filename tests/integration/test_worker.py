@@ -13,6 +13,7 @@ from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask
 from stages.frozen.identity import fingerprint, settle_precision
+from tests.cached import records_of
 from tests.film_server import serving
 from tests.video_files import RATE_FPS, write_video
 
@@ -112,13 +113,13 @@ def test_a_video_that_an_earlier_worker_has_committed_is_not_written_again(world
     path = str(next(world.videos.glob("*.mp4")))
     try:
         first = worker.process(VideoTask("v", path, TIMES))
-        (before,) = cache.commits()
+        (before,) = records_of(cache)
         again = worker.process(VideoTask("v", "gone since.mp4", TIMES, again=True))
         more = worker.process(VideoTask("v", path, np.array([1.5]), again=True))
     finally:
         worker.close()
     assert (again.checksum, again.frames) == (first.checksum, len(TIMES))
-    (after,) = cache.commits()
+    (after,) = records_of(cache)
     assert more.checksum == after.checksum != before.checksum
 
 

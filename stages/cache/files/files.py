@@ -88,7 +88,7 @@ class Directory:
 
     def read(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
-            read_into(self.root / piece.path, piece.offset, piece.target)
+            _read_into(self.root / piece.path, piece.offset, piece.target)
 
     def add_file(self, folder: str, name: str, content: bytes) -> None:
         """See `Files.add_file`; it is synced to disk and its folder is made."""
@@ -133,15 +133,9 @@ class Directory:
         return time.time() - max(changes) if changes else float("inf")
 
 
-def read_into(path: Path, offset: int, target: memoryview) -> None:
-    """Fill `target` with a file's bytes from `offset` on.
-
-    One copy, as from a memory map, and as fast; but a file that somebody cuts short meanwhile is an error here and not
-    the end of the process.
-
-    Raises:
-        DamagedCacheError: the file is gone or too short.
-    """
+def _read_into(path: Path, offset: int, target: memoryview) -> None:
+    # One copy, as from a memory map, and as fast; but a file that is cut short meanwhile is an error and not the end of
+    # the process.
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(offset)

@@ -11,7 +11,6 @@ least one sees the other.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 from stages.cache.files.files import names_in
 from stages.cache.files.places import Place
@@ -23,21 +22,11 @@ CACHE_LOCK = "extracting.lock"
 _OF_A_SHARD = re.compile(r"extracting-([0-9]+)-of-([0-9]+)\.lock")
 
 
-class CacheLock(Protocol):
-    """The lock of a cache, held between `acquire` and `release`."""
-
-    def acquire(self) -> None:
-        """Take the lock; UserError when another process holds it, or a rival holds another, which is named."""
-
-    def check(self) -> None:
-        """UserError when the lock was lost meanwhile."""
-
-    def release(self) -> None:
-        """Give the lock back."""
-
-
 class FileLock(ProcessLock):
-    """The lock of the cache in the directory `root`, or of one shard of an extraction into it."""
+    """The lock of the cache in the directory `root`, or of one shard of an extraction into it.
+
+    A cache at a URL has a `remote_lock.RemoteLock`.
+    """
 
     def __init__(self, root: Path, shard: Shard | None = None) -> None:
         name = lock_name(shard)
@@ -45,7 +34,7 @@ class FileLock(ProcessLock):
         self._root = root
 
     def acquire(self) -> None:
-        """See `CacheLock.acquire`."""
+        """Take the lock; UserError when another process holds it, or a rival holds another, which is named."""
         super().acquire()
         for name in rivals(self.path.name, names_in(self._root)):
             if is_held(self._root / name):
@@ -53,7 +42,7 @@ class FileLock(ProcessLock):
                 raise cache_locked_by((self._root / name).read_bytes(), self._root, name)
 
     def check(self) -> None:
-        """See `CacheLock.check`: the system takes it from nobody who lives."""
+        """UserError when the lock was lost meanwhile; the system takes this one from nobody who lives."""
 
 
 def lock_name(shard: Shard | None) -> str:

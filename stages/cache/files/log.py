@@ -3,7 +3,6 @@
 import os
 import time
 from pathlib import Path
-from typing import Protocol
 
 from stages.cache.files.errors import storage_errors
 from stages.cache.files.places import Place
@@ -14,33 +13,21 @@ _PART_LINES = 500
 _LATEST_S = 5.0
 
 
-class EventLog(Protocol):
-    """Lines of one run; nobody else writes them."""
-
-    path: Place
-
-    def append(self, line: bytes, *, restorable: bool) -> None:
-        """Add a line, whole or not at all; one that is `restorable` from elsewhere may be stored a little later."""
-
-    def close(self) -> None:
-        """Store what is not stored yet."""
-
-
 class FileLog:
-    """Appends to a file that appears with the first line."""
+    """Appends to a file that appears with the first line; nobody else writes it."""
 
     def __init__(self, path: Path) -> None:
         if path.exists():
             raise _used(path)
-        self.path: Place = path
-        self._file = path
+        self.path = path
         self._descriptor: int | None = None
 
     def append(self, line: bytes, *, restorable: bool) -> None:  # noqa: ARG002  # every line is written at once
-        with storage_errors(self._file, len(line)):
+        """Add a line, whole or not at all; one that is `restorable` from elsewhere may be stored a little later."""
+        with storage_errors(self.path, len(line)):
             if self._descriptor is None:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
             before = os.fstat(self._descriptor).st_size
             try:
                 written = os.write(self._descriptor, line)
@@ -51,7 +38,7 @@ class FileLog:
                 raise
 
     def close(self) -> None:
-        """See `EventLog.close`; synced to disk."""
+        """Store what is not stored yet; synced to disk."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
@@ -67,7 +54,7 @@ class RemoteLog:
     """
 
     def __init__(self, files: RemoteFiles, folder: str, name: str) -> None:
-        self.path: Place = files.root / folder / f"{name}.jsonl"
+        self.path = files.root / folder / f"{name}.jsonl"
         if files.content(folder, f"{name}.jsonl") is not None:
             raise _used(self.path)
         self._files, self._folder, self._name = files, folder, name

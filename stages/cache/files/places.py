@@ -16,12 +16,10 @@ class CacheUrl(str):
 
     @property
     def protocol(self) -> str:
-        """What stands before ://."""
         return self.partition("://")[0]
 
     @property
     def name(self) -> str:
-        """The last part."""
         return PurePosixPath(self.partition("://")[2]).name
 
 

@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class RemoteLock:
-    """See `lock.CacheLock`."""
+    """The lock of a cache at a URL, held between `acquire` and `release`."""
 
     def __init__(self, files: RemoteFiles, shard: Shard | None = None) -> None:
         self._files, self._name = files, lock_name(shard)

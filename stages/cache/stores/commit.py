@@ -17,7 +17,6 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import (
     AwareDatetime,
-    BaseModel,
     ConfigDict,
     Field,
     ValidationError,
@@ -29,6 +28,7 @@ from stages.cache.files.files import SmallFiles
 from stages.cache.files.places import Place
 from stages.cache.source import VideoSource
 from stages.ids import check_id
+from stages.records import FrozenRecord
 
 COMMITS = "commits"
 VIDEOS = "videos"
@@ -40,10 +40,8 @@ _READERS = 8
 _BATCH = 50
 
 
-class ArrayRecord(BaseModel):
+class ArrayRecord(FrozenRecord):
     """One stored array: rows along axis 0, `chunk_rows` of them in each file, a CRC-32C of each file's rows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     shape: tuple[int, ...] = Field(min_length=1)
     dtype: Literal["float16", "float32", "float64", "uint16", "int8"]
@@ -58,7 +56,6 @@ class ArrayRecord(BaseModel):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
         return prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
     @property
@@ -72,7 +69,7 @@ class ArrayRecord(BaseModel):
         return len(self.crc32c) * self.chunk_rows * self.row_bytes
 
 
-class CommitRecord(BaseModel):
+class CommitRecord(FrozenRecord):
     """What is committed for one video; valid only if `checksum` fits the rest.
 
     `times_s` are the T frame times in seconds, strictly increasing. `checksum` covers the video's id, times, arrays
@@ -80,7 +77,7 @@ class CommitRecord(BaseModel):
     checksums. Records of earlier versions have no source.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     format_version: Literal[1]
     video: str

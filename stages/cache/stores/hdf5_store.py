@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from stages.cache.files.errors import damaged_export
 from stages.cache.stores.blocks import ReadOnlyStore, content_problems, runs
 from stages.cache.stores.commit import COMMITS, VIDEOS, CommitRecord
 from stages.cache.stores.webdataset_store import INDEX, RECORD
 from stages.ids import check_id
-from stages.records import parse_record
+from stages.records import FrozenRecord, parse_record
 
 if TYPE_CHECKING:
     import h5py
@@ -31,9 +30,7 @@ if TYPE_CHECKING:
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-class _Index(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Index(FrozenRecord):
     format_version: Literal[1]
     videos: tuple[str, ...]
 
@@ -152,7 +149,7 @@ class Hdf5Store(ReadOnlyStore):
 
 
 class Hdf5Writer:
-    """Writes such a file; see `convert.ExportWriter`."""
+    """Writes such a file; see `convert.ZarrWriter`."""
 
     def __init__(self, path: Path) -> None:
         import h5py
@@ -172,11 +169,9 @@ class Hdf5Writer:
         self._videos.append(record.video)
 
     def finish(self) -> None:
-        """Write the index and close the file."""
         index = _Index(format_version=1, videos=tuple(self._videos))
         self.add_file("", INDEX, index.model_dump_json().encode())
         self._file.close()
 
     def close(self) -> None:
-        """Let go of the file, after a failure."""
         self._file.close()

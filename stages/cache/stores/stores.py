@@ -7,15 +7,15 @@ import numpy as np
 
 from stages.cache.files.errors import cannot_begin
 from stages.cache.files.files import Directory, Files, SmallFiles
-from stages.cache.files.lock import CacheLock, FileLock
-from stages.cache.files.log import EventLog, FileLog, RemoteLog
+from stages.cache.files.lock import FileLock
+from stages.cache.files.log import FileLog, RemoteLog
 from stages.cache.files.places import CacheUrl, Place
 from stages.cache.files.remote_files import RemoteFiles
 from stages.cache.files.remote_lock import RemoteLock
 from stages.cache.source import VideoSource
 from stages.cache.stores.commit import FILE_NAME, VIDEOS, CommitRecord
 from stages.cache.stores.hdf5_store import Hdf5Store, is_hdf5
-from stages.cache.stores.survey import survey, video_of
+from stages.cache.stores.survey import orphan_groups, video_of
 from stages.cache.stores.webdataset_store import WebDatasetStore, is_webdataset
 from stages.cache.stores.writing import commit_at_url, commit_video
 from stages.cache.stores.zarr_store import group_problems, read_arrays
@@ -67,10 +67,10 @@ class WritableStore(Store, Files, Protocol):
     ) -> CommitRecord:
         """See `writing.commit_video`."""
 
-    def lock(self, shard: Shard | None = None) -> CacheLock:
+    def lock(self, shard: Shard | None = None) -> FileLock | RemoteLock:
         """The lock that writers hold, or the one of a shard of an extraction."""
 
-    def event_log(self, folder: str, name: str) -> EventLog:
+    def event_log(self, folder: str, name: str) -> FileLog | RemoteLog:
         """A log of events that nobody else writes, a file named `name`.jsonl; UserError when there is such a file."""
 
 
@@ -87,8 +87,7 @@ class _ZarrGroups:
         return group_problems(self, f"{VIDEOS}/{record.group}", record)
 
     def orphans(self: Files) -> list[tuple[str, str]]:
-        found = survey(self).orphans
-        return [(video_of(group), f"no commit record names the group {group}") for group in found]
+        return [(video_of(group), f"no commit record names the group {group}") for group in orphan_groups(self)]
 
     def stored_bytes(self, records: Iterable[CommitRecord]) -> int:
         return sum(record.stored_bytes for record in records)
@@ -124,10 +123,10 @@ class ZarrStore(Directory, _ZarrGroups):
     ) -> CommitRecord:
         return commit_video(self.root, video, fingerprint, arrays, source)
 
-    def lock(self, shard: Shard | None = None) -> CacheLock:
+    def lock(self, shard: Shard | None = None) -> FileLock:
         return FileLock(self.root, shard)
 
-    def event_log(self, folder: str, name: str) -> EventLog:
+    def event_log(self, folder: str, name: str) -> FileLog:
         return FileLog(self.root / folder / f"{name}.jsonl")
 
 
@@ -154,10 +153,10 @@ class RemoteZarrStore(RemoteFiles, _ZarrGroups):
     ) -> CommitRecord:
         return commit_at_url(self, video, fingerprint, arrays, source)
 
-    def lock(self, shard: Shard | None = None) -> CacheLock:
+    def lock(self, shard: Shard | None = None) -> RemoteLock:
         return RemoteLock(self, shard)
 
-    def event_log(self, folder: str, name: str) -> EventLog:
+    def event_log(self, folder: str, name: str) -> RemoteLog:
         return RemoteLog(self, folder, name)
 
 

@@ -1,44 +1,32 @@
 """What is in a cache's directory besides committed videos: groups that no record names, attempts nobody finishes."""
 
 import json
-from dataclasses import dataclass
 
 from stages.cache.files.errors import DamagedCacheError
 from stages.cache.files.files import Files
 from stages.cache.files.writers import Writer
-from stages.cache.stores.commit import VIDEOS, CommitRecord, committed_ids, load_records
+from stages.cache.stores.commit import VIDEOS, committed_ids, load_records
 from stages.cache.stores.writing import PENDING_RECORD, TMP
 
 STALE_AFTER_S = 24 * 3600.0
 """Age after which a temporary folder counts as left behind even if its writer cannot be asked."""
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Valid commit records, videos whose record is damaged, groups that no record and no live attempt names."""
-
-    records: list[CommitRecord]
-    damaged: tuple[str, ...]
-    orphans: list[str]
-
-
-def survey(files: Files, stale_after_s: float = STALE_AFTER_S) -> Survey:
-    """Read all commit records and find the groups that neither one of them nor a live attempt names."""
+def orphan_groups(files: Files, stale_after_s: float = STALE_AFTER_S) -> list[str]:
+    """The groups that neither a record nor a live attempt names; those of videos with damaged records are left out."""
     # The order matters: a live attempt holds its pending record until the commit record names the group, so a group
     # that is listed first and found in neither afterwards is not about to be committed.
     groups = files.names(VIDEOS)
     attempts = [f"{TMP}/{name}" for name in files.names(TMP)]
     live = [attempt for attempt in attempts if not is_left_behind(files, attempt, stale_after_s)]
     needed = {_pending_group(files, attempt) for attempt in live}
-    records, damaged = [], set()
+    damaged = set()
     for video, record in load_records(files, committed_ids(files)):
         if isinstance(record, DamagedCacheError):
             damaged.add(video)
         elif record is not None:
-            records.append(record)
-    needed.update(record.group for record in records)
-    orphans = sorted(group for group in groups if group not in needed and video_of(group) not in damaged)
-    return Survey(records, tuple(sorted(damaged)), orphans)
+            needed.add(record.group)
+    return sorted(group for group in groups if group not in needed and video_of(group) not in damaged)
 
 
 def is_left_behind(files: Files, attempt: str, stale_after_s: float) -> bool:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import NonNegativeInt
 
-from stages.atomic import atomic_write_text, sync_directory, sync_file
+from stages.atomic import atomic_write_text, sync
 from stages.cache.files.errors import DamagedCacheError, damaged_export
 from stages.cache.files.files import Directory, Piece, SmallFiles
 from stages.cache.files.places import Place
@@ -30,7 +30,7 @@ from stages.cache.stores.blocks import ReadOnlyStore, content_problems, rows_buf
 from stages.cache.stores.commit import COMMITS, CommitRecord
 from stages.errors import UserError
 from stages.ids import check_id
-from stages.records import parse_record
+from stages.records import FrozenRecord, parse_record
 
 INDEX = "index.json"
 SHARDS = "shards"
@@ -40,16 +40,12 @@ _BLOCK = tarfile.BLOCKSIZE
 _INDEX_VERSION = 1
 
 
-class _Video(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Video(FrozenRecord):
     shard: NonNegativeInt
     members: dict[str, tuple[NonNegativeInt, NonNegativeInt]]
 
 
-class _Index(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Index(FrozenRecord):
     format_version: Literal[1]
     shard_bytes: tuple[NonNegativeInt, ...]
     videos: dict[str, _Video]
@@ -211,10 +207,9 @@ class WebDatasetStore(ReadOnlyStore):
 
 
 class WebDatasetWriter:
-    """Writes such an export into a folder; see `convert.ExportWriter`.
+    """Writes such an export into a folder; see `convert.ZarrWriter`.
 
     Args:
-        folder: exists and is empty.
         shard_bytes: a shard takes no further video that would make it larger; one larger video has one for itself.
     """
 
@@ -229,7 +224,6 @@ class WebDatasetWriter:
         Directory(self.folder).add_file(folder, name, content)
 
     def add_video(self, record: CommitRecord, content: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `ExportWriter.add_video`; the arrays are contiguous."""
         tar = self._shard_for(record.num_bytes)
         members = {}
         for name, array in arrays.items():
@@ -240,14 +234,12 @@ class WebDatasetWriter:
         self._videos[record.video] = _Video(shard=len(self._sizes), members=members)
 
     def finish(self) -> None:
-        """Close the last shard and write the index."""
         self._close_shard()
-        sync_directory(self.folder / SHARDS)
+        sync(self.folder / SHARDS)
         index = _Index(format_version=_INDEX_VERSION, shard_bytes=tuple(self._sizes), videos=self._videos)
         atomic_write_text(self.folder / INDEX, index.model_dump_json() + "\n")
 
     def close(self) -> None:
-        """Let go of the files, after a failure."""
         if self._tar is not None:
             self._tar.close()
 
@@ -263,7 +255,7 @@ class WebDatasetWriter:
             self._tar.write(bytes(2 * _BLOCK))  # a tar ends with two empty blocks
             self._sizes.append(self._tar.tell())
             self._tar.close()
-            sync_file(Path(self._tar.name))
+            sync(Path(self._tar.name))
             self._tar = None
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.atomic import sync_directory, sync_tree
+from stages.atomic import sync, sync_tree
 from stages.cache.files.errors import DamagedCacheError, storage_errors
 from stages.cache.files.files import Directory, SmallFiles
 from stages.cache.files.remote_files import RemoteFiles
@@ -46,10 +46,6 @@ def commit_video(
 
     If two writers race on one video, the record written last wins; the other's group is an orphan that `sweep` removes.
 
-    Args:
-        fingerprint: digest of the cache's fingerprint.
-        source: the video's file.
-
     Raises:
         UserError: the disk is full, read-only or forbidden; the old revision is then still in place.
     """
@@ -60,12 +56,15 @@ def commit_video(
         with storage_errors(root, needed_bytes):
             attempt.mkdir(parents=True)
             _make_lasting(root, root / VIDEOS, target.parent)
-            record = _write_aside(attempt, video, fingerprint, arrays, source)
+            written = write_group(attempt / "group", arrays)
+            record = _record_of(video, fingerprint, arrays["times_s"], written, source)
+            (attempt / PENDING_RECORD).write_bytes(content_of(record))
+            sync_tree(attempt)
             (attempt / "group").rename(root / VIDEOS / record.group)
-            sync_directory(root / VIDEOS)
+            sync(root / VIDEOS)
             previous = _previous_group(Directory(root), video)
             (attempt / PENDING_RECORD).replace(target)
-            sync_directory(target.parent)
+            sync(target.parent)
     finally:
         # Also after a failure; what cannot be removed now stays recognisable as this writer's and is swept later.
         shutil.rmtree(attempt, ignore_errors=True)
@@ -110,16 +109,7 @@ def _make_lasting(root: Path, *folders: Path) -> None:
     for folder in missing:
         folder.mkdir(exist_ok=True)
     if missing:
-        sync_directory(root)
-
-
-def _write_aside(
-    attempt: Path, video: str, fingerprint: str, arrays: Mapping[str, np.ndarray], source: VideoSource | None
-) -> CommitRecord:
-    record = _record_of(video, fingerprint, arrays["times_s"], write_group(attempt / "group", arrays), source)
-    (attempt / PENDING_RECORD).write_bytes(content_of(record))
-    sync_tree(attempt)
-    return record
+        sync(root)
 
 
 def _record_of(

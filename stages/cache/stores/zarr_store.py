@@ -73,7 +73,6 @@ def read_arrays(
     """Return rows (any order, repeats allowed) of arrays, in their stored types; neighbours are read in one go.
 
     Args:
-        group: the group's path.
         wanted: array name to row numbers.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.data.annotations.lengths import Length, read_length_table
+from stages.data.annotations.lengths import read_length_table
 from stages.data.annotations.questions import Question, Source
 from stages.data.card_schema import AnnotationFiles
 from stages.data.manifest import Split
@@ -42,14 +42,10 @@ def questions(source: Source, form: AnnotationFiles, folder: Path, split: Split)
                 split=split,
                 start_s=0.0,
                 end_s=length.duration_s,
-                indexed_frames=_indexed_frames(source, length),
+                # One more than the duration holds: MA-LMM's last index of a short video is the duration itself.
+                indexed_frames=length.num_frames or source.card.frame_rule.indexed_frames(length.duration_s) + 1,
                 where=where,
             )
-
-
-def _indexed_frames(source: Source, length: Length) -> int:
-    # One more than the duration holds: MA-LMM's last index of a short video is the duration itself.
-    return length.num_frames or source.card.frame_rule.indexed_frames(length.duration_s) + 1
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:

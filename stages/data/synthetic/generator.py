@@ -54,9 +54,7 @@ def generate(
     again; each file is replaced in one step, so no video is ever half-written under its name.
 
     Args:
-        folder: where to; created when absent.
         seed: the same seed gives byte-identical files (with the same x264 and numpy).
-        videos_per_split: how many videos each of train, val and test gets.
         workers: processes; None: one per core.
         on_video: called with (videos written, videos in all) after each.
 

@@ -43,7 +43,6 @@ class VideoSpec:
 
     @property
     def num_frames(self) -> int:
-        """Frames in the file."""
         return self.duration_s * FPS
 
 

@@ -16,6 +16,8 @@ from stages.data.manifest import Sample
 from stages.errors import UserError
 from stages.networks.tokens import Tokenizers
 
+CPU = torch.device("cpu")
+
 
 def sample(index, *, num_frames=4, start_s=0.0):
     return Sample(
@@ -235,8 +237,8 @@ def test_a_loader_with_our_collation_gives_batches_with_tokens(cache, tokenizers
     loader = DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=Collate(tokenizers))
     (batch,) = loader
     (fed,) = feed(dataset, [range(4)], tokenizers, workers=0)
-    assert torch.equal(batch.clips.features, fed.clips.features)
-    assert torch.equal(batch.clips.question.ids, fed.clips.question.ids)
+    assert torch.equal(batch.on(CPU).features, fed.on(CPU).features)
+    assert torch.equal(batch.on(CPU).question.ids, fed.on(CPU).question.ids)
 
 
 def test_a_plain_loader_keeps_what_is_stored(stored):
@@ -274,15 +276,15 @@ def test_batches_come_in_the_order_asked_for_whatever_the_workers(cache, tokeniz
     assert served == asked
     for batch, indices in zip(batches, asked, strict=True):
         first = [100 * (index % 3) for index in indices]
-        assert batch.clips.features.shape == (2, 4, 2, 3)
-        assert batch.clips.features[:, 0, 0, 0].tolist() == first
-        assert batch.clips.targets[:, 0, 0].tolist() == [-value for value in first]
-        texts = tokenizers.qformer.batch_decode(batch.clips.question.ids, skip_special_tokens=True)
+        assert batch.on(CPU).features.shape == (2, 4, 2, 3)
+        assert batch.on(CPU).features[:, 0, 0, 0].tolist() == first
+        assert batch.on(CPU).targets[:, 0, 0].tolist() == [-value for value in first]
+        texts = tokenizers.qformer.batch_decode(batch.on(CPU).question.ids, skip_special_tokens=True)
         asked = [samples[index] for index in indices]
         assert [text.strip() for text in texts] == [one.prompt.replace("{}", one.question) for one in asked]
 
 
 def test_a_batch_without_targets_has_none(cache, tokenizers):
     (batch,) = feed(windows(cache, [sample(0)], with_targets=False), [[0]], tokenizers, workers=0)
-    assert batch.clips.targets is None
-    assert batch.clips.answer.ids.shape[0] == 1
+    assert batch.on(CPU).targets is None
+    assert batch.on(CPU).answer.ids.shape[0] == 1

@@ -15,6 +15,7 @@ from stages.cache import DamagedCacheError, FeatureCache, Fingerprint, MissingFr
 from stages.cache.convert import convert
 from stages.data.manifest import Sample
 from stages.errors import UserError
+from tests.cached import records_of
 
 KINDS = ["webdataset", "hdf5"]
 # "a.b" and "a.c" would be one sample of WebDataset if their dots were not escaped.
@@ -69,7 +70,7 @@ def committed_files(root):
 def test_an_export_gives_the_same_videos_times_frames_and_fingerprint(cache, exported):
     assert exported.fingerprint == cache.fingerprint
     assert exported.video_ids() == cache.video_ids() == sorted(IDS)
-    mine, theirs = ([record.model_dump_json() for record in one.commits()] for one in (cache, exported))
+    mine, theirs = ([record.model_dump_json() for record in records_of(one)] for one in (cache, exported))
     assert theirs == mine
     for video in IDS:
         times_s = cache.cached_times_s(video)

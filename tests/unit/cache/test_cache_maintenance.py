@@ -11,6 +11,7 @@ import pytest
 from stages.cache import DamagedCacheError, FeatureCache, Fingerprint
 from stages.cache.convert import convert
 from stages.cache.files.writers import current_writer
+from tests.cached import records_of
 from tests.conftest import run_pipeline
 
 
@@ -29,7 +30,7 @@ def content(num_frames):
 
 
 def group_of(cache, video) -> Path:
-    record = next(record for record in cache.commits() if record.video == video)
+    record = next(record for record in records_of(cache) if record.video == video)
     return cache.root / "videos" / record.group
 
 

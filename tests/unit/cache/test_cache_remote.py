@@ -18,6 +18,7 @@ from stages.cache.files.places import CacheUrl, place_of
 from stages.cache.files.remote_lock import STALE_AFTER_S
 from stages.cache.files.writers import current_writer
 from stages.errors import UserError
+from tests.cached import records_of
 from tests.object_stores import BUCKET, filesystem, s3_server, web_server
 
 FIELDS = {"storage": "float16"}
@@ -77,7 +78,7 @@ def put(root, path, data):
 
 
 def group_of(cache, video):
-    return f"{cache.root}/videos/{next(r.group for r in cache.commits() if r.video == video)}"
+    return f"{cache.root}/videos/{next(r.group for r in records_of(cache) if r.video == video)}"
 
 
 # --- writing and reading
@@ -90,7 +91,7 @@ def test_any_choice_of_frames_is_what_a_cache_on_a_disk_gives(root, local):
         here, there = local.read("b", times_s), FeatureCache.open(root).read("b", times_s)
         for name in ("times_s", "features", "targets"):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
-    assert {r.video: r.checksum for r in cache.commits()} == {r.video: r.checksum for r in local.commits()}
+    assert {r.video: r.checksum for r in records_of(cache)} == {r.video: r.checksum for r in records_of(local)}
 
 
 def test_the_states_of_planned_videos_are_those_of_a_cache_on_a_disk(root):
@@ -333,7 +334,7 @@ def test_a_cache_that_goes_to_a_url_and_comes_back_has_the_same_files(root, loca
 
 def test_a_conversion_to_a_url_that_fails_leaves_nothing(root, tmp_path):
     damaged = fill(make(tmp_path / "cache"))
-    group = damaged.root / "videos" / next(r.group for r in damaged.commits() if r.video == "c")
+    group = damaged.root / "videos" / next(r.group for r in records_of(damaged) if r.video == "c")
     (group / "features" / "c.0.0.0").write_bytes(bytes(240))
     with pytest.raises(DamagedCacheError, match="video 'c' is damaged"):
         convert(damaged, place_of(root), "zarr", shard_bytes=1, on_video=lambda: None)

@@ -21,6 +21,7 @@ from stages.cache import (
     storage_type,
 )
 from stages.errors import UserError
+from tests.cached import records_of
 
 FIELDS = {"encoder": "tiny", "layer": 2, "storage": "float16"}
 
@@ -45,7 +46,7 @@ def cache(tmp_path):
 
 
 def group_of(cache, video) -> Path:
-    record = next(record for record in cache.commits() if record.video == video)
+    record = next(record for record in records_of(cache) if record.video == video)
     return cache.root / "videos" / record.group
 
 

@@ -8,6 +8,7 @@ import zarr
 from stages.batches.windows import WindowDataset, widened
 from stages.cache import CacheWriteError, FeatureCache, Fingerprint, storage_type, widen
 from stages.data.manifest import Sample
+from tests.cached import records_of
 
 # Of 8 channels the first is an outlier, as vision transformers have them: 200 times the others.
 CHANNELS = np.array([200.0, *[1.0] * 6, 0.01])
@@ -36,7 +37,7 @@ def steps_of(features):
 
 
 def stored_scales(cache):
-    record = next(cache.commits())
+    record = records_of(cache)[0]
     return zarr.open_group(str(cache.root / "videos" / record.group), mode="r")["scales"][:]
 
 

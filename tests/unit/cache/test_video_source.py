@@ -12,6 +12,7 @@ import pytest
 
 from stages.cache import CacheWriteError, FeatureCache, Fingerprint
 from stages.cache.source import VideoSource, find_changes, look_at
+from tests.cached import records_of
 from tests.film_server import serving
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -157,7 +158,7 @@ def test_equal_contents_have_equal_checksums_whatever_file_they_are_from(cache):
     told = cache.write_video("v", **content(3), source=FILE)
     assert plain.checksum == told.checksum
     assert (plain.source, told.source) == (None, FILE)
-    assert next(cache.commits()).source == FILE
+    assert records_of(cache)[0].source == FILE
     assert cache.verify("v").ok
 
 
@@ -199,7 +200,7 @@ def test_damage_that_is_found_later_is_added_to_the_record_and_changes_no_frame(
     before = cache.write_video("v", **content(2), source=FILE)
     cut = FILE.model_copy(update={"remark": "ends early", "whole_before_s": 1.5})
     assert cache.add_source("v", cut).source == cut
-    after = next(cache.commits())
+    after = records_of(cache)[0]
     assert (after.group, after.checksum, after.source) == (before.group, before.checksum, cut)
     assert cache.add_source("w", cut) is None
     with pytest.raises(CacheWriteError, match="another one"):

@@ -290,8 +290,8 @@ def test_a_users_own_data_set_is_one_card_and_one_jsonl_file(tmp_path):
     [
         ('{"task": "rom"}', r"kitchen.jsonl:2: unknown task; got 'rom'; allowed: room, action. Did you mean 'room'\?"),
         ('{"answer": "attic"}', r"kitchen.jsonl:2: unknown label of task 'room'; got 'attic'; allowed: kitchen, hall"),
-        ('{"end_s": 31}', r"kitchen.jsonl:2: start_s and end_s do not lie in the video; got '0.0 and 31"),
-        ('{"start_s": 8, "end_s": 8}', r"kitchen.jsonl:2: start_s and end_s do not lie in the video"),
+        ('{"end_s": 31}', r"kitchen.jsonl:2: start_s and end_s are not in the video; got '0.0 and 31"),
+        ('{"start_s": 8, "end_s": 8}', r"kitchen.jsonl:2: start_s and end_s are not in the video"),
         ('{"duration_s": 20}', r"kitchen.jsonl:2: video 'a1' was given before with duration_s 30.5"),
         ('{"spilt": "val"}', r"kitchen.jsonl:2: unknown key 'spilt'; .*Did you mean 'split'\?"),
         ('{"path": "../x.mp4"}', r"kitchen.jsonl:2: path: a relative path must stay below the videos folder"),

@@ -10,7 +10,7 @@ from pipeline.settings.config import resolve
 from stages.errors import UserError
 from stages.networks.memory_law import ClipShape
 from stages.networks.room import compute_for
-from stages.weights.tiny import bundled_folder
+from stages.weights.repository import BUNDLED
 
 GB = 10**9
 VICUNA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32001}
@@ -22,7 +22,7 @@ CLIP = ClipShape(frames=100, patches=257, words=16, sequence=64)
 def source(tmp_path_factory):
     """The configuration of an InstructBLIP with a language model of 6.7 billion numbers, and no weights."""
     folder = tmp_path_factory.mktemp("vicuna") / "model"
-    shutil.copytree(bundled_folder("tiny-instructblip"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree((BUNDLED / "tiny-instructblip"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= VICUNA_7B | HEADS
     (folder / "config.json").write_text(json.dumps(config))

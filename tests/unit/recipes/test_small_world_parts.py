@@ -25,10 +25,6 @@ CPU = torch.device("cpu")
 SETTINGS = read_settings()
 
 
-def silent(_):
-    """A recipe that says nothing."""
-
-
 def every_label():
     """Labels [4, 7]: the first of each task, the second, and so on."""
     return torch.arange(4)[:, None].repeat(1, len(LABELS))
@@ -36,7 +32,7 @@ def every_label():
 
 @pytest.fixture(scope="module")
 def frames():
-    return draw(SETTINGS.frames.model_copy(update={"videos": 24, "each": 2}), size_px=64, say=silent)
+    return draw(SETTINGS.frames.model_copy(update={"videos": 24, "each": 2}), size_px=64)
 
 
 # --- settings
@@ -141,7 +137,7 @@ def test_the_edge_error_counts_differences_of_neighbours_alone():
 
 def test_latents_have_deviation_one_and_are_what_the_teacher_reads(frames):
     settings = SETTINGS.vae.model_copy(update={"steps": 2, "batch": 4})
-    vae, trained = train_vae(settings, frames, seed=1, device=CPU, say=silent)
+    vae, trained = train_vae(settings, frames, seed=1, device=CPU)
     assert trained.steps == 2
     latents = encode(vae, frames.images)
     assert latents.shape == (48, 4, 8, 8)
@@ -164,7 +160,7 @@ def test_an_untrained_dit_predicts_zero_so_that_its_first_loss_is_one():
     """Eq. 3: the mean square of the noise, whose variance is 1."""
     latents, classes = torch.randn(64, 4, 8, 8), torch.randint(NUM_CLASSES, (64,))
     settings = SETTINGS.diffusion.model_copy(update={"steps": 1})
-    dit, trained = train_dit(settings, latents, classes, seed=0, say=silent)
+    dit, trained = train_dit(settings, latents, classes, seed=0)
     assert trained.loss == pytest.approx(1, abs=0.05)
     assert dit.config.num_embeds_ada_norm == NULL_CLASS == 16
     assert dit.config.sample_size == 8
@@ -173,9 +169,9 @@ def test_an_untrained_dit_predicts_zero_so_that_its_first_loss_is_one():
 def test_the_moving_average_is_kept_and_not_the_last_weights():
     latents, classes = torch.randn(64, 4, 8, 8), torch.randint(NUM_CLASSES, (64,))
     few = SETTINGS.diffusion.model_copy(update={"steps": 3, "batch": 8, "layers": 1})
-    last, _ = train_dit(few.model_copy(update={"ema": 0.0}), latents, classes, seed=0, say=silent)
-    first, _ = train_dit(few.model_copy(update={"ema": 1.0}), latents, classes, seed=0, say=silent)
-    half, _ = train_dit(few.model_copy(update={"ema": 0.5}), latents, classes, seed=0, say=silent)
+    last, _ = train_dit(few.model_copy(update={"ema": 0.0}), latents, classes, seed=0)
+    first, _ = train_dit(few.model_copy(update={"ema": 1.0}), latents, classes, seed=0)
+    half, _ = train_dit(few.model_copy(update={"ema": 0.5}), latents, classes, seed=0)
     start, between, end = (model.proj_out_2.bias.abs().sum() for model in (first, half, last))
     assert start == 0
     assert 0 < between < end
@@ -193,13 +189,15 @@ def test_classes_are_scene_and_genre(frames):
 # --- the loop and the reader
 
 
-def test_the_loop_warms_up_and_comes_down():
+def test_the_loop_warms_up_and_comes_down(capsys):
     weight = torch.nn.Parameter(torch.tensor([4.0]))
-    told = []
-    trained = optimise("x", [weight], lambda _: F.mse_loss(weight, torch.zeros(1)), steps=300, lr=0.1, say=told.append)
+    trained = optimise("x", [weight], lambda _: F.mse_loss(weight, torch.zeros(1)), steps=300, lr=0.1)
     assert abs(weight.item()) < 0.1
     assert trained.steps == 300
-    assert [line.split(",")[0] for line in told] == ["x: step 250 of 300", "x: step 300 of 300"]
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "x: step 250 of 300",
+        "x: step 300 of 300",
+    ]
 
 
 def test_every_caption_to_read_holds_the_answer():
