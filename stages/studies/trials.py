@@ -3,9 +3,11 @@
 An actor does one trial after the other, so that Python and the networks' libraries start once per place.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -58,6 +60,18 @@ def run_trials(
         on_start: called with the name of each trial that starts.
         on_end: called with the name of each that ended, why it failed (None: it did not), and its seconds.
     """
+    # Ray prints about processes that die on stdout, which belongs to results.
+    with redirect_stdout(sys.stderr):
+        _hand_out(trials, run, share, on_start, on_end)
+
+
+def _hand_out(
+    trials: Mapping[str, T],
+    run: Callable[[T], str | None],
+    share: Share,
+    on_start: Callable[[str], None],
+    on_end: Callable[[str, str | None, float], None],
+) -> None:
     actor_of = ray.remote(TrialActor).options(num_cpus=share.cpus, num_gpus=share.gpus)
     code, waiting = own_code.digest(), deque(trials)
     idle: list[Any] = []
