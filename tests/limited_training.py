@@ -1,6 +1,6 @@
 """A training in a process that may take so many bytes more than it has once its networks are loaded.
 
-    python -m tests.limited_training WORLD NAME BYTES key=value ...
+python -m tests.limited_training WORLD NAME BYTES key=value ...
 """
 
 import os

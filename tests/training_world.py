@@ -148,7 +148,9 @@ def near(one, other, tolerance=NEAR):
     for row, its in zip(mine, theirs, strict=True):
         assert row["split"] == its["split"]
         for name in row.keys() - {"split"}:
-            assert row[name] == pytest.approx(its[name], rel=tolerance, abs=tolerance / 10), f"{name} at step {row['step']}"
+            assert row[name] == pytest.approx(its[name], rel=tolerance, abs=tolerance / 10), (
+                f"{name} at step {row['step']}"
+            )
 
 
 def wait_for_step(run, step, process, deadline_s=120.0):
