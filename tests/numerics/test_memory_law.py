@@ -75,7 +75,7 @@ def test_the_tables_in_the_docs_are_what_the_arithmetic_gives(full):
     weights = frozen_bytes(llama, "none")
     text = DOCS.read_text(encoding="utf-8")
     assert f"{trained:,}\ntrained values" in text
-    assert f"bfloat16: {weights / GB:.2f} GB; trained: {16 * trained / GB:.2f} GB" in text
+    assert f"bfloat16: {weights / GB:.2f} GB; trained: {18 * trained / GB:.2f} GB" in text
     shape = ClipShape(frames=100, patches=257, words=16, sequence=64)
     rows = re.findall(r"^\| (\d+)[^|]* \| ([\d. |]+) \|$", text[text.index("## What fits") :], flags=re.MULTILINE)
     assert len(rows) == 3
@@ -136,8 +136,8 @@ def test_what_fits_with_a_quantised_language_model_is_what_the_docs_say(full):
         row = " | ".join(map(str, [kind, f"{frozen_bytes(llama, kind) / GB:.2f}", *clips]))
         assert f"\n| {row} |\n" in text, row
     assert f"A 16 GB GPU takes {plan('nf4', 10).most_clips(14 * GB)} clips" in text
-    more = plan("int8", None).clip - plan("none", None).clip
-    assert f"`int8` needs {more / GB:.2f} GB more for each clip" in text
+    kept = [language_kept_bytes(llama.config, bytes_each=2, quantize=kind) for kind in ("int8", "none")]
+    assert f"`int8` needs {shape.sequence * (kept[0] - kept[1]) / GB:.2f} GB more for each clip" in text
 
 
 def most_allocated(step):
