@@ -1,4 +1,4 @@
-"""A training step that does not fit into the memory, by the system's own limit: it goes on, and its losses are equal."""
+"""A training step that does not fit into the memory, by the system's own limit: it goes on with equal losses."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a CPU's memory holds is known from configuration files: in which type the language model is read, or a refusal."""
+"""What a CPU's memory holds is known from configuration files: the type the language model is read in, or none."""
 
 import json
 import shutil
