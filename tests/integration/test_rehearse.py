@@ -1,4 +1,4 @@
-"""`pipeline rehearse`: all stages in processes of their own, what they took, and what is printed where one does not fit."""
+"""`pipeline rehearse`: all stages in their own processes, what they take, and what is printed where one is too big."""
 
 import json
 import os
