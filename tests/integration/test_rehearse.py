@@ -1,4 +1,4 @@
-"""`pipeline rehearse`: all stages in their own processes, what they take, and what is printed where one is too big."""
+"""`pipeline rehearse`: stages in processes of their own, what they took, what is printed where one does not fit."""
 
 import json
 import os
