@@ -266,10 +266,13 @@ def test_weights_that_were_downloaded_are_measured_without_asking_the_hub(world,
 # Windows of MA-LMM's annotations in batches of 64, the last incomplete one dropped, for 20 epochs.
 LVU_STEPS = {"relationship": 80, "way_speaking": 660, "scene": 360, "director": 540, "genre": 2000, "writer": 660}
 LVU_STEPS["year"] = 520
+COSTS = Path(__file__).parents[2] / "docs" / "costs.md"
 PUBLISHED_TRAINED = 202_620_737
 
 
-def test_all_of_table_1_is_planned_without_annotations_weights_or_videos(command):
+def test_all_of_table_1_is_planned_without_annotations_weights_or_videos_and_the_docs_show_it(command, monkeypatch):
+    for module in ("pipeline.planning.training_answer", "pipeline.commands.plan"):
+        monkeypatch.setattr(f"{module}.this_gpu", lambda: None)
     code, out, told = command("plan", "--dataset", "lvu", "--json")
     planned = json.loads(out)
     training = planned["training"]
@@ -288,7 +291,9 @@ def test_all_of_table_1_is_planned_without_annotations_weights_or_videos(command
     assert relationship["hours_by_arithmetic"]["RTX A4000"] is training["gpus"][0]["fit"] is None
     assert "at 40% of the GPU's peak (assumed)" in told
     assert "hours on this machine: not measured" in told
-    assert "all 7" in told
+    rows = [" | ".join(map(str.strip, line[1:-1].split("│"))) for line in told.splitlines() if line.startswith("│")]
+    assert len(rows) == 5 + 6 + 7 + 1  # parts, GPUs, tasks and their sum
+    assert [row for row in rows if f"| {row} |" not in COSTS.read_text(encoding="utf-8")] == []
 
 
 @pytest.mark.skipif(not LVU.is_dir(), reason="the LVU annotations are not here")
