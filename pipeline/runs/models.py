@@ -12,6 +12,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, resolve, resolve_run
 from stages.atomic import atomic_write_text
 from stages.cache.feature_cache import FeatureCache
+from stages.config import RunConfig
 from stages.data.card_schema import Card
 from stages.data.manifest import Sample
 from stages.errors import UserError
@@ -128,7 +129,9 @@ def is_exported(source: str) -> bool:
     path = Path(source)
     if path.is_dir():
         return is_export(path) and not (path / CONFIG).is_file()
-    return not path.exists() and not path.is_absolute() and source.count("/") == 1 and not path.parent.exists()
+    # runs/NAME is a run, also where there are no runs yet.
+    is_local = path.is_absolute() or path.exists() or path.parent.exists() or path.parent == Path(RunConfig().folder)
+    return not is_local and source.count("/") == 1
 
 
 def open_run(path: Path, overrides: Sequence[str]) -> Finished:

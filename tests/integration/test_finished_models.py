@@ -140,5 +140,6 @@ def test_a_model_that_is_nowhere_is_one_line(folder, pipeline):
     video = folder / "data" / "videos" / "test_0000.mp4"
     _, err = pipeline("predict", video, "--question", "where?", "--run", "nobody/nothing", status=2)
     assert "the model hub gave no answer; got 'nobody/nothing'" in err
-    _, err = pipeline("predict", video, "--question", "where?", "--run", folder / "nothing", status=2)
-    assert "not a run: there is no config.yaml" in err
+    for run in (folder / "nothing", "runs/nothing"):  # a run wherever there may be one, and the hub is not asked
+        _, err = pipeline("predict", video, "--question", "where?", "--run", run, status=2)
+        assert f"{run}: not a run: there is no config.yaml" in err
