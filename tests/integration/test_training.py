@@ -173,6 +173,14 @@ def test_a_run_that_is_resumed_in_other_parts_has_the_losses_of_one_that_was_not
     near(path, whole)
 
 
+def test_the_validation_loss_is_that_of_all_answer_tokens_however_many_samples_are_answered_at_once(resolved):
+    whole = trained(resolved("train.epochs=1", name="whole"))
+    parts = trained(resolved("train.epochs=1", "evaluate.batch_size=3", name="parts"))
+    assert stamp_of(parts)["evaluate.batch_size"] == 3
+    (mine,), (theirs,) = rows_of(parts, "val"), rows_of(whole, "val")
+    assert mine["answer_loss"] == pytest.approx(theirs["answer_loss"], rel=FLOAT32_LOSS)
+
+
 def stamp_of(path):
     return json.loads((path / "run.json").read_text())["at_once"]
 
