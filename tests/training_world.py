@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.cache import FeatureCache
 from stages.data.frame_plan import plan_frames
+from stages.weights.tiny import bundled_folder
 
 CARD = """\
 name: random
@@ -121,6 +123,17 @@ def make(folder, *, storage="float16"):
             )
             ledger.done(video, checksum=record.checksum, attempts=1)
     return world
+
+
+def dropping_out(world, rate=0.1):
+    """The setting of a Q-Former like the tiny one, whose configuration has no dropout, with it."""
+    folder = world.folder / "dropping-out"
+    if not folder.exists():
+        shutil.copytree(bundled_folder("tiny-instructblip"), folder)
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        described["qformer_config"] |= {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+        (folder / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    return f"qformer.source={folder}"
 
 
 def rows_of(run, split="train"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training_world import make, near
+from tests.training_world import dropping_out, make, near
 
 ROOT = Path(__file__).parents[2]
 # A batch of 32 takes more than this, one of 8 less.
@@ -22,8 +22,9 @@ LINE = "too little memory for a step: going on with train.micro_batch_size={} an
 
 def train(world, name, more_bytes, *settings):
     """Train in a process of its own; its run's folder and what it wrote to stderr."""
+    more = [dropping_out(world), *settings]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.limited_training", world.folder, name, str(more_bytes), *SETTINGS, *settings],
+        [sys.executable, "-m", "tests.limited_training", world.folder, name, str(more_bytes), *SETTINGS, *more],
         # So that what is freed goes back to the system, and the limit is one of what is held.
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
         cwd=ROOT,

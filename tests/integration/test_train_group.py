@@ -17,7 +17,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.errors import UserError
 from tests.several import together
-from tests.training_world import SETTINGS, make, near, rows_of
+from tests.training_world import SETTINGS, dropping_out, make, near, rows_of
 
 STEPS = 8  # of one epoch
 
@@ -32,6 +32,13 @@ def alone(world):
     """The run of one process."""
     os.chdir(world.folder)
     return command.run(settings(world, "alone"), resume=False, as_json=False)
+
+
+@pytest.fixture(scope="module")
+def alone_dropping_out(world):
+    """The run of one process with dropout."""
+    os.chdir(world.folder)
+    return command.run(settings(world, "alone-dropping-out", dropping_out(world)), resume=False, as_json=False)
 
 
 def settings(world, name, *more):
@@ -72,9 +79,9 @@ def run_of(world, name):
     return world.folder / "runs" / name
 
 
-def test_parts_of_each_processs_share_add_up_to_the_batch(world, alone, tmp_path):
-    together(fit, 2, tmp_path, settings(world, "parts", "train.micro_batch_size=1"))
-    near(run_of(world, "parts"), alone)
+def test_parts_of_each_processs_share_add_up_to_the_batch_and_drop_out_the_same(world, alone_dropping_out, tmp_path):
+    together(fit, 2, tmp_path, settings(world, "parts", "train.micro_batch_size=1", dropping_out(world)))
+    near(run_of(world, "parts"), alone_dropping_out)
 
 
 def short_of_memory(group, resolved):

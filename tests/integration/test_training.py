@@ -23,7 +23,7 @@ from stages.signals import StopRequest
 from stages.train.run_lock import training
 from stages.train.schedule import learning_rate
 from stages.train.step import Stepper
-from tests.training_world import SETTINGS, STEPS, make, near, numbers, rows_of, weights
+from tests.training_world import SETTINGS, STEPS, dropping_out, make, near, numbers, rows_of, weights
 
 FLOAT32_LOSS = 1e-5  # relative
 GRADIENT = 1e-4  # relative to the parameter's largest, in float32
@@ -147,26 +147,38 @@ def test_the_answer_loss_of_groups_is_the_mean_of_their_means_however_the_batch_
     assert (abs(other - expected) > 100 * FLOAT32_LOSS * expected) == (group != 6)
 
 
-def test_a_training_in_parts_takes_as_many_steps_and_nearly_the_same_first_one(resolved):
-    whole = rows_of(trained(resolved("train.epochs=1", "train.validate_every=9", name="whole")))
-    parts = rows_of(trained(resolved("train.epochs=1", "train.micro_batch_size=3", name="parts")))
+def test_a_training_in_parts_takes_as_many_steps_and_the_same_first_one(world, resolved):
+    settings = ("train.epochs=1", dropping_out(world))
+    whole = rows_of(trained(resolved(*settings, "train.validate_every=9", name="whole")))
+    parts = rows_of(trained(resolved(*settings, "train.micro_batch_size=3", name="parts")))
     assert [row["step"] for row in parts] == [row["step"] for row in whole] == list(range(8))
     assert parts[0]["answer_loss"] == pytest.approx(whole[0]["answer_loss"], rel=FLOAT32_LOSS)  # dropout included
     assert all(row["data_wait_s"] >= 0 for row in parts)
 
 
-def test_a_run_that_is_resumed_in_other_parts_has_the_losses_of_one_that_was_not(resolved):
-    whole = trained(resolved(name="whole"))
-    config = resolved("train.micro_batch_size=1", "train.frames_per_chunk=2")
+def test_a_run_that_is_resumed_in_other_parts_has_the_losses_of_one_that_was_not(world, resolved):
+    dropout = dropping_out(world)
+    whole = trained(resolved(dropout, name="whole"))
+    undropped = trained(resolved("train.epochs=1", name="undropped"))
+    assert rows_of(whole)[0]["loss"] != pytest.approx(rows_of(undropped)[0]["loss"], rel=10 * FLOAT32_LOSS)
+    config = resolved(dropout, "train.micro_batch_size=1", "train.frames_per_chunk=2")
     path = config_path(config)
     trainer, loaded, stamp = command.prepare(config.config, path, StopRequest())
     command.begin(path, config.config, loaded, stamp, resume=False)
     trainer.stop = lambda: trainer.position.step == 3
     trainer.fit(lambda _row: None)
     assert stamp_of(path)["train.micro_batch_size"] == 1
-    trained(resolved("train.micro_batch_size=3"), resume=True)
+    trained(resolved(dropout, "train.micro_batch_size=3"), resume=True)
     assert stamp_of(path) == {"train.micro_batch_size": 3, "train.frames_per_chunk": 2, "evaluate.batch_size": 64}
     near(path, whole)
+
+
+def test_the_validation_loss_is_that_of_all_answer_tokens_however_many_samples_are_answered_at_once(resolved):
+    whole = trained(resolved("train.epochs=1", name="whole"))
+    parts = trained(resolved("train.epochs=1", "evaluate.batch_size=3", name="parts"))
+    assert stamp_of(parts)["evaluate.batch_size"] == 3
+    (mine,), (theirs,) = rows_of(parts, "val"), rows_of(whole, "val")
+    assert mine["answer_loss"] == pytest.approx(theirs["answer_loss"], rel=FLOAT32_LOSS)
 
 
 def stamp_of(path):
