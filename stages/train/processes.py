@@ -167,7 +167,8 @@ def met(place: Place) -> Iterator[TrainingProcess]:
     except (dist.DistError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the training processes could not meet: {error}", where=where, exit_code=1) from error
-    process = TrainingProcess(place, store)
+    # The agent's store outlives processes that it starts again.
+    process = TrainingProcess(place, dist.PrefixStore(f"start {place.restarts}", store))
     try:
         process.require_same_code()
         yield process
