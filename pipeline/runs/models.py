@@ -17,9 +17,11 @@ from stages.data.manifest import Sample
 from stages.errors import UserError
 from stages.networks.checkpoint import Checkpoints
 from stages.networks.exported import About, is_export, open_export
+from stages.networks.memory_law import ClipShape
 from stages.networks.pretrained import LoadedModel
 from stages.networks.tokens import Tokenizers
-from stages.weights.repository import LoadingReport, open_tensors
+from stages.weights.instructblip import instructblip_config
+from stages.weights.repository import LoadingReport, Repository, open_tensors
 from stages.wording import counted
 
 LOADING = "loading.json"
@@ -40,12 +42,15 @@ def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Samp
     assert frame.features is not None
     assert frame.targets is not None
     card = locations.card_of(config)
+    words, told = Tokenizers.load(config).longest([sample.prompt.replace("{}", sample.question)], [sample.answer])
+    queries = instructblip_config(Repository(config.qformer.source)).num_query_tokens
     loaded = LoadedModel.start(
         about_of(config, card),
         visual_width=frame.features.shape[2],
         target_width=frame.targets.shape[1],
         seed=config.train.seed,
         shard_language=config.train.shard_language == "fsdp",
+        clip=ClipShape(len(sample.frame_times_s()), frame.features.shape[1], words, queries + told),
     )
     for report in loaded.loading:
         say(report.summary())

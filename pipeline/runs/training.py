@@ -50,6 +50,10 @@ FREE = (
     # The same batches in the same order; sums are rounded in another order.
     "train.processes",
     "train.shard_language",
+    "train.micro_batch_size",
+    "train.frames_per_chunk",
+    "evaluate.batch_size",
+    "evaluate.rank_rows",
     "train.loader_workers",
     "train.prefetch",
     "train.log_every",
@@ -64,8 +68,6 @@ FREE = (
 _MAY_CHANGE = (
     *FREE,
     "data.videos",  # training reads none
-    # Rounding, as above.
-    *("train.micro_batch_size", "train.frames_per_chunk", "evaluate.batch_size", "evaluate.rank_rows"),
     # When it ends.
     *("train.epochs", "train.patience"),
 )

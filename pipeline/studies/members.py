@@ -297,7 +297,14 @@ def _is_answered(one: Training, method: Method, model: str) -> bool:
     except (OSError, ValidationError):
         return False
     asked = {branch: getattr(one.config, branch).model_dump(mode="json") for branch in ("evaluate", "language")}
-    return found.model.sha256 == model and all(found.settings.get(branch) == asked[branch] for branch in asked)
+    return found.model.sha256 == model and all(
+        _binding(branch, found.settings.get(branch, {})) == _binding(branch, asked[branch]) for branch in asked
+    )
+
+
+def _binding(branch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a branch's settings that answers depend on."""
+    return {key: value for key, value in settings.items() if f"{branch}.{key}" not in FREE}
 
 
 def is_finished(one: Training) -> bool:

@@ -18,7 +18,7 @@ from stages.config import EvaluateConfig
 from stages.data.manifest import Sample
 from stages.device import autocast, move
 from stages.errors import UserError
-from stages.evaluate.at_once import MOST_SAMPLES, AtOnce
+from stages.evaluate.at_once import MOST_SAMPLES, AtOnce, too_little_memory
 from stages.evaluate.scoring import METHODS, Method, Prediction, answer_type_of
 from stages.networks.tokens import Tokenizers
 
@@ -190,6 +190,7 @@ def rank_answers(
 
     Raises:
         MemoryError: one candidate of each does not fit.
+        UserError: likewise, of what is one sample.
     """
     candidates = move(tokenizers.candidates(answers), asked.prompt.device)
     at_once = at_once or AtOnce.of(config)
@@ -199,7 +200,7 @@ def rank_answers(
 
     scores = at_once.ranked(scored, samples=len(asked.prompt))
     if scores is None:
-        raise MemoryError("a candidate of each sample")
+        raise too_little_memory(1) if len(asked.prompt) == 1 else MemoryError("a candidate of each sample")
     best = scores.sort(dim=1, descending=True, stable=True)
     return [
         (tuple(answers[index] for index in indices), tuple(values))

@@ -106,11 +106,7 @@ class AtOnce:
                 start += len(part.samples)
                 continue
             if self.samples == 1 or not self.may_halve:
-                raise UserError(
-                    f"the memory does not hold {counted(len(part.samples), 'sample')} while answering",
-                    hint="set language.quantize=nf4, language.num_beams=1 or a smaller evaluate.batch_size",
-                    exit_code=1,
-                )
+                raise too_little_memory(len(part.samples))
             self.samples = -(-len(part.samples) // 2)
             _LOG.warning("too little memory: going on with evaluate.batch_size=%d, answers are the same", self.samples)
 
@@ -122,3 +118,12 @@ class AtOnce:
             self.rows = max(samples, self.rows // 2)
             _LOG.warning("too little memory: going on with evaluate.rank_rows=%d, scores are the same", self.rows)
         return found
+
+
+def too_little_memory(samples: int) -> UserError:
+    """What to say where so many samples do not fit, and fewer cannot be taken."""
+    return UserError(
+        f"the memory does not hold {counted(samples, 'sample')} while answering",
+        hint="set language.quantize=nf4, language.num_beams=1 or a smaller evaluate.batch_size",
+        exit_code=1,
+    )

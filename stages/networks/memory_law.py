@@ -3,10 +3,12 @@
 In one process, at the moment when most is held, which is the backward pass of a clip's last chunk of frames:
 
     frozen language model     `frozen_bytes`; `sharded_bytes` where its layers lie in pieces
-    trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32
+    trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32; under autocast 2
+                              more, for the copy that it computes with
     per clip of a part:
       features                as stored in the cache
-      Q-Former                `kept_numbers`, dropout, one layer's pages; at most 4 bytes each
+      Q-Former                `kept_numbers`, dropout, the slots for the next chunk; at most 4 bytes each
+      and the more of         one layer's pages while the Q-Former goes back, and before that
       language model          S tokens with `language_kept_bytes` each
 
 Left out are what torch and CUDA take for themselves (about a gigabyte) and the holes in the allocator's memory. A
@@ -273,8 +275,10 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
     return config.num_hidden_layers * layer + norm
 
 
-def qformer_bytes(qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None, longest: int) -> int:
-    """Most bytes that one clip holds in the Q-Former.
+def qformer_bytes(
+    qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None, longest: int, told: int = 0
+) -> int:
+    """Most bytes that one clip holds in the Q-Former, and beside it in the language model.
 
     It holds them while a chunk of frames goes back, or while a longer one of frames without a loss goes by.
 
@@ -283,6 +287,7 @@ def qformer_bytes(qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: in
         shape: of the clip.
         frames_per_chunk: as in `train.frames_per_chunk`.
         longest: most frames in a row that carry a loss; 0 where nothing is learned.
+        told: bytes that the language model keeps, which has gone back when the Q-Former does.
     """
     slots, widths = qformer.config.memory_slots, qformer.qformer.config
     chunk = min(frames_per_chunk or frames_per_chunk_of(slots), shape.frames)
@@ -297,10 +302,11 @@ def qformer_bytes(qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: in
     carried = slots * (shape.patches * (visual + 2 * hidden * crossing) + 3 * tokens * hidden * layers)
     scores = 8 * widths.num_attention_heads * qformer.num_queries * shape.patches * (slots + 1)
 
-    back = kept + carried + dropout + scores + 4 * shape.patches * hidden * (slots + 1 + 2 * with_loss)
+    pages = scores + 4 * shape.patches * hidden * (slots + 1 + 2 * with_loss)
+    back = _KEPT_BYTES * (kept + carried + dropout) + max(told, _KEPT_BYTES * pages)
     by = 2 * carried + chunk * (3 * shape.patches * visual + tokens * (8 * hidden + 2 * inner))
     by += scores + 2 * shape.patches * hidden * (2 * (slots + 1) + chunk)
-    return _KEPT_BYTES * max(back if with_loss else 0, by if with_loss < chunk else 0)
+    return max(back if with_loss else 0, _KEPT_BYTES * by if with_loss < chunk else 0)
 
 
 def step_memory(
@@ -335,8 +341,9 @@ def step_memory(
     features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
     features *= 1 + read_ahead
     told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
-    clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames) + told
-    return StepMemory(language_bytes, trained * TRAINED_BYTES, clip)
+    clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames, told)
+    cast = bytes_each if bytes_each < _FLOAT32_BYTES else 0
+    return StepMemory(language_bytes, trained * (TRAINED_BYTES + cast), clip)
 
 
 def row_bytes(config: Any, sequence: int, *, bytes_each: int) -> int:

@@ -9,11 +9,13 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from stages.device import Compute, autocast, move, pick_device, pick_dtype
+from stages.device import Compute, autocast, move
 from stages.errors import UserError
 from stages.networks.build import build_diff_lmm, load_language, new_diff_lmm
 from stages.networks.exported import HEADS, About, open_export, write_export
+from stages.networks.memory_law import ClipShape
 from stages.networks.quantization import num_values
+from stages.networks.room import compute_for
 from stages.networks.tokens import Tokenizers
 from stages.weights.instructblip import naming
 from stages.weights.repository import LoadingReport, open_tensors
@@ -65,7 +67,14 @@ class LoadedModel(ModelHubMixin):
 
     @classmethod
     def start(
-        cls, about: About, *, visual_width: int, target_width: int, seed: int, shard_language: bool = False
+        cls,
+        about: About,
+        *,
+        visual_width: int,
+        target_width: int,
+        seed: int,
+        shard_language: bool = False,
+        clip: ClipShape | None = None,
     ) -> Self:
         """The model as training starts it, on this machine's device.
 
@@ -75,14 +84,17 @@ class LoadedModel(ModelHubMixin):
             target_width: D of the teacher targets.
             seed: of every weight that no checkpoint gives.
             shard_language: whether the language model lies in pieces on the processes that train together.
+            clip: one that is to be learned from, to see before whether the memory holds that.
 
         Raises:
-            UserError: a checkpoint is missing or damaged, or networks and settings do not fit each other.
+            UserError: a checkpoint is missing or damaged, networks and settings do not fit each other, or a CPU's
+                memory does not hold them.
         """
         reports: list[LoadingReport] = []
-        device, dtype = _compute(about)
+        compute, frozen = compute_for(about.networks, about.precision, target_width=target_width, clip=clip)
+        device = compute.device
         tokenizers = Tokenizers.load(about.networks)
-        language = load_language(about.networks.language, dtype, reports.append)
+        language = load_language(about.networks.language, frozen, reports.append)
         try:
             model = build_diff_lmm(
                 about.networks,
@@ -99,7 +111,7 @@ class LoadedModel(ModelHubMixin):
             from stages.networks.sharding import shard_layers
 
             shard_layers(language, device)
-        return cls(model.to(device), tokenizers, Compute(device, dtype), about, tuple(reports))
+        return cls(model.to(device), tokenizers, compute, about, tuple(reports))
 
     @classmethod
     def finished(cls, about: About, trained: Mapping[str, Tensor], *, visual_width: int, where: str | Path) -> Self:
@@ -112,13 +124,14 @@ class LoadedModel(ModelHubMixin):
             where: what `trained` was read from, for messages.
 
         Raises:
-            UserError: a frozen network is missing or damaged, or the parameters do not fit.
+            UserError: a frozen network is missing or damaged, the parameters do not fit, or a CPU's memory does not
+                hold them.
         """
-        device, dtype = _compute(about)
+        compute, frozen = compute_for(about.networks, about.precision)
         tokenizers = Tokenizers.load(about.networks)
         model = new_diff_lmm(
             about.networks,
-            language=load_language(about.networks.language, dtype),
+            language=load_language(about.networks.language, frozen),
             special=tokenizers.special,
             visual_width=visual_width,
             target_width=None,
@@ -126,7 +139,7 @@ class LoadedModel(ModelHubMixin):
         )
         with naming(str(where)):
             model.load_trained({name: trained[name] for name in trained if not name.startswith(HEADS)})
-        return cls(model.to(device).eval(), tokenizers, Compute(device, dtype), about)
+        return cls(model.to(compute.device).eval(), tokenizers, compute, about)
 
     @property
     def trained_count(self) -> int:
@@ -188,8 +201,3 @@ class LoadedModel(ModelHubMixin):
         about = export.record.description.model_copy(update={"networks": networks})
         trained, width = open_tensors(export.weights), export.record.visual_width
         return cls.finished(about, trained, visual_width=width, where=export.source)
-
-
-def _compute(about: About) -> tuple[torch.device, torch.dtype]:
-    device = pick_device()
-    return device, pick_dtype(about.precision, device)

@@ -10,8 +10,10 @@ import re
 import shutil
 
 import pytest
+import torch
 import yaml
 
+from model.language import FrozenLanguageModel
 from pipeline.runs.results import EvaluationRecord, read_predictions, write_results
 from pipeline.runs.run_folder import RunFolder
 from pipeline.settings import locations
@@ -87,6 +89,37 @@ def test_the_number_of_rows_and_of_samples_changes_no_ranking(run, pipeline):
     for mine, theirs in zip(lines_of(run / "predictions-rank.jsonl"), whole, strict=True):
         assert mine["answers"] == theirs["answers"]
         assert mine["log_probability"] == pytest.approx(theirs["log_probability"], rel=1e-4)
+
+
+def test_what_does_not_fit_is_answered_in_smaller_parts_with_the_same_answers(run, pipeline, monkeypatch, caplog):
+    """Of the search three samples fit, of the ranking six rows; each halving is one line."""
+    files = [run / "predictions.jsonl", run / "predictions-rank.jsonl"]
+    pipeline("evaluate", "--run", run, "--method", "both")
+    whole = [lines_of(path) for path in files]
+    search, rank = FrozenLanguageModel.generate, FrozenLanguageModel.rank
+
+    def small_search(model, queries, *rest):
+        if len(queries) > 3:
+            raise MemoryError
+        return search(model, queries, *rest)
+
+    def small_rank(model, queries, *rest, rows, **more):
+        if rows > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rank(model, queries, *rest, rows=rows, **more)
+
+    monkeypatch.setattr(FrozenLanguageModel, "generate", small_search)
+    monkeypatch.setattr(FrozenLanguageModel, "rank", small_rank)
+    pipeline("evaluate", "--run", run, "--method", "both", "--set", "evaluate.batch_size=auto")
+    assert "too little memory: going on with evaluate.batch_size=2, answers are the same" in caplog.messages
+    assert caplog.messages[-1] == "too little memory: going on with evaluate.rank_rows=4, scores are the same"
+    for path, answers in zip(files, whole, strict=True):
+        for mine, theirs in zip(lines_of(path), answers, strict=True):
+            assert mine["answers"] == theirs["answers"]
+            assert mine["log_probability"] == pytest.approx(theirs["log_probability"], rel=1e-4)
+    monkeypatch.setattr(FrozenLanguageModel, "generate", lambda *_: torch.empty(2**50))
+    _, err = pipeline("evaluate", "--run", run, status=1)
+    assert err.splitlines()[-1].startswith("error: the memory does not hold 1 sample while answering")
 
 
 def test_the_sum_of_log_likelihoods_is_another_score(run, pipeline):

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from model.diff_lmm import DiffLMM
 from pipeline.commands import train as command
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.errors import UserError
 from tests.several import together
-from tests.training_world import SETTINGS, make, near, rows_of
+from tests.training_world import SETTINGS, dropping_out, make, near, rows_of
 
 STEPS = 8  # of one epoch
 
@@ -30,6 +31,13 @@ def alone(world):
     """The run of one process."""
     os.chdir(world.folder)
     return command.run(settings(world, "alone"), resume=False, as_json=False)
+
+
+@pytest.fixture(scope="module")
+def alone_dropping_out(world):
+    """The run of one process with dropout."""
+    os.chdir(world.folder)
+    return command.run(settings(world, "alone-dropping-out", dropping_out(world)), resume=False, as_json=False)
 
 
 def settings(world, name, *more):
@@ -70,9 +78,30 @@ def run_of(world, name):
     return world.folder / "runs" / name
 
 
-def test_parts_of_each_processs_share_add_up_to_the_batch(world, alone, tmp_path):
-    together(fit, 2, tmp_path, settings(world, "parts", "train.micro_batch_size=1"))
-    near(run_of(world, "parts"), alone)
+def test_parts_of_each_processs_share_add_up_to_the_batch_and_drop_out_the_same(world, alone_dropping_out, tmp_path):
+    together(fit, 2, tmp_path, settings(world, "parts", "train.micro_batch_size=1", dropping_out(world)))
+    near(run_of(world, "parts"), alone_dropping_out)
+
+
+def short_of_memory(group, resolved):
+    """Train; in the second process nothing but a single clip ever fits."""
+    if group.rank == 1:
+        real = DiffLMM.forward_backward
+
+        def one_at_most(model, clips, **more):
+            if len(clips.features) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(model, clips, **more)
+
+        DiffLMM.forward_backward = one_at_most
+    return fit(group, resolved)
+
+
+def test_one_of_two_that_runs_out_of_memory_takes_its_share_in_smaller_parts_while_the_other_waits(
+    world, alone, tmp_path
+):
+    together(short_of_memory, 2, tmp_path, settings(world, "short", "train.micro_batch_size=2"))
+    near(run_of(world, "short"), alone)
 
 
 def weights_of(group, resolved, counts):

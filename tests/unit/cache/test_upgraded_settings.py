@@ -93,3 +93,11 @@ def test_settings_of_today_stay_as_they_are():
     for overrides in ([], ["teacher.kind=tower", "teacher.block=3"]):
         settings = dict(leaves(resolve(overrides=overrides).config.model_dump()))
         assert upgraded(settings) == settings
+
+
+def test_a_run_that_took_its_batches_whole_takes_as_much_as_fits_today(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("preset: tiny\ntrain: {micro_batch_size: null, batch_size: 8}\n")
+    assert load_yaml(file).train.micro_batch_size == "auto"
+    file.write_text("preset: tiny\ntrain: {micro_batch_size: 4}\n")
+    assert load_yaml(file).train.micro_batch_size == 4

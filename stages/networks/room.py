@@ -1,0 +1,84 @@
+"""Before anything is loaded: where the networks run, in which precision, and whether the memory holds them."""
+
+from dataclasses import replace
+
+import torch
+
+from model.config import ModelConfig, Quantization
+from model.diff_lmm import DiffLMM
+from stages.device import Compute, pick_device, pick_dtype
+from stages.errors import UserError
+from stages.free_memory import usable_memory
+from stages.networks.exported import Precision
+from stages.networks.memory_law import ClipShape, frozen_bytes, on_meta, step_memory
+
+_GB = 1e9
+_FLOAT32_BYTES = 4
+_NOTHING_HELPS = "neither language.quantize nor bfloat16 nor fewer frames make it fit"
+
+
+def compute_for(
+    networks: ModelConfig, precision: Precision, *, target_width: int | None = None, clip: ClipShape | None = None
+) -> tuple[Compute, torch.dtype]:
+    """Device and arithmetic, and the type that the frozen language model is read in.
+
+    They are the same but on a CPU: where its memory does not hold the language model in float32 and the precision is
+    auto, this alone is read in bfloat16.
+
+    Args:
+        networks: their configuration files are read, and nothing else.
+        precision: as in `train.precision`.
+        target_width: D of the teacher targets, to train with them.
+        clip: one clip that is to be learned from; None: nothing is.
+
+    Raises:
+        UserError: a CPU's memory does not hold the networks and one step with one frame at a time.
+    """
+    device = pick_device()
+    dtype = pick_dtype(precision, device)
+    compute = Compute(device, dtype)
+    if device.type != "cpu":
+        return compute, dtype
+    model, free = on_meta(networks, target_width=target_width), usable_memory(device)
+    types = [torch.float32, torch.bfloat16] if precision == "auto" else [dtype]
+    quantize = networks.language.quantize
+    for frozen in types:
+        if _needed(model, frozen, quantize, clip) <= free:
+            return compute, frozen
+    least = _needed(model, types[-1], quantize, clip)
+    others = {
+        "train.precision=bfloat16": _needed(model, torch.bfloat16, quantize, clip),
+        "language.quantize=int8": _needed(model, types[-1], "int8", clip),
+        "language.quantize=nf4": _needed(model, types[-1], "nf4", clip),
+    }
+    if clip is not None:
+        others["fewer frames (num_frames of the card)"] = _needed(model, types[-1], quantize, replace(clip, frames=1))
+    enough = [f"{name} ({size / _GB:.1f} GB)" for name, size in others.items() if size <= free]
+    raise UserError(
+        f"the networks{' and a training step of one sample' if clip else ''} need {least / _GB:.1f} GB of memory, "
+        f"and {free / _GB:.1f} GB can be had",
+        where=f"language.source {networks.language.source}",
+        hint=f"set {' or '.join(enough)}" if enough else f"take a machine with more memory: {_NOTHING_HELPS}",
+    )
+
+
+def _needed(model: DiffLMM, dtype: torch.dtype, quantize: Quantization, clip: ClipShape | None) -> int:
+    """Bytes of the model, and of a step of one clip with one frame at a time."""
+    language = model.language.model
+    trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
+    # It is read whole before its matrices are quantised, and only then comes what else there is.
+    read = frozen_bytes(language, "none", bytes_each=dtype.itemsize)
+    held = frozen_bytes(language, quantize, bytes_each=dtype.itemsize)
+    if clip is None:
+        return max(read, held + trained * _FLOAT32_BYTES)
+    step = step_memory(
+        model.qformer,
+        clip,
+        language_config=language.config,
+        language_bytes=held,
+        trained=trained,
+        bytes_each=dtype.itemsize,
+        quantize=quantize,
+        frames_per_chunk=1,
+    )
+    return max(read, step.total(1))
