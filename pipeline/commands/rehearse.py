@@ -74,9 +74,11 @@ def _run(stage: str, folder: Path) -> Cost:
         content = read_json(folder / f"{stage}.json")
         assert isinstance(content, dict)
         return Cost(**content)
-    if code == -signal.SIGKILL:  # by the system, which had no memory left
+    printed = log.read_text(errors="replace")[-_LOG_TAIL:]
+    # By the system, which had no memory left; or by a library that cannot go on without.
+    if code == -signal.SIGKILL or (code == -signal.SIGABRT and "bad_alloc" in printed):
         return Cost(fits=False)
-    raise RuntimeError(f"stage {stage} ended with {code}: {log.read_text(errors='replace')[-_LOG_TAIL:]}")
+    raise RuntimeError(f"stage {stage} ended with {code}: {printed}")
 
 
 def failure_of(stage: str, cost: Cost, config: PipelineConfig) -> UserError | None:

@@ -32,6 +32,7 @@ OPTIONS = {
     "demo": {"--folder", "--set", "--open", "--no-open", "--json"},
     "synthesize": {"folder", "--seed", "--size"},
     "plan": SETTINGS | DATA | {"--retry-failed", "--refresh-changed", "--calibrate-s", "--no-calibrate"},
+    "rehearse": SETTINGS | {"--dataset", "--task", "--language-layers"},
     "extract": SETTINGS | DATA | {"--address", "--retry-failed", "--refresh-changed", "--dry-run", "--json-lines"},
     "train": SETTINGS | DATA | {"run", "--name", "--resume", "--profile", "--processes", "--address"},
     "evaluate": DATA | {"--run", "--split", "--method", "--output", "--set", "--json"},
