@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -82,5 +83,8 @@ def limit_memory(num_bytes: int) -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process has held so far, and of its ended children the largest beside it."""
-    return sum(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Most bytes of memory that this process has held so far.
+
+    Its children are not counted: the kernel has a child begin with its parent's peak.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -31,7 +31,7 @@ class Cost:
         loading_s: seconds until the networks were ready.
         seconds: seconds of the work itself.
         cpu_s: seconds of all cores, of both.
-        peak_bytes: most memory of its process, and of a decode child's beside it.
+        peak_bytes: most memory of its process; the decode child, which is limited by `extract.memory_gb`, comes on top.
         gpu_bytes: most memory that torch had of the GPU; None without one.
         free_bytes: of the device, when it began.
         fits: whether the memory was enough.

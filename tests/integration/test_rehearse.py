@@ -131,3 +131,17 @@ def test_the_free_memory_is_what_limits_leave():
         os._exit(0 if free_memory(CPU) <= 2**33 == resource.getrlimit(resource.RLIMIT_DATA)[0] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_peak_does_not_count_the_process_again_for_a_child_that_it_started():
+    code = (
+        "import subprocess\n"
+        "from stages.free_memory import peak_memory\n"
+        "held = bytes(range(256)) * 2**20\n"
+        "before = peak_memory()\n"
+        "subprocess.run(['true'], check=True)\n"
+        "assert len(held) < before\n"
+        "assert peak_memory() < before + len(held) // 4, (peak_memory(), before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
