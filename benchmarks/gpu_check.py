@@ -31,20 +31,20 @@ if not __package__:
 
 import torch  # noqa: E402  after the clock, and after the path
 
-from benchmarks import gpu_parts, published  # noqa: E402
+from benchmarks.gpu import parts, published  # noqa: E402
 from stages.atomic import atomic_path  # noqa: E402
 
 # Each part and its seconds; those that other parts and the machine depend on least come last.
 PARTS = {
-    "products": (gpu_parts.products, 15),
-    "frozen_networks": (gpu_parts.frozen_networks, 80),
-    "clip_form": (gpu_parts.clip_form, 100),
-    "training_step": (gpu_parts.training_step, 90),
-    "losses": (gpu_parts.losses, 30),
-    "copies": (gpu_parts.copies, 20),
-    "batch_sizes": (gpu_parts.batch_sizes, 70),
-    "bank_ways": (gpu_parts.bank_ways, 60),
-    "compiled": (gpu_parts.compiled, 90),
+    "products": (parts.products, 15),
+    "frozen_networks": (parts.frozen_networks, 80),
+    "clip_form": (parts.clip_form, 100),
+    "training_step": (parts.training_step, 90),
+    "losses": (parts.losses, 30),
+    "copies": (parts.copies, 20),
+    "batch_sizes": (parts.batch_sizes, 70),
+    "bank_ways": (parts.bank_ways, 60),
+    "compiled": (parts.compiled, 90),
 }
 LEAST_S = 2.0
 
@@ -138,7 +138,7 @@ def main():
     check = Check(path, 60 * arguments.minutes, about, began_s=BEGAN_S)
     signal.signal(signal.SIGALRM, _time_is_up)
     gc.freeze()  # what is imported stays, and need not be looked through between the parts
-    machine, fine = gpu_parts.Machine(device, shapes, arguments.tiny), True
+    machine, fine = parts.Machine(device, shapes, arguments.tiny), True
     for place, name in enumerate(arguments.parts):
         later_s = sum(PARTS[other][1] for other in arguments.parts[place + 1 :])
         fine &= check.run(name, machine, later_s=later_s)

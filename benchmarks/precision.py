@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
+from gpu.published import SD_VAE
 from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 
 from model.config import DiTSettings
@@ -35,13 +36,6 @@ from stages.decode.reader import decode
 RESULTS = Path(__file__).parent / "results"
 EXACT = torch.float32
 LOWER = (torch.bfloat16, torch.float16)
-SD_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
 ENCODER_PX, TEACHER_PX = 224, 256
 
 

@@ -21,21 +21,13 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
+from gpu.published import TINY_VAE
 
 from model.config import DiTSettings
 from model.teachers.dit import DIT_NORM_EPS, DiTTeacher
 
 RESULTS = Path(__file__).parent / "results"
 LATENT_CHANNELS = 4
-# Left out of the comparison, but the teacher is not built without one: the smallest that downscales by 8.
-TINY_VAE = {
-    "block_out_channels": (8, 8, 8, 8),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "latent_channels": LATENT_CHANNELS,
-}
 
 
 def build(config, device, dtype):
@@ -44,7 +36,7 @@ def build(config, device, dtype):
     with torch.no_grad():
         for block in whole.transformer_blocks:
             block.norm1.linear.bias.normal_(std=0.5)
-    vae = AutoencoderKL(**TINY_VAE)
+    vae = AutoencoderKL(**TINY_VAE)  # left out of the comparison, but the teacher is not built without one
     teacher = DiTTeacher(
         config,
         dit_config=dict(whole.config),

@@ -29,16 +29,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel
+from gpu.published import PUBLISHED, dit_teacher
 from torch import nn
 from transformers import InstructBlipQFormerConfig
 
 from model.alignment import Alignment, AlignmentReport
-from model.config import AlignmentConfig, DiTSettings, QFormerConfig
+from model.config import AlignmentConfig, QFormerConfig
 from model.diff_lmm import Clips, DiffLMM
 from model.language import FrozenLanguageModel
 from model.qformer.qformer import MemoryQFormer
-from model.teachers.dit import DIT_NORM_EPS, DiTTeacher
 from pipeline.settings.config import resolve
 from stages.batches.windows import Batch
 from stages.config import TrainConfig
@@ -51,15 +50,6 @@ from stages.train.step import Stepper
 RESULTS = Path(__file__).parent / "results"
 PATCHES, WIDTH, HIDDEN, TARGET_WIDTH, LEVELS = 257, 1408, 768, 1152, 13
 FULL_WIDTH = {"vocab_size": 30523}
-# The SD VAE's encoder (stabilityai/sd-vae-ft-mse).
-SD_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 256,
-}
 
 
 class NoHeads(nn.Module):
@@ -69,7 +59,7 @@ class NoHeads(nn.Module):
         super().__init__()
         self.config = AlignmentConfig()
 
-    def observe(self, targets):
+    def observe_mean(self, mean, seen):
         """There is no running mean."""
 
     def part_of(self, frames, total):
@@ -80,20 +70,6 @@ class NoHeads(nn.Module):
         loss = torch.stack([level.float().mean() for level in aligned]).sum()
         nothing = torch.zeros(len(aligned), device=loss.device)
         return loss, AlignmentReport(self.config.levels, nothing, nothing, nothing.sum(), nothing.sum())
-
-
-def build_teacher(device, dtype):
-    whole = DiTTransformer2DModel(norm_eps=DIT_NORM_EPS)
-    vae = AutoencoderKL(**SD_VAE)
-    teacher = DiTTeacher(
-        DiTSettings(),
-        dit_config=dict(whole.config),
-        dit_tensors=whole.state_dict(),
-        vae_config=dict(vae.config),
-        vae_tensors=vae.state_dict(),
-    )
-    teacher.lower_precision(dtype)
-    return teacher.to(device)
 
 
 def build_batch(tokenizers, arguments):
@@ -158,7 +134,7 @@ def measure(arguments, compute):
             _, spent = (seconds(lambda s=stepper, g=given: s.take(0, 1e-4, [g]), compute.device) for _ in range(2))
             times[name].append(spent)
     if not arguments.no_online:
-        teacher = build_teacher(compute.device, compute.dtype)
+        teacher = dit_teacher(PUBLISHED, compute.device, compute.dtype)
         shape = (arguments.batch * arguments.frames, teacher.size_px, teacher.size_px, 3)
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=compute.device)
         alone = [seconds(lambda: ask(teacher, pixels, 8), compute.device) for _ in range(max(1, arguments.repeat - 1))]

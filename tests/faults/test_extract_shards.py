@@ -45,6 +45,10 @@ def test_shards_at_once_with_one_killed_and_run_again_make_the_cache_of_one_extr
     assert not named(killed.pid, "raylet"), "it needs no Ray"
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    until = time.monotonic() + 20
+    while any(map(is_running, children)):
+        assert time.monotonic() < until, "decode children outlived the shard"
+        time.sleep(0.1)
     before = {video: record for video, record in committed(corpus).items() if video in own[1]}
     assert 0 < len(before) < len(own[1])
     assert sum(states(corpus)) == VIDEOS

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_parts, published
+from benchmarks import gpu_check
+from benchmarks.gpu import parts as gpu_parts
+from benchmarks.gpu import published
 
 ROOT = Path(__file__).parents[2]
 WITHOUT = ("ray", "av", "decord", "torchcodec", "zarr", "typer", "rich")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import relative_difference
 
-from benchmarks import bank_attention
+from benchmarks.gpu import bank_attention
 from model.qformer.memory import MemoryBank, plan_merges
 from model.qformer.paged_attention import PagedAttention, Remembered, project
 
