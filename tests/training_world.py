@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stages.weights.tiny import bundled_folder
 
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.cache import FeatureCache
 from stages.data.frame_plan import plan_frames
-from stages.weights.tiny import bundled_folder
 
 CARD = """\
 name: random
