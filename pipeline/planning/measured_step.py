@@ -59,28 +59,26 @@ def measure_step(
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     say(f"measuring a training step on this machine's {name}; --no-calibrate leaves it out")
-    with with_stand_ins(config, ("qformer", "language")) as dressed:
-        qformer = dressed.qformer.model_copy(update={"start": None})
-        about = about_of(dressed.model_copy(update={"qformer": qformer}), locations.card_of(config))
-        try:
+    try:
+        with with_stand_ins(config, ("qformer", "language")) as dressed:
+            qformer = dressed.qformer.model_copy(update={"start": None})
+            about = about_of(dressed.model_copy(update={"qformer": qformer}), locations.card_of(config))
             loaded = LoadedModel.start(
                 about, visual_width=shape.width, target_width=shape.teacher_width, seed=config.train.seed
             )
-            stepper = Stepper(config.train, loaded.model, loaded.compute)
-            stepper.parts = parts
-            batch = random_batch(
-                loaded.tokenizers, [sample] * parts.clips, shape, distils=loaded.model.alignment is not None
-            )
-            if device.type == "cuda":  # where the first step also chooses kernels
-                timed_step(stepper, [batch])
-                torch.cuda.reset_peak_memory_stats()
-            seconds = timed_step(stepper, [batch])
-        except UserError as error:
-            return str(error)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return "the networks do not fit into the memory"
+        stepper, distils = Stepper(config.train, loaded.model, loaded.compute), loaded.model.alignment is not None
+        stepper.parts = parts
+        batch = random_batch(loaded.tokenizers, [sample] * parts.clips, shape, distils=distils)
+        if device.type == "cuda":  # where the first step also chooses kernels
+            timed_step(stepper, [batch])
+            torch.cuda.reset_peak_memory_stats()
+        seconds = timed_step(stepper, [batch])
+    except UserError as error:
+        return str(error)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return "the networks do not fit into the memory"
     peak_bytes = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     multiply_adds = len(batch.samples) * clip_multiply_adds
     return MeasuredStep(name, stepper.parts.clips, stepper.parts.frames, seconds, peak_bytes, multiply_adds)
