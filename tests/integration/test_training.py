@@ -164,8 +164,8 @@ def test_a_run_that_is_resumed_in_other_parts_has_the_losses_of_one_that_was_not
     assert rows_of(whole)[0]["loss"] != pytest.approx(rows_of(undropped)[0]["loss"], rel=10 * FLOAT32_LOSS)
     config = resolved(dropout, "train.micro_batch_size=1", "train.frames_per_chunk=2")
     path = config_path(config)
-    trainer, loaded, stamp = command.prepare(config.config, path, StopRequest())
-    command.begin(path, config.config, loaded, stamp, resume=False)
+    trainer, loaded, stamp = training.prepare(config.config, path, StopRequest())
+    training.begin(path, config.config, loaded, stamp, resume=False)
     trainer.stop = lambda: trainer.position.step == 3
     trainer.fit(lambda _row: None)
     assert stamp_of(path)["train.micro_batch_size"] == 1
@@ -193,8 +193,8 @@ def test_trying_how_much_fits_changes_nothing_that_follows(resolved, target, cap
     whole = trained(resolved(*settings, name="whole"))
     config = resolved(*settings)
     path = config_path(config)
-    trainer, loaded, stamp = command.prepare(config.config, path, StopRequest())
-    command.begin(path, config.config, loaded, stamp, resume=False)
+    trainer, loaded, stamp = training.prepare(config.config, path, StopRequest())
+    training.begin(path, config.config, loaded, stamp, resume=False)
     before, drawn = loaded.model.trained_tensors(), torch.get_rng_state()
     before = {name: tensor.clone() for name, tensor in before.items()}
     real, sizes = loaded.model.forward_backward, []
