@@ -120,7 +120,7 @@ def test_what_fits_with_a_quantised_language_model_is_what_the_docs_say(full):
     qformer, llama, trained = full
     shape = ClipShape(frames=100, patches=257, words=16, sequence=64)
     text = DOCS.read_text(encoding="utf-8")
-    text = text[text.index("### The language model in 8 or 4 bits") :]
+    text = text[text.index("## The language model in 8 or 4 bits") :]
 
     def plan(kind, run):
         return step_memory(
