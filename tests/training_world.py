@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stages.weights.tiny import bundled_folder
 
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.cache import FeatureCache
 from stages.data.frame_plan import plan_frames
+from stages.weights.repository import BUNDLED
 
 CARD = """\
 name: random
@@ -129,7 +129,7 @@ def dropping_out(world, rate=0.1):
     """The setting of a Q-Former like the tiny one, whose configuration has no dropout, with it."""
     folder = world.folder / "dropping-out"
     if not folder.exists():
-        shutil.copytree(bundled_folder("tiny-instructblip"), folder)
+        shutil.copytree(BUNDLED / "tiny-instructblip", folder)
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         described["qformer_config"] |= {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
         (folder / "config.json").write_text(json.dumps(described), encoding="utf-8")

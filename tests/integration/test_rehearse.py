@@ -15,8 +15,8 @@ from pipeline.commands.rehearse_stage import STAGES, Cost
 from pipeline.runs.rehearsal import dress, needed
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
-from stages.config import GIB
 from stages.free_memory import free_memory, limit_memory
+from stages.wording import GIB
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
