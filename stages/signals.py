@@ -261,6 +261,9 @@ def _end_what_is_left() -> None:
         with suppress(OSError):
             sys.stdout.flush()
         _end_now()
+    # The interpreter now gives the system's own answer back to signals that have a handler, and the work is done.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_now() -> NoReturn:

@@ -204,3 +204,19 @@ def test_signals_at_many_random_moments_end_every_command_as_promised(name, fold
         share /= 2
         at_work, sent = int(stop_at_random(name, folder, chance, share=share)), sent + 1
     sys.stderr.write(f"{name}: {sent} stops, {at_work} of them while it was at work; no wrong code, no process left\n")
+
+
+def test_a_signal_after_the_work_is_done_changes_nothing(tmp_path):
+    """While the interpreter ends; processes of its own, which multiprocessing started, had let the signals through."""
+    small = ("--size", "train=2", "--size", "val=1", "--size", "test=1")
+    command = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "synthesize", tmp_path / "data", *small],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert command.stdout.readline()  # the answer, after which there is nothing left to do
+    os.killpg(command.pid, signal.SIGTERM)
+    command.communicate(timeout=SOON_S)
+    assert command.returncode in (0, 75)
