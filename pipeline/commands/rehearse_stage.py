@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.settings.config import PipelineConfig, load_yaml
 from stages.atomic import atomic_write_text
-from stages.errors import UserError
+from stages.errors import LackOfMemoryError, UserError
 from stages.free_memory import data_held, free_memory, limit_memory, peak_memory
 from stages.process_tree import die_with
 
@@ -138,7 +138,7 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
         causes = [raised]
         while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
             causes.append(cause)
-        fits = not any(map(is_out_of_memory, causes))
+        fits = not any(isinstance(one, LackOfMemoryError) or is_out_of_memory(one) for one in causes)
         if fits and not isinstance(raised, UserError):
             raise
         error = str(raised) if fits else None

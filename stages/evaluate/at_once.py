@@ -14,7 +14,7 @@ from stages.batches.windows import Batch, WindowDataset
 from stages.config import EvaluateConfig
 from stages.data.manifest import Sample
 from stages.device import unless_out_of_memory
-from stages.errors import UserError
+from stages.errors import LackOfMemoryError
 from stages.free_memory import usable_memory
 from stages.networks.memory_law import ClipShape, row_bytes, watch_bytes
 from stages.networks.tokens import Tokenizers
@@ -95,7 +95,7 @@ class AtOnce:
         """What `work` makes of a batch, or of its parts where it does not fit.
 
         Raises:
-            UserError: not even one sample fits.
+            LackOfMemoryError: not even one sample fits.
         """
         start = 0
         while start < len(batch.samples):
@@ -120,9 +120,9 @@ class AtOnce:
         return found
 
 
-def too_little_memory(samples: int) -> UserError:
+def too_little_memory(samples: int) -> LackOfMemoryError:
     """What to say where so many samples do not fit, and fewer cannot be taken."""
-    return UserError(
+    return LackOfMemoryError(
         f"the memory does not hold {counted(samples, 'sample')} while answering",
         hint="set language.quantize=nf4, language.num_beams=1 or a smaller evaluate.batch_size",
         exit_code=1,
