@@ -69,6 +69,7 @@ class AtOnce:
         device: torch.device,
         *,
         read_ahead: int = 0,
+        to_come: int = 0,
     ) -> "AtOnce":
         """As the settings have it; what fits into the memory that is free where they leave it open.
 
@@ -79,13 +80,14 @@ class AtOnce:
             config: the settings.
             device: of the model.
             read_ahead: batches that wait in the machine's memory.
+            to_come: bytes that will be taken on the device before the first sample is answered.
         """
         network = model.language.model
         bytes_each = network.get_input_embeddings().weight.dtype.itemsize
         row = row_bytes(network.config, shape.sequence + language.max_new_tokens, bytes_each=bytes_each)
         copies = 1 + read_ahead if device.type == "cpu" else 1
         sample = watch_bytes(model.qformer, shape, feature_bytes=_FEATURE_BYTES * copies) + language.num_beams * row
-        free = usable_memory(device)
+        free = usable_memory(device) - to_come
         samples = max(1, min(MOST_SAMPLES, free // sample))
         # The samples' own features and prefixes are there beside the rows.
         rows = max(1, min(MOST_ROWS, (free - samples * watch_bytes(model.qformer, shape)) // row))
