@@ -38,10 +38,16 @@ def pick_dtype(precision: Literal["auto", "float32", "bfloat16", "float16"], dev
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch found too little memory; on a CPU it reports that by a plain RuntimeError."""
-    # The second is oneDNN's, whose kernels ask for scratch memory of their own.
-    on_cpu = ("can't allocate memory", "could not create a primitive")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in on_cpu)
+    """Whether torch found too little memory; libraries below it report that by a plain RuntimeError."""
+    # torch on a CPU, and oneDNN, whose kernels ask for scratch memory of their own; CUDA itself, and cuBLAS, which
+    # allocate beside torch's own allocator.
+    texts = (
+        "can't allocate memory",
+        "could not create a primitive",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    )
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def unless_out_of_memory(work: Callable[[], Value]) -> Value | None:

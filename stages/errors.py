@@ -52,6 +52,10 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class LackOfMemoryError(UserError):
+    """The memory does not hold even the smallest piece of the work."""
+
+
 def refusal_of(error: OSError) -> str | None:
     """Why the system refuses a file, in a clause for the user; None for errors that are not the user's to mend."""
     return _REFUSALS.get(error.errno or 0)

@@ -75,6 +75,12 @@ def _field(path: Path, name: str) -> int:
     return 0
 
 
+def data_held() -> int:
+    """Bytes of this process that count towards `limit_memory`; 0 where the system does not say."""
+    status = _PROC / "self" / "status"
+    return 1024 * _field(status, "VmData:") if status.is_file() else 0
+
+
 def limit_memory(num_bytes: int) -> None:
     """Have allocations beyond so many bytes fail in this process, instead of the system end it or another one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)

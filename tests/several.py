@@ -3,6 +3,7 @@
 import multiprocessing
 import queue
 import time
+from datetime import timedelta
 
 
 def together(function, size, folder, *arguments, deadline_s=150.0):
@@ -40,7 +41,7 @@ def _member(function, rank, size, meeting, found, arguments):
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     answer, failure = None, None
     try:
-        answer = function(ProcessGroup(torch.device("cpu")), *arguments)
+        answer = function(ProcessGroup(torch.device("cpu"), timedelta(minutes=5)), *arguments)
     except Exception as error:  # noqa: BLE001 - whatever it is, the test is to see it
         failure = error
     found.put((rank, failure, answer))

@@ -314,7 +314,13 @@ def _clips_found(machine):
     config = TrainConfig(micro_batch_size="auto", loader_workers=0)
     started = time.perf_counter()
     by_law = parts_for(
-        config, stepper.model, _clip(machine.shapes), stepper.compute, samples=samples, with_moments=False
+        config,
+        stepper.model,
+        _clip(machine.shapes),
+        stepper.compute,
+        samples=samples,
+        quantize="none",
+        with_moments=False,
     )
     stepper.parts = by_law
     stepper.try_parts(batch)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pipeline.settings.config import PipelineConfig, load_yaml
 from stages.atomic import atomic_write_text
-from stages.errors import UserError
-from stages.free_memory import free_memory, limit_memory, peak_memory
+from stages.errors import LackOfMemoryError, UserError
+from stages.free_memory import data_held, free_memory, limit_memory, peak_memory
 from stages.process_tree import die_with
 
 CONFIG = "rehearsal.yaml"
@@ -33,7 +33,7 @@ class Cost:
         cpu_s: seconds of all cores, of both.
         peak_bytes: most memory of its process; the decode child, which is limited by `extract.memory_gb`, comes on top.
         gpu_bytes: most memory that torch had of the GPU; None without one.
-        free_bytes: of the device, when it began.
+        free_bytes: of the device, when it began, with what the process held of a CPU's memory then.
         fits: whether the memory was enough.
         error: a mistake that the user can mend.
     """
@@ -127,7 +127,8 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
     from stages.device import is_out_of_memory, pick_device
 
     on_gpu = pick_device().type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory(torch.device("cpu"))
+    # On a CPU, what this process holds already counts in its peak and under its limit, too.
+    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory(torch.device("cpu")) + data_held()
     if not on_gpu:
         limit_memory(free)
     started, done, fits, error = time.perf_counter(), _Done("", 0.0), True, None
@@ -137,7 +138,7 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
         causes = [raised]
         while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
             causes.append(cause)
-        fits = not any(map(is_out_of_memory, causes))
+        fits = not any(isinstance(one, LackOfMemoryError) or is_out_of_memory(one) for one in causes)
         if fits and not isinstance(raised, UserError):
             raise
         error = str(raised) if fits else None

@@ -14,7 +14,7 @@ from stages.batches.windows import Batch, WindowDataset
 from stages.config import EvaluateConfig
 from stages.data.manifest import Sample
 from stages.device import unless_out_of_memory
-from stages.errors import UserError
+from stages.errors import LackOfMemoryError
 from stages.free_memory import usable_memory
 from stages.networks.memory_law import ClipShape, row_bytes, watch_bytes
 from stages.networks.tokens import Tokenizers
@@ -69,6 +69,7 @@ class AtOnce:
         device: torch.device,
         *,
         read_ahead: int = 0,
+        to_come: int = 0,
     ) -> "AtOnce":
         """As the settings have it; what fits into the memory that is free where they leave it open.
 
@@ -79,13 +80,14 @@ class AtOnce:
             config: the settings.
             device: of the model.
             read_ahead: batches that wait in the machine's memory.
+            to_come: bytes that will be taken on the device before the first sample is answered.
         """
         network = model.language.model
         bytes_each = network.get_input_embeddings().weight.dtype.itemsize
         row = row_bytes(network.config, shape.sequence + language.max_new_tokens, bytes_each=bytes_each)
         copies = 1 + read_ahead if device.type == "cpu" else 1
         sample = watch_bytes(model.qformer, shape, feature_bytes=_FEATURE_BYTES * copies) + language.num_beams * row
-        free = usable_memory(device)
+        free = usable_memory(device) - to_come
         samples = max(1, min(MOST_SAMPLES, free // sample))
         # The samples' own features and prefixes are there beside the rows.
         rows = max(1, min(MOST_ROWS, (free - samples * watch_bytes(model.qformer, shape)) // row))
@@ -95,7 +97,7 @@ class AtOnce:
         """What `work` makes of a batch, or of its parts where it does not fit.
 
         Raises:
-            UserError: not even one sample fits.
+            LackOfMemoryError: not even one sample fits.
         """
         start = 0
         while start < len(batch.samples):
@@ -120,9 +122,9 @@ class AtOnce:
         return found
 
 
-def too_little_memory(samples: int) -> UserError:
+def too_little_memory(samples: int) -> LackOfMemoryError:
     """What to say where so many samples do not fit, and fewer cannot be taken."""
-    return UserError(
+    return LackOfMemoryError(
         f"the memory does not hold {counted(samples, 'sample')} while answering",
         hint="set language.quantize=nf4, language.num_beams=1 or a smaller evaluate.batch_size",
         exit_code=1,

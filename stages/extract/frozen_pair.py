@@ -11,7 +11,7 @@ import torch
 from model.config import EncoderConfig, TeacherConfig
 from stages.config import ExtractConfig
 from stages.device import is_out_of_memory, pick_device, pick_dtype
-from stages.errors import UserError
+from stages.errors import LackOfMemoryError
 from stages.extract.pass_size import gpu_pass, set_pass
 from stages.frozen.load import load_encoder, load_teacher
 from stages.wording import counted
@@ -70,7 +70,7 @@ class FrozenPair:
         """Find out on a GPU how many frames a pass is to have; see `stages.extract.pass_size`.
 
         Raises:
-            UserError: not even one frame fits into the memory.
+            LackOfMemoryError: not even one frame fits into the memory.
         """
         found = gpu_pass(self._try_on_gpu)
         if not found:
@@ -83,7 +83,7 @@ class FrozenPair:
         Views [T, S, S, 3] uint8 -> features [T, P, C] float32 and y* [T, D] float32.
 
         Raises:
-            UserError: not even one frame fits into the memory.
+            LackOfMemoryError: not even one frame fits into the memory.
         """
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         start = 0
@@ -138,8 +138,8 @@ class FrozenPair:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _too_little_memory(self) -> UserError:
-        return UserError("the memory does not hold both frozen networks and one frame", where=str(self.device))
+    def _too_little_memory(self) -> LackOfMemoryError:
+        return LackOfMemoryError("the memory does not hold both frozen networks and one frame", where=str(self.device))
 
 
 def joined(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import torch
 from model.config import ModelConfig, Quantization
 from model.diff_lmm import DiffLMM
 from stages.device import Compute, pick_device, pick_dtype
-from stages.errors import UserError
+from stages.errors import LackOfMemoryError
 from stages.free_memory import usable_memory
 from stages.networks.exported import Precision
 from stages.networks.memory_law import ClipShape, frozen_bytes, on_meta, step_memory
@@ -32,7 +32,7 @@ def compute_for(
         clip: one clip that is to be learned from; None: nothing is.
 
     Raises:
-        UserError: a CPU's memory does not hold the networks and one step with one frame at a time.
+        LackOfMemoryError: a CPU's memory does not hold the networks and one step with one frame at a time.
     """
     device = pick_device()
     dtype = pick_dtype(precision, device)
@@ -54,7 +54,7 @@ def compute_for(
     if clip is not None:
         others["fewer frames (num_frames of the card)"] = _needed(model, types[-1], quantize, replace(clip, frames=1))
     enough = [f"{name} ({size / _GB:.1f} GB)" for name, size in others.items() if size <= free]
-    raise UserError(
+    raise LackOfMemoryError(
         f"the networks{' and a training step of one sample' if clip else ''} need {least / _GB:.1f} GB of memory, "
         f"and {free / _GB:.1f} GB can be had",
         where=f"language.source {networks.language.source}",

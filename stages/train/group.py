@@ -1,6 +1,7 @@
 """The processes that train one model together, as the training step sees them."""
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -49,12 +50,13 @@ class ProcessGroup:
 
     Args:
         device: of the model; where tensors have to be for the group's backend.
+        limit: how long one process may wait for the others, as in the default group.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, limit: timedelta) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         # What lies in the CPU's memory is summed there: through a GPU it would wait for all of the GPU's work.
-        self._of_cpus = None if device.type == "cpu" else dist.new_group(backend="gloo")
+        self._of_cpus = None if device.type == "cpu" else dist.new_group(backend="gloo", timeout=limit)
 
     def sum(self, value: Tensor) -> Tensor:
         total = value.detach().clone()

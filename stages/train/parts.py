@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from model.config import Quantization
 from model.diff_lmm import DiffLMM
 from model.qformer.qformer import frames_per_chunk_of
 from stages.config import TrainConfig
@@ -13,7 +14,14 @@ _FLOAT32_BYTES = 4
 
 
 def parts_for(
-    config: TrainConfig, model: DiffLMM, shape: ClipShape, compute: Compute, *, samples: int, with_moments: bool
+    config: TrainConfig,
+    model: DiffLMM,
+    shape: ClipShape,
+    compute: Compute,
+    *,
+    samples: int,
+    quantize: Quantization,
+    with_moments: bool,
 ) -> Parts:
     """The parts that the settings name, or the largest that fit beside the model that is loaded.
 
@@ -23,6 +31,7 @@ def parts_for(
         shape: the largest clip.
         compute: device and arithmetic.
         samples: of a batch, in this process.
+        quantize: how the language model's matrices are held.
         with_moments: whether the optimizer has its moments already.
     """
     whole = Parts(samples, config.frames_per_chunk or frames_per_chunk_of(model.qformer.config.memory_slots))
@@ -40,14 +49,20 @@ def parts_for(
             language_bytes=0,
             trained=trained,
             bytes_each=language.get_input_embeddings().weight.dtype.itemsize,
+            quantize=quantize,
             frames_per_chunk=frames,
             longest=frames_with_loss(config, shape.frames, distils=model.alignment is not None),
             read_ahead=config.loader_workers * config.prefetch if on_cpu else 0,
         )
 
-    # Weights are there, and moments perhaps.
-    there = trained * (TRAINED_BYTES - (_FLOAT32_BYTES if with_moments else 3 * _FLOAT32_BYTES))
+    there = trained * TRAINED_BYTES - bytes_to_come(model, with_moments=with_moments)
     return parts_that_fit(memory_of, usable_memory(compute.device) + there, whole)
+
+
+def bytes_to_come(model: DiffLMM, *, with_moments: bool) -> int:
+    """What a first step adds for good: gradients and, where the optimizer has none yet, AdamW's two moments."""
+    trained = sum(p.numel() for p in model.trained_parameters().values())
+    return trained * _FLOAT32_BYTES * (1 if with_moments else 3)
 
 
 def frames_with_loss(config: TrainConfig, frames: int, *, distils: bool) -> int:

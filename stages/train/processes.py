@@ -149,7 +149,7 @@ class TrainingProcess:
             world_size=place.size,
             timeout=_COLLECTIVE_LIMIT,
         )
-        return ProcessGroup(device)
+        return ProcessGroup(device, _COLLECTIVE_LIMIT)
 
 
 @contextmanager

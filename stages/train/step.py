@@ -24,7 +24,7 @@ from stages.batches.windows import Batch, bad_inputs
 from stages.config import TrainConfig
 from stages.data.manifest import Sample
 from stages.device import Compute, autocast, each_tensor, move, unless_out_of_memory
-from stages.errors import UserError
+from stages.errors import LackOfMemoryError, UserError
 from stages.networks.memory_law import Parts
 from stages.train.group import Group, SingleProcess
 from stages.wording import counted
@@ -154,7 +154,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         smaller = self.parts.halved()
         if smaller is None:
-            raise UserError(
+            raise LackOfMemoryError(
                 "the memory does not hold a training step of one sample with one frame at a time",
                 where=str(self.compute.device),
                 hint="set language.quantize=nf4 or train.precision=bfloat16, or num_frames of the card to less",
@@ -171,8 +171,7 @@ class Stepper:
             )
         self.parts = smaller
         _LOG.warning("too little memory for a step: going on with %s, the losses are the same", smaller)
-        if self.on_smaller is not None:
-            self.on_smaller()
+        self.on_smaller()
 
     def try_parts(self, part: Batch) -> None:
         """Go forward and backward once, in smaller parts until one fits, and throw the gradients away.

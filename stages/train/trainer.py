@@ -29,7 +29,7 @@ from stages.networks.memory_law import Parts
 from stages.networks.tokens import Tokenizers
 from stages.train.group import Group, SingleProcess
 from stages.train.metric_log import MetricLog
-from stages.train.parts import parts_for
+from stages.train.parts import bytes_to_come, parts_for
 from stages.train.schedule import learning_rate
 from stages.train.step import Stepper
 from stages.wording import counted
@@ -224,7 +224,15 @@ class Trainer:
         samples = [*data.train.samples, *(data.val.samples if data.val else ())]
         shape = clip_shape(data.train, samples, data.tokenizers, self.model.qformer.num_queries)
         moments = bool(stepper.optimizer.state)
-        parts = parts_for(self.config, self.model, shape, self.compute, samples=own, with_moments=moments)
+        parts = parts_for(
+            self.config,
+            self.model,
+            shape,
+            self.compute,
+            samples=own,
+            quantize=self.language.quantize,
+            with_moments=moments,
+        )
         stepper.parts = self._agreed(parts)
         whole_language = self.config.shard_language == "none"
         if self.config.micro_batch_size == "auto" and device.type == "cuda" and whole_language:
@@ -232,7 +240,8 @@ class Trainer:
             longest = sorted(range(len(texts)), key=texts.__getitem__)[-stepper.parts.clips :]
             stepper.try_parts(next(feed(data.train, [longest], data.tokenizers, workers=0)))
             stepper.parts = self._agreed(stepper.parts)
-        found = AtOnce.that_fits(self.model, shape, self.language, data.evaluate, device)
+        to_come = bytes_to_come(self.model, with_moments=moments)
+        found = AtOnce.that_fits(self.model, shape, self.language, data.evaluate, device, to_come=to_come)
         # All have to ask the model for a validation equally often.
         self._val_batch = self._least(found.samples)
         self.at_once = replace(found, samples=self._val_batch, may_halve=whole_language)

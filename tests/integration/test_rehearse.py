@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from pipeline.commands.rehearse import failure_of
-from pipeline.commands.rehearse_stage import STAGES, Cost
+from pipeline.commands.rehearse_stage import STAGES, Cost, _cost_of
 from pipeline.runs.rehearsal import dress, needed
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
+from stages.errors import UserError
+from stages.evaluate.at_once import too_little_memory
 from stages.free_memory import free_memory, limit_memory
 from stages.wording import GIB
 
@@ -104,6 +106,23 @@ def test_a_training_step_that_does_not_fit_is_told_with_its_need_and_the_setting
     assert hint(int(18.5 * 10**9)).startswith(
         "--set train.precision=bfloat16 --set train.frames_per_chunk=10 a training step needs about 16."
     )
+
+
+def test_a_stage_that_refuses_for_want_of_memory_does_not_fit_and_any_other_refusal_is_an_error(monkeypatch):
+    """A training step or an answer that was taken again in ever smaller parts ends so, and so does a model that a CPU
+    cannot hold."""
+    monkeypatch.setattr("pipeline.commands.rehearse_stage.limit_memory", lambda _num_bytes: None)
+
+    def cost(refusal):
+        def stage(_config):
+            raise refusal
+
+        return _cost_of(stage, resolve(preset="tiny").config)
+
+    lack = cost(too_little_memory(1))
+    assert (lack.fits, lack.error) == (False, None)
+    other = cost(UserError("the file is not there"))
+    assert (other.fits, other.error) == (True, "the file is not there")
 
 
 def test_a_step_of_the_small_preset_leaves_room_on_a_12_gb_gpu_as_the_docs_say(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import timedelta
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from pipeline.runs import training
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.errors import UserError
+from stages.train.group import ProcessGroup
 from tests.several import together
 from tests.training_world import SETTINGS, dropping_out, make, near, rows_of
 
@@ -50,6 +52,16 @@ def settings(world, name, *more):
         "run.name": name,
     }
     return resolve(preset="tiny", options=options, overrides=[*SETTINGS, "train.epochs=1", *more])
+
+
+def waits_of(_group):
+    """How long a process that has a GPU waits for the others in the CPU's memory."""
+    of_cpus = ProcessGroup(torch.device("cuda"), timedelta(minutes=75))._of_cpus
+    return of_cpus._get_backend(torch.device("cpu")).options._timeout
+
+
+def test_beside_a_gpu_what_lies_in_the_cpus_memory_is_waited_for_as_long_as_all_else(tmp_path):
+    assert together(waits_of, 1, tmp_path) == [timedelta(minutes=75)]
 
 
 def fit(group, resolved, stop_at=None):

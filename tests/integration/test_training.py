@@ -19,8 +19,11 @@ from pipeline.settings.config import resolve
 from stages.batches.feed import Collate
 from stages.errors import UserError
 from stages.evaluate.answering import predict_batches
+from stages.evaluate.at_once import clip_shape
 from stages.networks.checkpoint import Checkpoints, Position
+from stages.networks.memory_law import language_kept_bytes
 from stages.signals import StopRequest
+from stages.train.parts import parts_for
 from stages.train.run_lock import training as locked
 from stages.train.schedule import learning_rate
 from stages.train.step import Stepper
@@ -180,6 +183,35 @@ def test_the_validation_loss_is_that_of_all_answer_tokens_however_many_samples_a
     assert stamp_of(parts)["evaluate.batch_size"] == 3
     (mine,), (theirs,) = rows_of(parts, "val"), rows_of(whole, "val")
     assert mine["answer_loss"] == pytest.approx(theirs["answer_loss"], rel=FLOAT32_LOSS)
+
+
+def test_how_many_samples_a_validation_answers_at_once_leaves_room_for_gradients_and_moments(resolved, monkeypatch):
+    config = resolved("train.epochs=1", "evaluate.batch_size=auto")
+    trainer, loaded, stamp = training.prepare(config.config, config_path(config), StopRequest())
+    training.begin(config_path(config), config.config, loaded, stamp, resume=False)
+    gradients_and_moments = 12 * loaded.trained_count
+
+    def chosen(free):
+        monkeypatch.setattr("stages.evaluate.at_once.usable_memory", lambda _device: free)
+        trainer._settle_parts()
+        return stamp_of(config_path(config))["evaluate.batch_size"]
+
+    # One sample takes a little less than these: two would fit without them.
+    assert chosen(9 * gradients_and_moments // 5) == 1
+    assert chosen(3 * gradients_and_moments) == 2
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_the_parts_are_chosen_by_the_law_of_a_language_model_in_as_many_bits(resolved, monkeypatch, quantize):
+    taker, data = stepper(resolved())
+    clip = clip_shape(data.train, data.train.samples, data.tokenizers, taker.model.qformer.num_queries)
+    clip, law = replace(clip, sequence=5000), []
+    monkeypatch.setattr("stages.train.parts.parts_that_fit", lambda memory_of, *_rest: law.append(memory_of(1)))
+    parts_for(taker.config, taker.model, clip, taker.compute, samples=4, quantize=quantize, with_moments=False)
+    config, width = taker.model.language.model.config, 4
+    kept = {one: language_kept_bytes(config, bytes_each=width, quantize=one) for one in ("none", "int8")}
+    assert kept["int8"] > kept["none"]
+    assert 5000 * kept[quantize] < law[0].clip < 5000 * (kept[quantize] + kept["int8"] - kept["none"])
 
 
 def stamp_of(path):
