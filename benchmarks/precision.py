@@ -2,7 +2,7 @@
 
 A vision tower of the size of InstructBLIP's (39 layers, width 1408) and a teacher of DiT-XL/2's (8 blocks, width 1152,
 behind the SD VAE's encoder; adaLN random too, so that no block is the identity), both with random weights, see a few
-frames of a synthetic video. Each network is built anew for each precision, so that one copy is in memory at a time. As
+frames of a synthetic video. Each network is built again for each precision, so that one copy is in memory at a time. As
 in Stage 1, the VAE stays in float32 whatever the precision is, and targets are pooled in float32.
 
 Random weights have no outlier channels. So this says how rounding adds up through the layers, not what it does to the

@@ -58,7 +58,7 @@ def run(
         KeyboardInterrupt: a signal has come; what is committed stays.
     """
     config = resolved.config
-    extraction, plan = prepare(config, shard, retry_failed=retry_failed, refresh_changed=refresh_changed)
+    extraction, plan = prepare_extraction(config, shard, retry_failed=retry_failed, refresh_changed=refresh_changed)
     warn_of_unknown_data(config)
     summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
@@ -75,7 +75,7 @@ def run(
     return bool(summary.failed)
 
 
-def prepare(
+def prepare_extraction(
     config: PipelineConfig, shard: Shard | None = None, *, retry_failed: bool, refresh_changed: bool
 ) -> tuple[Extraction, FramePlan]:
     """Read annotations, identify the networks, open or make the cache: what is there to do, before any worker.

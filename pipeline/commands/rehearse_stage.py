@@ -57,10 +57,10 @@ class _Done:
 
 def _extract(config: PipelineConfig) -> _Done:
     """Decode the video, take its frames through both networks, commit them: `pipeline extract` without Ray."""
-    from pipeline.commands.extract import prepare
+    from pipeline.commands.extract import prepare_extraction
     from stages.extract.worker import ExtractionWorker
 
-    extraction, _ = prepare(config, retry_failed=False, refresh_changed=False)
+    extraction, _ = prepare_extraction(config, retry_failed=False, refresh_changed=False)
     with closing(ExtractionWorker(extraction.job)) as worker:
         started = time.perf_counter()
         try:
@@ -77,13 +77,13 @@ def _extract(config: PipelineConfig) -> _Done:
 
 def _train(config: PipelineConfig) -> _Done:
     """One optimizer step on the clip, as `pipeline train` takes it."""
-    from pipeline.runs.training import prepare
+    from pipeline.runs.training import prepare_training
     from pipeline.settings.locations import run_folder
     from stages.batches.feed import feed
     from stages.batches.windows import Drawn
     from stages.train.trial import timed_step
 
-    trainer, loaded, _ = prepare(config, run_folder(config), stop=lambda: False)
+    trainer, loaded, _ = prepare_training(config, run_folder(config), stop=lambda: False)
     first = [[Drawn(0, config.train.seed, 0)]]
     parts = list(feed(trainer.data.train, first, loaded.tokenizers, workers=0))
     seconds = timed_step(trainer.stepper, parts)

@@ -90,7 +90,7 @@ def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[s
     RunFolder.create(path, config, stamp)
 
 
-def prepare(
+def prepare_training(
     config: PipelineConfig, path: Path, stop: Callable[[], bool], group: Group | None = None
 ) -> tuple[Trainer, LoadedModel, dict[str, object]]:
     """Look at the data, build the model; and what the run is stamped with."""
@@ -166,7 +166,7 @@ def train(
         profile: measure a few steps.
         group: the processes that train it together; the first of them is the only one that writes.
     """
-    trainer, loaded, stamp = prepare(config, path, request, group)
+    trainer, loaded, stamp = prepare_training(config, path, request, group)
     is_first = group is None or group.rank == 0
     with locked(path) if is_first else nullcontext():
         if is_first:

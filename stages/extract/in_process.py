@@ -1,6 +1,5 @@
 """The extraction worker in the command's own process: this machine's cores and one GPU, without Ray."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from contextlib import closing
 
 import torch
 
+from stages.device import usable_cores
 from stages.extract.worker import (
     MOST_VIDEOS,
     ExtractionJob,
@@ -33,13 +33,13 @@ def process_all(
 
     Args:
         tasks: what to extract.
-        job: what the worker is told.
-        on_encoded: told now and then of each video in work how many of its frames have been through the networks.
+        job: what the worker is to do.
+        on_encoded: called now and then with the frames of each video in work that have been through the networks.
 
     Raises:
         UserError: a checkpoint or the cache cannot be opened.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     torch.set_num_threads(cores)
     waiting, running = deque(tasks), dict[Future[VideoOutcome], VideoTask]()
     with closing(ExtractionWorker(job, cores=cores)) as worker, ThreadPoolExecutor(MOST_VIDEOS) as threads:

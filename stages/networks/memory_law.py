@@ -2,7 +2,7 @@
 
 In one process, at the moment when most is held, which is the backward pass of a clip's last chunk of frames:
 
-    frozen language model     `frozen_bytes`; `sharded_bytes` where its layers lie in pieces
+    frozen language model     `frozen_bytes`; `sharded_bytes` where its layers are sharded
     trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32; under autocast 2
                               more, for the copy that it computes with
     per clip of a part:
@@ -276,7 +276,7 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
 
 
 def qformer_bytes(
-    qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None, longest: int, told: int = 0
+    qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None, longest: int, language_bytes: int = 0
 ) -> int:
     """Most bytes that one clip holds in the Q-Former, and beside it in the language model.
 
@@ -287,7 +287,7 @@ def qformer_bytes(
         shape: of the clip.
         frames_per_chunk: as in `train.frames_per_chunk`.
         longest: most frames in a row that carry a loss; 0 where nothing is learned.
-        told: bytes that the language model keeps, which has gone back when the Q-Former does.
+        language_bytes: that the language model keeps until it has gone back, which is before the Q-Former does.
     """
     slots, widths = qformer.config.memory_slots, qformer.qformer.config
     chunk = min(frames_per_chunk or frames_per_chunk_of(slots), shape.frames)
@@ -303,7 +303,7 @@ def qformer_bytes(
     scores = 8 * widths.num_attention_heads * qformer.num_queries * shape.patches * (slots + 1)
 
     pages = scores + 4 * shape.patches * hidden * (slots + 1 + 2 * with_loss)
-    back = _KEPT_BYTES * (kept + carried + dropout) + max(told, _KEPT_BYTES * pages)
+    back = _KEPT_BYTES * (kept + carried + dropout) + max(language_bytes, _KEPT_BYTES * pages)
     by = 2 * carried + chunk * (3 * shape.patches * visual + tokens * (8 * hidden + 2 * inner))
     by += scores + 2 * shape.patches * hidden * (2 * (slots + 1) + chunk)
     return max(back if with_loss else 0, _KEPT_BYTES * by if with_loss < chunk else 0)
@@ -340,8 +340,8 @@ def step_memory(
     """
     features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
     features *= 1 + read_ahead
-    told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
-    clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames, told)
+    language_kept = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
+    clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames, language_kept)
     cast = bytes_each if bytes_each < _FLOAT32_BYTES else 0
     return StepMemory(language_bytes, trained * (TRAINED_BYTES + cast), clip)
 
@@ -379,7 +379,7 @@ def _inner_width(config: Any) -> int:
 
 
 def sharded_bytes(total: int, layers: Sequence[int], processes: int) -> int:
-    """Most bytes of frozen weights in one process where each layer lies in pieces on all of them.
+    """Most bytes of frozen weights in one process where each layer is sharded over all of them.
 
     Two layers are whole at the same time: one computes while the next is gathered.
 
