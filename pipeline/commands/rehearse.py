@@ -92,7 +92,7 @@ def failure_of(stage: str, cost: Cost, config: PipelineConfig) -> UserError | No
     if stage == "extract":
         hint = "try --set extract.batch_size=1 --set extract.precision=bfloat16, or a machine with more memory"
         return UserError(f"does not fit into the memory{had}", where=f"stage {stage}", hint=hint, exit_code=1)
-    need = needed(config).of(stage)
+    need = needed(config, stage)
     settings, less = smaller(config, cost.free_bytes)
     given = " ".join(f"--set {key}={value}" for key, value in settings.items())
     hint = f"with {given} a training step needs about {_gib(less)}; --preset small needs less still"

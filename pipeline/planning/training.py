@@ -15,15 +15,11 @@ from stages.extract.estimate import frame_multiply_adds
 from stages.frozen.shapes import FrameShape, can_be_had, frame_shape
 from stages.frozen.stand_ins import with_stand_ins
 from stages.gpus import Gpu
-from stages.networks.memory_law import ClipShape, Parts
+from stages.networks.memory_law import ASSUMED_TEXT, ASSUMED_WORDS, ClipShape, Parts
 from stages.networks.tokens import Tokenizers
 from stages.train.estimate import TrainingEstimate, estimate_training, num_steps, num_validations
 from stages.weights.instructblip import instructblip_config
 from stages.weights.repository import Repository
-
-# Tokens of a question, and of the language model's sequence beside the queries, where the tokenizers are not here:
-# LVU's prompts and answers have fewer.
-_WORDS, _PROMPT_AND_ANSWER = 16, 32
 
 
 @dataclass(frozen=True)
@@ -208,7 +204,7 @@ def _clip(
     frames = max(map(_num_frames, samples))
     queries = instructblip_config(Repository(config.qformer.source)).num_query_tokens
     if tokenizers is None:
-        return ClipShape(frames, shape.tokens, _WORDS, queries + _PROMPT_AND_ANSWER)
+        return ClipShape(frames, shape.tokens, ASSUMED_WORDS, queries + ASSUMED_TEXT)
     prompts, answers = zip(*dict.fromkeys((one.prompt_text, one.answer) for one in samples), strict=True)
     words = tokenizers.question(prompts).ids.shape[1]
     sequence = tokenizers.training(prompts, answers).ids.shape[1]

@@ -25,7 +25,6 @@ from torch import nn
 
 from model.config import ModelConfig, Quantization
 from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
-from stages.config import TrainConfig
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 from stages.weights.instructblip import instructblip_config, language_config
 from stages.weights.repository import Repository
@@ -37,6 +36,8 @@ TRAINED_BYTES = 16
 # Under autocast some of what is kept is bfloat16; float32 is the most.
 _KEPT_BYTES = 4
 _FLOAT32_BYTES = 4
+ASSUMED_WORDS, ASSUMED_TEXT = 16, 32
+"""Tokens of a question, and of prompt and answer, where none are at hand to be counted: LVU's have fewer."""
 # nf4: the blocks' scales are stored in a byte each, and so many of them share a scale of their own. Each matrix has the
 # tables of the 16 and 256 values that these bits and bytes stand for, and one float32 more.
 _SCALES_BLOCK = 256
@@ -116,46 +117,40 @@ def parts_that_fit(memory_of: Callable[[int], StepMemory], budget: int, whole: P
 
 
 def training_memory(
-    config: ModelConfig,
-    train: TrainConfig,
+    model: "DiffLMM",
     clip: ClipShape,
     *,
-    target_width: int,
-    dtype: torch.dtype = torch.bfloat16,
-    feature_bytes: int = 2,
+    quantize: Quantization,
+    dtype: torch.dtype,
+    frames_per_chunk: int | None,
+    shards: int | None = None,
 ) -> StepMemory:
-    """Add up a training step's memory from the networks' configuration files alone.
+    """Add up a training step's memory from the networks' shapes alone.
 
     Args:
-        config: the networks.
-        train: of the recipe, `frames_per_chunk`, `processes` and `shard_language`.
+        model: it may be on the meta device.
         clip: one clip.
-        target_width: D of the teacher targets.
-        dtype: of the frozen language model.
-        feature_bytes: per number in the cache.
-
-    Raises:
-        UserError: a configuration that cannot be had.
+        quantize: how the frozen language model's matrices are held.
+        dtype: of what is not quantised.
+        frames_per_chunk: as in `train.frames_per_chunk`.
+        shards: processes over which the language model's layers are sharded; None: each has them whole.
     """
-    model = on_meta(config, target_width=target_width)
     language = model.language.model
-    quantize = config.language.quantize
     weights = frozen_bytes(language, quantize, bytes_each=dtype.itemsize)
-    if train.shard_language == "fsdp":
+    if shards is not None:
         from stages.networks.sharding import decoder_layers
 
         layers = [dtype.itemsize * sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(language)]
-        weights = sharded_bytes(weights, layers, train.processes)
+        weights = sharded_bytes(weights, layers, shards)
     return step_memory(
         model.qformer,
         clip,
         language_config=language.config,
         language_bytes=weights,
         trained=sum(parameter.numel() for parameter in model.trained_parameters().values()),
-        feature_bytes=feature_bytes,
         bytes_each=dtype.itemsize,
         quantize=quantize,
-        frames_per_chunk=train.frames_per_chunk,
+        frames_per_chunk=frames_per_chunk,
     )
 
 

@@ -14,9 +14,9 @@ from pipeline.commands.rehearse import failure_of
 from pipeline.commands.rehearse_stage import STAGES, Cost
 from pipeline.runs.rehearsal import dress, needed
 from pipeline.settings import locations
-from pipeline.settings.config import resolve
-from stages.config import GIB
+from pipeline.settings.config import overlay, resolve
 from stages.free_memory import free_memory, limit_memory
+from stages.wording import GIB
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def full(tmp_path_factory):
 
 def test_a_training_step_that_does_not_fit_is_told_with_its_need_and_the_settings_that_fit(full):
     """Of 24 GB, bfloat16 is enough; of 18, it takes shorter chunks of frames, too."""
-    assert needed(full).of("train") > 30 * 10**9
+    assert needed(full, "train") > 30 * 10**9
 
     def hint(free):
         refused = failure_of("train", Cost(fits=False, peak_bytes=10 * GIB, free_bytes=free), full)
@@ -109,7 +109,8 @@ def test_a_training_step_that_does_not_fit_is_told_with_its_need_and_the_setting
 def test_a_step_of_the_small_preset_leaves_room_on_a_12_gb_gpu_as_the_docs_say(tmp_path):
     preset = resolve(preset="small", overrides=["train.precision=bfloat16"]).config
     assert preset.train.micro_batch_size == 4
-    taken = needed(dress(preset, tmp_path, language_layers=None)).step.total(4)
+    dressed = dress(preset, tmp_path, language_layers=None)
+    taken = needed(overlay(dressed, {"train.batch_size": 4}, "test"), "train")
     assert taken < 10 * 10**9
     assert f"takes {taken / 10**9:.1f} GB with its 4 clips" in " ".join(DOCS.read_text(encoding="utf-8").split())
 
