@@ -49,10 +49,8 @@ class Cost:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class _Done:
-    work: str
-    seconds: float
+# What a stage did, and the seconds that it took once its networks were ready.
+_Done = tuple[str, float]
 
 
 def _extract(config: PipelineConfig) -> _Done:
@@ -72,7 +70,7 @@ def _extract(config: PipelineConfig) -> _Done:
         seconds = time.perf_counter() - started
     for video, reason in summary.failed.items():
         raise UserError(reason, where=video)
-    return _Done(f"{summary.frames_now} frames, encoder and teacher", seconds)
+    return f"{summary.frames_now} frames, encoder and teacher", seconds
 
 
 def _train(config: PipelineConfig) -> _Done:
@@ -87,7 +85,7 @@ def _train(config: PipelineConfig) -> _Done:
     first = [[Drawn(0, config.train.seed, 0)]]
     parts = list(feed(trainer.data.train, first, loaded.tokenizers, workers=0))
     seconds = timed_step(trainer.stepper, parts)
-    return _Done(f"1 step, 1 clip of {parts[0].stored.features.shape[1]} frames", seconds)
+    return f"1 step, 1 clip of {parts[0].stored.features.shape[1]} frames", seconds
 
 
 def _answer(config: PipelineConfig) -> _Done:
@@ -105,8 +103,7 @@ def _answer(config: PipelineConfig) -> _Done:
     batches = feed(data, [range(1)], loaded.tokenizers, workers=0)
     compute = loaded.compute.device, loaded.compute.dtype
     (answered,) = predict_batches(loaded.model, batches, loaded.tokenizers, config.language, *compute)
-    beams = len(answered.answers)
-    return _Done(f"1 answer, {beams} beams", time.perf_counter() - started)
+    return f"1 answer, {len(answered.answers)} beams", time.perf_counter() - started
 
 
 STAGES: dict[str, Callable[[PipelineConfig], _Done]] = {"extract": _extract, "train": _train, "answer": _answer}
@@ -126,13 +123,13 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
 
     from stages.device import is_out_of_memory, pick_device
 
-    on_gpu = pick_device().type == "cuda"
-    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory(torch.device("cpu"))
+    device = pick_device()
+    free, on_gpu = free_memory(device), device.type == "cuda"
     if not on_gpu:
         limit_memory(free)
-    started, done, fits, error = time.perf_counter(), _Done("", 0.0), True, None
+    started, work, seconds, fits, error = time.perf_counter(), "", 0.0, True, None
     try:
-        done = stage(config)
+        work, seconds = stage(config)
     except Exception as raised:
         causes = [raised]
         while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
@@ -144,9 +141,9 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
     spent = time.perf_counter() - started
     times = os.times()
     return Cost(
-        work=done.work,
-        loading_s=spent - done.seconds,
-        seconds=done.seconds,
+        work=work,
+        loading_s=spent - seconds,
+        seconds=seconds,
         cpu_s=times.user + times.system + times.children_user + times.children_system,
         peak_bytes=peak_memory(),
         gpu_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,

@@ -260,11 +260,11 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
         bytes_each: b.
         quantize: how its layers' matrices are held.
     """
-    width, inner, head_width = config.hidden_size, _inner_width(config), _head_width(config)
+    width, inner, head = config.hidden_size, _inner_width(config), head_width(config)
     heads = config.num_attention_heads
     of_keys = getattr(config, "num_key_value_heads", None) or heads
     norm = _FLOAT32_BYTES * width
-    layer = 2 * norm + (2 * (heads + of_keys) * head_width + 3 * inner) * bytes_each
+    layer = 2 * norm + (2 * (heads + of_keys) * head + 3 * inner) * bytes_each
     if quantize == "int8":
         layer += (2 * width + inner) * bytes_each
     return config.num_hidden_layers * layer + norm
@@ -353,7 +353,7 @@ def row_bytes(config: Any, sequence: int, *, bytes_each: int) -> int:
     """
     width, inner = config.hidden_size, _inner_width(config)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    kept = 2 * config.num_hidden_layers * heads * _head_width(config) * bytes_each
+    kept = 2 * config.num_hidden_layers * heads * head_width(config) * bytes_each
     layer = (4 * width + 3 * inner) * bytes_each + 2 * _FLOAT32_BYTES * width
     return sequence * (kept + layer + config.vocab_size * bytes_each) + 4 * config.vocab_size * _FLOAT32_BYTES
 
@@ -364,7 +364,8 @@ def watch_bytes(qformer: MemoryQFormer, shape: ClipShape, *, feature_bytes: int 
     return features + qformer_bytes(qformer, shape, None, 0)
 
 
-def _head_width(config: Any) -> int:
+def head_width(config: Any) -> int:
+    """Of a transformers LLaMA or a model with the same layers."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
