@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-from pipeline.commands import train as command
+from pipeline.runs import training
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from tests.training_world import SETTINGS, World
@@ -25,8 +25,8 @@ def main(folder, name, more_bytes, *settings):
     }
     config = resolve(preset="tiny", options=options, overrides=[*SETTINGS, *settings]).config
     path = locations.run_folder(config)
-    trainer, loaded, stamp = command.prepare_training(config, path, bool)
-    command.begin(path, config, loaded, stamp, resume=False)
+    trainer, loaded, stamp = training.prepare_training(config, path, bool)
+    training.begin(path, config, loaded, stamp, resume=False)
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize:"))
     most = 1024 * int(line.split()[1]) + int(more_bytes)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -123,8 +123,8 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
 
     from stages.device import is_out_of_memory, pick_device
 
-    device = pick_device()
-    free, on_gpu = free_memory(device), device.type == "cuda"
+    on_gpu = pick_device().type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory(torch.device("cpu"))
     if not on_gpu:
         limit_memory(free)
     started, work, seconds, fits, error = time.perf_counter(), "", 0.0, True, None

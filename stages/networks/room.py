@@ -11,8 +11,8 @@ from stages.errors import UserError
 from stages.free_memory import usable_memory
 from stages.networks.exported import Precision
 from stages.networks.memory_law import ClipShape, frozen_bytes, on_meta, training_memory
-from stages.wording import byte_size
 
+_GB = 1e9
 _FLOAT32_BYTES = 4
 _NOTHING_HELPS = "neither language.quantize nor bfloat16 nor fewer frames make it fit"
 
@@ -57,10 +57,10 @@ def compute_for(
     }
     if clip is not None:
         others["fewer frames (num_frames of the card)"] = needed(types[-1], quantize, replace(clip, frames=1))
-    enough = [f"{name} ({byte_size(size)})" for name, size in others.items() if size <= free]
+    enough = [f"{name} ({size / _GB:.1f} GB)" for name, size in others.items() if size <= free]
     raise UserError(
-        f"the networks{' and a training step of one sample' if clip else ''} need {byte_size(least)} of memory, "
-        f"and {byte_size(free)} can be had",
+        f"the networks{' and a training step of one sample' if clip else ''} need {least / _GB:.1f} GB of memory, "
+        f"and {free / _GB:.1f} GB can be had",
         where=f"language.source {networks.language.source}",
         hint=f"set {' or '.join(enough)}" if enough else f"take a machine with more memory: {_NOTHING_HELPS}",
     )
