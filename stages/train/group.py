@@ -53,7 +53,7 @@ class ProcessGroup:
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        # What is in the CPU's memory is summed there: through a GPU it would wait for all of the GPU's work.
+        # What lies in the CPU's memory is summed there: through a GPU it would wait for all of the GPU's work.
         self._of_cpus = None if device.type == "cpu" else dist.new_group(backend="gloo")
 
     def sum(self, value: Tensor) -> Tensor:
