@@ -19,7 +19,7 @@ from stages.extract.worker import ExtractionJob, VideoOutcome
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.pace import Pace
 from stages.shard import Shard
-from stages.signals import GO_ON, telling
+from stages.signals import GO_ON, interruption_note
 from stages.weights.repository import LoadingReport
 from stages.wording import counted, duration, rate
 
@@ -133,7 +133,7 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
     with (
         # Its pace begins with the first word of a worker: the start of Ray and the networks is none of it.
         progress_bar("extract", frames, "frame", pace=Pace()) as bar,
-        telling(lambda: f"; {done} of {videos} done; {GO_ON}"),
+        interruption_note(lambda: f"; {done} of {videos} done; {GO_ON}"),
         _workers(address, here=shard is not None) as process_all,
     ):
 

@@ -16,7 +16,7 @@ from pipeline.settings.config import PipelineConfig, Resolved, dump_yaml
 from stages import own_code
 from stages.errors import UserError
 from stages.records import read_json
-from stages.signals import telling
+from stages.signals import interruption_note
 from stages.wording import GIB
 
 _PREFIX = "diff-lmm-rehearsal-"
@@ -36,7 +36,7 @@ def run(resolved: Resolved, *, language_layers: int | None, as_json: bool) -> No
     """
     costs: dict[str, Cost] = {}
     with (
-        telling(lambda: "; nothing of it is kept"),
+        interruption_note(lambda: "; nothing of it is kept"),
         tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
         progress_bar("rehearse", len(STAGES), "stage") as bar,
     ):
