@@ -21,7 +21,6 @@ random weights) in the tiny one's place: then the networks are the slower part, 
 """
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -29,11 +28,11 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from result_file import write_result
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline.settings.config import resolve
@@ -44,7 +43,6 @@ from stages.decode.reader import decode
 from stages.extract.worker import ExtractionJob, ExtractionWorker, VideoTask, num_decode_children
 from stages.frozen.identity import fingerprint, settle_precision
 
-RESULTS = Path(__file__).parent / "results"
 DEADLINE_S = 600.0
 # The plain loop's passes: all frames of a video, up to so many.
 PLAIN_FRAMES = 64
@@ -237,10 +235,7 @@ def main():
     for form, rate in result["frames_per_s"].items():
         print(f"{form}: {rate:.1f} frames/s")
     print({key: round(value, 2) for key, value in result.items() if key.startswith(("share", "plain", "bound"))})
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"{arguments.name}-{datetime.now(UTC):%Y-%m-%d}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result(arguments.name, result)
 
 
 def hardware():

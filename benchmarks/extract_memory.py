@@ -17,15 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import tiny_corpus
+from result_file import write_result
 
 from stages import process_tree
 
-RESULTS = Path(__file__).parent / "results"
 KINDS = {"decode.child_main": "decode children", "ray::WorkerActor": "model actor", "pipeline extract": "driver"}
 OTHERS = "Ray's other processes"
 MIB = 2**20
@@ -116,10 +115,7 @@ def main():
     hardware = {"cpu_cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()}
     work = {"videos": arguments.videos, "frames": summary["frames_now"], "seconds": summary["seconds"]}
     result = {"hardware": hardware, "work": work, "unit": "MiB, proportional set size", "summary": found, "curve": rows}
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"extract-memory-{datetime.now(UTC):%Y-%m-%d}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result("extract-memory", result)
 
 
 if __name__ == "__main__":

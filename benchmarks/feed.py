@@ -13,17 +13,16 @@ Results go to benchmarks/results/feed-<date>.json.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from result_file import write_result
 from transformers import InstructBlipQFormerConfig
 
 from model.config import QFormerConfig
@@ -38,7 +37,6 @@ from stages.cache.feature_cache import CachedFrames
 from stages.data.manifest import Sample
 from stages.networks.tokens import Tokenizers
 
-RESULTS = Path(__file__).parent / "results"
 TARGET_WIDTH = 1152
 FULL_WIDTH = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "vocab_size": 30523}
 
@@ -185,14 +183,12 @@ def main():
         "step_s_per_window": need_s,
         "feed_over_need": None if need_s is None else medians["float16", True] * need_s,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"feed-{datetime.now(UTC):%Y-%m-%d}.json"
-    path.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+    write_result("feed", result)
     for (name, keep), rate in medians.items():
         print(
             f"{name:8} {'kept' if keep else 'returned':9} {rate:8.1f} windows/s {rate * window_bytes / 1e9:6.2f} GB/s"
         )
-    print(f"float16 / memory maps: {result['ratio_to_memory_maps']:.2f} (target >= 0.7); wrote {path}")
+    print(f"float16 / memory maps: {result['ratio_to_memory_maps']:.2f} (target >= 0.7)")
     if need_s is not None:
         print(f"a step needs a window every {need_s:.2f} s; the feed gives {result['feed_over_need']:.0f} in that time")
 

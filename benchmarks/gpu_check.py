@@ -57,7 +57,7 @@ class Check:
     """The result file and the clock.
 
     Args:
-        path: the file, written anew after every row.
+        path: the file, rewritten after every row.
         limit_s: seconds for everything.
         about: what the file says beside the parts.
         began_s: when the program was started.

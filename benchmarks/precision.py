@@ -2,7 +2,7 @@
 
 A vision tower of the size of InstructBLIP's (39 layers, width 1408) and a teacher of DiT-XL/2's (8 blocks, width 1152,
 behind the SD VAE's encoder; adaLN random too, so that no block is the identity), both with random weights, see a few
-frames of a synthetic video. Each network is built anew for each precision, so that one copy is in memory at a time. As
+frames of a synthetic video. Each network is built again for each precision, so that one copy is in memory at a time. As
 in Stage 1, the VAE stays in float32 whatever the precision is, and targets are pooled in float32.
 
 Random weights have no outlier channels. So this says how rounding adds up through the layers, not what it does to the
@@ -13,17 +13,16 @@ few large channels of a trained tower; float16 can overflow there, and extractio
 
 import argparse
 import gc
-import json
 import os
 import platform
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from gpu.published import SD_VAE
+from result_file import write_result
 from transformers import InstructBlipVisionConfig, InstructBlipVisionModel
 
 from model.config import DiTSettings
@@ -33,7 +32,6 @@ from stages.data.synthetic import generate
 from stages.decode.frames import FrameRequest
 from stages.decode.reader import decode
 
-RESULTS = Path(__file__).parent / "results"
 EXACT = torch.float32
 LOWER = (torch.bfloat16, torch.float16)
 ENCODER_PX, TEACHER_PX = 224, 256
@@ -122,10 +120,7 @@ def main():
         "frames": arguments.frames,
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"precision-{datetime.now(UTC):%Y-%m-%d}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result("precision", result)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import tiny_corpus
+from result_file import write_result
 
 from pipeline.settings import locations
 from pipeline.settings.config import resolve
@@ -32,7 +32,6 @@ from stages.data.frame_plan import plan_frames
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.frozen.shapes import frame_shape
 
-RESULTS = Path(__file__).parent / "results"
 WRITERS = 8
 
 
@@ -92,10 +91,7 @@ def main():
         "median_s": statistics.median(seconds[1:]),
     }
     print(json.dumps(result, indent=1))
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"second-extract-{datetime.now(UTC):%Y-%m-%d}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result("second-extract", result)
 
 
 if __name__ == "__main__":

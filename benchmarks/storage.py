@@ -12,16 +12,15 @@ Results go to benchmarks/results/storage-<date>.json.
 """
 
 import argparse
-import json
 import os
 import platform
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from result_file import write_result
 
 from model.config import EncoderConfig
 from stages.cache import STORAGE_TYPES, FeatureCache, Fingerprint, widen
@@ -32,7 +31,6 @@ from stages.decode.child import DecodeChild
 from stages.decode.frames import FrameRequest
 from stages.frozen.load import load_encoder
 
-RESULTS = Path(__file__).parent / "results"
 OUTLIERS = 10
 
 
@@ -181,10 +179,7 @@ def main():
         "rows": rows,
         "windows": reads,
     }
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"storage-{datetime.now(UTC):%Y-%m-%d}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result("storage", result)
 
 
 if __name__ == "__main__":

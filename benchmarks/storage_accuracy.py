@@ -18,11 +18,11 @@ import shutil
 import statistics
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from result_file import write_result
 
 from pipeline.cli import app
 from pipeline.settings import locations
@@ -37,7 +37,6 @@ from stages.extract.extraction import Extraction
 from stages.extract.worker import ExtractionJob, ExtractionWorker
 from stages.frozen.identity import fingerprint, settle_precision
 
-RESULTS = Path(__file__).parent / "results"
 EXACT = "float32"
 
 
@@ -167,10 +166,7 @@ def main():
     }
     for row in result["rows"]:
         print(f"{row['task']:10} {row['storage']:10} {row['mean']:.3f}  {row['mean_difference']:+.3f}  {row['top1']}")
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"storage-accuracy-{datetime.now(UTC):%Y-%m-%d}.json"
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result("storage-accuracy", result)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,19 @@ benchmarks/results/teacher-<date>.json.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from gpu.published import TINY_VAE
+from result_file import write_result
 
 from model.config import DiTSettings
 from model.teachers.dit import DIT_NORM_EPS, DiTTeacher
 
-RESULTS = Path(__file__).parent / "results"
 LATENT_CHANNELS = 4
 
 
@@ -128,10 +125,7 @@ def main():
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "dtype": arguments.dtype,
     }
-    RESULTS.mkdir(exist_ok=True)
-    target = RESULTS / f"teacher-{datetime.now(UTC):%Y-%m-%d}.json"
-    target.write_text(json.dumps({"hardware": hardware, "shape": shape, "rows": rows}, indent=1) + "\n")
-    print(f"written to {target}")
+    write_result("teacher", {"hardware": hardware, "shape": shape, "rows": rows})
 
 
 if __name__ == "__main__":

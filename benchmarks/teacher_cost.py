@@ -20,16 +20,14 @@ benchmarks/results/teacher-cost-<date>.json.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 from gpu.published import PUBLISHED, dit_teacher
+from result_file import write_result
 from torch import nn
 from transformers import InstructBlipQFormerConfig
 
@@ -47,7 +45,6 @@ from stages.networks.build import load_language
 from stages.networks.tokens import Tokenizers
 from stages.train.step import Stepper
 
-RESULTS = Path(__file__).parent / "results"
 PATCHES, WIDTH, HIDDEN, TARGET_WIDTH, LEVELS = 257, 1408, 768, 1152, 13
 FULL_WIDTH = {"vocab_size": 30523}
 
@@ -168,14 +165,11 @@ def main():
         "median_s": medians,
         "ratios": ratios,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"teacher-cost-{datetime.now(UTC):%Y-%m-%d}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_result("teacher-cost", result)
     for name, value in medians.items():
         print(f"{name:14} {value:8.2f} s")
     for name, value in ratios.items():
         print(f"{name:18} {value:.3f}")
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -204,9 +204,9 @@ def extract(
             as_lines=json_lines,
         )
         return
-    from stages.signals import GO_ON, telling
+    from stages.signals import GO_ON, interruption_note
 
-    with telling(lambda: f"; {GO_ON}"):
+    with interruption_note(lambda: f"; {GO_ON}"):
         from pipeline.commands.extract import run
 
         failed = run(

@@ -34,7 +34,7 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def share_of(self, sizes: Mapping[str, int]) -> set[str]:
+    def own_keys(self, sizes: Mapping[str, int]) -> set[str]:
         """The keys that are this shard's: those of all shards are disjoint, all keys together, and of like total size.
 
         The largest goes first, each to the shard that has least so far; so every shard comes to the same division,

@@ -106,7 +106,7 @@ def left_to_this_process() -> Iterator[None]:
 
 
 @contextmanager
-def telling(how_far: Callable[[], str]) -> Iterator[None]:
+def interruption_note(how_far: Callable[[], str]) -> Iterator[None]:
     """Have the line about an interruption in the block go on with these words."""
     before, _command.how_far = _command.how_far, how_far
     yield
@@ -115,7 +115,7 @@ def telling(how_far: Callable[[], str]) -> Iterator[None]:
 
 def leave_line_to_another() -> None:
     """Print no line about an interruption: another process of the same work does."""
-    _command.has_told()
+    _command.has_printed()
 
 
 def is_interrupted() -> bool:
@@ -136,13 +136,13 @@ def run(command: Callable[[], None]) -> None:
         finally:
             _command.is_over = True
     except Stopped:
-        _command.has_told()
+        _command.has_printed()
         raise
     except BaseException as end:  # whatever an interruption has become on its way
         if not _command.was_asked_before(end):
             raise
     if _command.signal is not None:
-        _command.tell()
+        _command.print_line()
         sys.exit(_exit_code(_command.signal))
 
 
@@ -159,7 +159,7 @@ class _Command:
         self.signal: signal.Signals | None = None
         self.is_raised = self.is_over = False
         self.how_far: Callable[[], str] = lambda: f"; {AGAIN}"
-        self._telling = threading.Lock()
+        self._printed = threading.Lock()
 
     def hears(self, number: signal.Signals) -> bool:
         """Whether what runs has noted a signal, this one or one before, and will stop by itself."""
@@ -185,12 +185,12 @@ class _Command:
         logging.disable()  # what is heard of processes that end now is no news
         raise KeyboardInterrupt
 
-    def has_told(self) -> bool:
+    def has_printed(self) -> bool:
         """Whether the line has been printed; from now on it has."""
-        return not self._telling.acquire(blocking=False)
+        return not self._printed.acquire(blocking=False)
 
-    def tell(self) -> None:
-        if not self.has_told():
+    def print_line(self) -> None:
+        if not self.has_printed():
             what = "interrupted" if self.signal is signal.SIGINT else "stopped by SIGTERM"
             cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
             os.write(2, f"{cursor}{what}{self.how_far()}\n".encode())
@@ -244,7 +244,7 @@ def _answer(taken: Collection[signal.Signals], main_thread: int) -> None:
         if not _command.is_raised:
             signal.pthread_kill(main_thread, _WAKE)
         time.sleep(_WAKE_AGAIN_S)
-    _command.tell()
+    _command.print_line()
     _end_now()
 
 

@@ -25,7 +25,7 @@ def main(folder, name, more_bytes, *settings):
     }
     config = resolve(preset="tiny", options=options, overrides=[*SETTINGS, *settings]).config
     path = locations.run_folder(config)
-    trainer, loaded, stamp = training.prepare(config, path, bool)
+    trainer, loaded, stamp = training.prepare_training(config, path, bool)
     training.begin(path, config, loaded, stamp, resume=False)
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize:"))
     most = 1024 * int(line.split()[1]) + int(more_bytes)

@@ -20,7 +20,7 @@ from model.qformer.paged_attention import PagedAttention, Remembered, project
 from stages.config import TrainConfig
 from stages.device import Compute, autocast
 from stages.extract.frozen_pair import FrozenPair
-from stages.networks.memory_law import ClipShape, Parts, step_memory
+from stages.networks.memory_law import ClipShape, Parts, training_memory
 from stages.networks.sharding import decoder_layers
 from stages.train.parts import parts_for
 from stages.train.step import Stepper
@@ -193,7 +193,9 @@ def _parts(machine):
 def _step_row(machine, stepper, parts):
     """Steps of as many clips as go through the networks at once."""
     row = {"micro_batch_size": parts.clips, "frames_per_chunk": parts.frames}
-    row["bytes_by_law"] = _law(machine, stepper.model, parts.frames).total(parts.clips)
+    row["bytes_by_law"] = training_memory(
+        stepper.model, _clip(machine.shapes), quantize="none", dtype=LOWER, frames_per_chunk=parts.frames
+    ).total(parts.clips)
     batch = published.batch(machine.shapes, machine.device, parts.clips)
     stepper.parts = parts
 
@@ -212,19 +214,6 @@ def _step_row(machine, stepper, parts):
 
 def _clip(shapes):
     return ClipShape(shapes.frames, shapes.patches, shapes.words, shapes.queries + shapes.answer)
-
-
-def _law(machine, model, frames):
-    """What the law of a step's memory says of this model with so many frames in a chunk."""
-    language = model.language.model
-    return step_memory(
-        model.qformer,
-        _clip(machine.shapes),
-        language_config=language.config,
-        language_bytes=sum(one.numel() * one.element_size() for one in language.parameters()),
-        trained=sum(one.numel() for one in model.trained_parameters().values()),
-        frames_per_chunk=frames,
-    )
 
 
 def losses(machine: Machine) -> Rows:

@@ -21,16 +21,12 @@ from model.qformer.qformer import MemoryQFormer
 from model.vision import VisionEncoder
 from stages.batches.windows import Batch
 from stages.data.manifest import Sample
+from stages.weights.published import DIT_XL
+from stages.weights.published import PUBLISHED as CHECKPOINTS
 
-# The SD VAE's encoder (stabilityai/sd-vae-ft-mse).
-SD_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 256,
-}
+# stabilityai/sd-vae-ft-mse.
+_VAE = CHECKPOINTS[DIT_XL].configurations["vae/config.json"]
+SD_VAE = {name: value for name, value in _VAE.items() if name != "_class_name"}
 # The smallest that downscales by 8.
 TINY_VAE = {**SD_VAE, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
 DEVIATION = 0.02

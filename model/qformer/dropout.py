@@ -26,7 +26,7 @@ class AttentionDraws:
     Attributes:
         rate: share of them that is dropped.
         rows: [c, h, B, n, 1] int32, a number for every head's query.
-        columns: [c, B, pages, N] int32, one for every key, by the run of frames that it stands for, wherever it lies.
+        columns: [c, B, pages, N] int32, one for every key, by the run of frames that it stands for, wherever it is.
     """
 
     rate: float

@@ -97,7 +97,7 @@ class MergePlan:
         right: [B, R, N] int64.
         share: [B, R, N] float32, weight of the left page in the merge; the right one has 1 - share.
         first: [B, c, pages, N] int32, of the frames that a page stands for while each frame attends, the first one's
-            index in the clip; it names a slot wherever that lies. 0 on pages that are not in use.
+            index in the clip; it names a slot wherever that is. 0 on pages that are not in use.
         order: [B, m', N] int64, pages in use after the chunk, oldest first.
         bank: the bank after the chunk.
     """

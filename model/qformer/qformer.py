@@ -152,7 +152,8 @@ def frames_per_chunk_of(memory_slots: int) -> int:
 
 def split_runs(wanted: Sequence[int], frames: int, longest: int) -> list[tuple[int, int, bool]]:
     """Cut frames 0..frames-1 into chunks (start, stop, wanted) of one kind each and at most `longest` frames."""
-    kinds = [index in set(wanted) for index in range(frames)]
+    with_loss = set(wanted)
+    kinds = [index in with_loss for index in range(frames)]
     chunks: list[tuple[int, int, bool]] = []
     start = 0
     for index in range(1, frames + 1):

@@ -19,7 +19,7 @@ from stages.extract.worker import ExtractionJob, VideoOutcome
 from stages.frozen.identity import fingerprint, settle_precision
 from stages.pace import Pace
 from stages.shard import Shard
-from stages.signals import GO_ON, telling
+from stages.signals import GO_ON, interruption_note
 from stages.weights.repository import LoadingReport
 from stages.wording import counted, duration, rate
 
@@ -58,7 +58,7 @@ def run(
         KeyboardInterrupt: a signal has come; what is committed stays.
     """
     config = resolved.config
-    extraction, plan = prepare(config, shard, retry_failed=retry_failed, refresh_changed=refresh_changed)
+    extraction, plan = prepare_extraction(config, shard, retry_failed=retry_failed, refresh_changed=refresh_changed)
     warn_of_unknown_data(config)
     summary = _run(extraction, address, _emit_events() if as_lines else lambda _outcome, _progress: None)
     content = {**asdict(summary), "cache": str(locations.cache_root(config))}
@@ -75,7 +75,7 @@ def run(
     return bool(summary.failed)
 
 
-def prepare(
+def prepare_extraction(
     config: PipelineConfig, shard: Shard | None = None, *, retry_failed: bool, refresh_changed: bool
 ) -> tuple[Extraction, FramePlan]:
     """Read annotations, identify the networks, open or make the cache: what is there to do, before any worker.
@@ -133,7 +133,7 @@ def _run(extraction: Extraction, address: str | None, emit: _OnProgress) -> Extr
     with (
         # Its pace begins with the first word of a worker: the start of Ray and the networks is none of it.
         progress_bar("extract", frames, "frame", pace=Pace()) as bar,
-        telling(lambda: f"; {done} of {videos} done; {GO_ON}"),
+        interruption_note(lambda: f"; {done} of {videos} done; {GO_ON}"),
         _workers(address, here=shard is not None) as process_all,
     ):
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 from pipeline.doctor.machine import absent_downloads
-from pipeline.planning.extraction import Survey, extraction_json, look, measure, show_downloads, show_extraction
+from pipeline.planning.extraction import extraction_json, look, measure, show_downloads, show_extraction
 from pipeline.planning.measured_step import MeasuredStep, measure_step
 from pipeline.planning.training import TrainingPlan, are_counted_by_card, plan_training
 from pipeline.planning.training_answer import show_training, training_json
 from pipeline.screen.console import beside_json, emit_json, emit_json_line, print_answer
 from pipeline.settings import locations
-from pipeline.settings.config import PipelineConfig, Resolved
+from pipeline.settings.config import Resolved
 from stages.errors import UserError
 from stages.gpus import this_gpu
 from stages.networks.memory_law import Parts
@@ -35,15 +35,21 @@ def run(
         refresh_changed: whether videos whose files have changed count as left.
         measures_step: whether a training step is measured where there is no GPU, too.
     """
-    _require_seconds(calibrate_s)
+    if calibrate_s is not None and not 0 < calibrate_s < float("inf"):
+        raise UserError(
+            "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
+        )
     config = resolved.config
-    survey = absent = None
+    survey = absent = training = None
     with local_only():
         if are_counted_by_card(config):
             absent = f"annotations folder not found: {locations.annotations_folder(config)}"
         else:
             survey = look(config, retry_failed=retry_failed, refresh_changed=refresh_changed)
-        training, no_training = _training(config, survey)
+        try:
+            training, no_training = plan_training(config, None if survey is None else survey.manifest), ""
+        except UserError as error:
+            no_training = str(error)
         measured, why_not = (None, "") if survey is None else measure(survey, calibrate_s)
         step = no_training if training is None else _step(training, calibrate_s, on_cpu=measures_step)
     frames = None if survey is None else survey.plan.num_frames
@@ -70,14 +76,6 @@ def run(
             show_training(training, frames, step)
 
 
-def _training(config: PipelineConfig, survey: Survey | None) -> tuple[TrainingPlan | None, str]:
-    """The plan of the trainings, or why there is none."""
-    try:
-        return plan_training(config, None if survey is None else survey.manifest), ""
-    except UserError as error:
-        return None, str(error)
-
-
 def run_dry(
     resolved: Resolved,
     *,
@@ -98,13 +96,6 @@ def run_dry(
         emit_json(content)
     with beside_json(as_json or as_lines):
         show_extraction(survey, measured, why_not)
-
-
-def _require_seconds(calibrate_s: float | None) -> None:
-    if calibrate_s is not None and not 0 < calibrate_s < float("inf"):
-        raise UserError(
-            "not a time to measure for", where="--calibrate-s", received=calibrate_s, allowed="seconds, more than 0"
-        )
 
 
 def _step(plan: TrainingPlan, calibrate_s: float | None, *, on_cpu: bool) -> MeasuredStep | str:

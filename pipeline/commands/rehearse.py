@@ -16,7 +16,7 @@ from pipeline.settings.config import PipelineConfig, Resolved, dump_yaml
 from stages import own_code
 from stages.errors import UserError
 from stages.records import read_json
-from stages.signals import telling
+from stages.signals import interruption_note
 from stages.wording import GIB
 
 _PREFIX = "diff-lmm-rehearsal-"
@@ -36,7 +36,7 @@ def run(resolved: Resolved, *, language_layers: int | None, as_json: bool) -> No
     """
     costs: dict[str, Cost] = {}
     with (
-        telling(lambda: "; nothing of it is kept"),
+        interruption_note(lambda: "; nothing of it is kept"),
         tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
         progress_bar("rehearse", len(STAGES), "stage") as bar,
     ):
@@ -92,7 +92,7 @@ def failure_of(stage: str, cost: Cost, config: PipelineConfig) -> UserError | No
     if stage == "extract":
         hint = "try --set extract.batch_size=1 --set extract.precision=bfloat16, or a machine with more memory"
         return UserError(f"does not fit into the memory{had}", where=f"stage {stage}", hint=hint, exit_code=1)
-    need = needed(config).of(stage)
+    need = needed(config, stage)
     settings, less = smaller(config, cost.free_bytes)
     given = " ".join(f"--set {key}={value}" for key, value in settings.items())
     hint = f"with {given} a training step needs about {_gib(less)}; --preset small needs less still"

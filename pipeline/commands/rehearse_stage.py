@@ -49,18 +49,16 @@ class Cost:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class _Done:
-    work: str
-    seconds: float
+# What a stage did, and the seconds that it took once its networks were ready.
+_Done = tuple[str, float]
 
 
 def _extract(config: PipelineConfig) -> _Done:
     """Decode the video, take its frames through both networks, commit them: `pipeline extract` without Ray."""
-    from pipeline.commands.extract import prepare
+    from pipeline.commands.extract import prepare_extraction
     from stages.extract.worker import ExtractionWorker
 
-    extraction, _ = prepare(config, retry_failed=False, refresh_changed=False)
+    extraction, _ = prepare_extraction(config, retry_failed=False, refresh_changed=False)
     with closing(ExtractionWorker(extraction.job)) as worker:
         started = time.perf_counter()
         try:
@@ -72,22 +70,22 @@ def _extract(config: PipelineConfig) -> _Done:
         seconds = time.perf_counter() - started
     for video, reason in summary.failed.items():
         raise UserError(reason, where=video)
-    return _Done(f"{summary.frames_now} frames, encoder and teacher", seconds)
+    return f"{summary.frames_now} frames, encoder and teacher", seconds
 
 
 def _train(config: PipelineConfig) -> _Done:
     """One optimizer step on the clip, as `pipeline train` takes it."""
-    from pipeline.runs.training import prepare
+    from pipeline.runs.training import prepare_training
     from pipeline.settings.locations import run_folder
     from stages.batches.feed import feed
     from stages.batches.windows import Drawn
     from stages.train.trial import timed_step
 
-    trainer, loaded, _ = prepare(config, run_folder(config), stop=lambda: False)
+    trainer, loaded, _ = prepare_training(config, run_folder(config), stop=lambda: False)
     first = [[Drawn(0, config.train.seed, 0)]]
     parts = list(feed(trainer.data.train, first, loaded.tokenizers, workers=0))
     seconds = timed_step(trainer.stepper, parts)
-    return _Done(f"1 step, 1 clip of {parts[0].stored.features.shape[1]} frames", seconds)
+    return f"1 step, 1 clip of {parts[0].stored.features.shape[1]} frames", seconds
 
 
 def _answer(config: PipelineConfig) -> _Done:
@@ -105,8 +103,7 @@ def _answer(config: PipelineConfig) -> _Done:
     batches = feed(data, [range(1)], loaded.tokenizers, workers=0)
     compute = loaded.compute.device, loaded.compute.dtype
     (answered,) = predict_batches(loaded.model, batches, loaded.tokenizers, config.language, *compute)
-    beams = len(answered.answers)
-    return _Done(f"1 answer, {beams} beams", time.perf_counter() - started)
+    return f"1 answer, {len(answered.answers)} beams", time.perf_counter() - started
 
 
 STAGES: dict[str, Callable[[PipelineConfig], _Done]] = {"extract": _extract, "train": _train, "answer": _answer}
@@ -131,9 +128,9 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
     free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory(torch.device("cpu")) + data_held()
     if not on_gpu:
         limit_memory(free)
-    started, done, fits, error = time.perf_counter(), _Done("", 0.0), True, None
+    started, work, seconds, fits, error = time.perf_counter(), "", 0.0, True, None
     try:
-        done = stage(config)
+        work, seconds = stage(config)
     except Exception as raised:
         causes = [raised]
         while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
@@ -145,9 +142,9 @@ def _cost_of(stage: Callable[[PipelineConfig], _Done], config: PipelineConfig) -
     spent = time.perf_counter() - started
     times = os.times()
     return Cost(
-        work=done.work,
-        loading_s=spent - done.seconds,
-        seconds=done.seconds,
+        work=work,
+        loading_s=spent - seconds,
+        seconds=seconds,
         cpu_s=times.user + times.system + times.children_user + times.children_system,
         peak_bytes=peak_memory(),
         gpu_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,

@@ -11,7 +11,7 @@ from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, Resolved, overlay
 from stages.errors import UserError
 from stages.networks.quantization import require_quantization
-from stages.signals import Stopped, StopRequest, telling
+from stages.signals import Stopped, StopRequest, interruption_note
 from stages.train.metric_log import require_wandb
 from stages.train.processes import TrainingProcess
 from stages.wording import counted
@@ -55,13 +55,13 @@ def run(
         config = overlay(config, {"train.processes": process.place.size}, "torchrun or srun")
     _require_possible(config, profile=profile)
     request = StopRequest()
-    with telling(lambda: " before a first step; go on by the same command"), beside_json(as_json):
+    with interruption_note(lambda: " before a first step; go on by the same command"), beside_json(as_json):
         if config.train.processes > 1 and process is None:
             outcome = run_together(config, path, resume=resume, request=request, again=again)
         else:
             group = None if process is None else process.join()
             outcome = train(config, path, request, resume=resume, again=again, profile=profile, group=group)
-    with telling(lambda: f"; {again}"):
+    with interruption_note(lambda: f"; {again}"):
         if process is None or process.place.rank == 0:
             _print_outcome(outcome, path, again, as_json=as_json)
         if outcome.ending.stopped:

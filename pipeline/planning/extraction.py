@@ -82,7 +82,10 @@ def look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -
         UserError: whatever `pipeline extract` refuses.
     """
     config = config.model_copy(update={"extract": settle_precision(config.extract)})
-    manifest = _manifest(config)
+    # A videos' folder that was named must be there.
+    folder = locations.videos_folder(config)
+    there = folder is not None and (config.data.videos is not None or folder.is_dir())
+    manifest = locations.manifest_of(config, with_videos=there)
     plan = plan_frames(manifest)
     shape = frame_shape(config)
     wanted = {
@@ -104,22 +107,12 @@ def look(config: PipelineConfig, *, retry_failed: bool, refresh_changed: bool) -
     tasks = [VideoTask(video, place_of(video), times_s) for video, times_s in plan.times_s.items()]
     local = [task for task in tasks if not is_url(task.path)]
     found = [task for task in local if Path(task.path).is_file()]
-    remote, absent = plan.num_videos - len(local), _absent_weights(config)
-    return Survey(config, manifest, plan, shape, sizes, state, disk, found, remote, absent, absent_downloads(config))
-
-
-def _absent_weights(config: PipelineConfig) -> dict[str, str]:
-    teacher = {f"teacher.{setting}": source for setting, source in teacher_sources(config.teacher).items()}
-    sources = {"encoder.source": config.encoder.source, **teacher}
-    found = [finding for finding in check_weights(config) if finding.item in sources and finding.status != "ok"]
-    return {sources[finding.item]: finding.detail for finding in found}
-
-
-def _manifest(config: PipelineConfig) -> Manifest:
-    """With the videos' folder where there is one; a folder that was named must be there."""
-    folder = locations.videos_folder(config)
-    there = folder is not None and (config.data.videos is not None or folder.is_dir())
-    return locations.manifest_of(config, with_videos=there)
+    sources = {f"teacher.{setting}": source for setting, source in teacher_sources(config.teacher).items()}
+    sources["encoder.source"] = config.encoder.source
+    bad = (finding for finding in check_weights(config) if finding.item in sources and finding.status != "ok")
+    absent = {sources[finding.item]: finding.detail for finding in bad}
+    remote, downloads = plan.num_videos - len(local), absent_downloads(config)
+    return Survey(config, manifest, plan, shape, sizes, state, disk, found, remote, absent, downloads)
 
 
 def measure(survey: Survey, seconds: float | None) -> tuple[Calibration | None, str]:

@@ -61,8 +61,7 @@ def measure_step(
     say(f"measuring a training step on this machine's {name}; --no-calibrate leaves it out")
     try:
         with with_stand_ins(config, ("qformer", "language")) as dressed:
-            qformer = dressed.qformer.model_copy(update={"start": None})
-            about = about_of(dressed.model_copy(update={"qformer": qformer}), locations.card_of(config))
+            about = about_of(dressed, locations.card_of(config))
             loaded = LoadedModel.start(
                 about, visual_width=shape.width, target_width=shape.teacher_width, seed=config.train.seed
             )

@@ -15,15 +15,11 @@ from stages.extract.estimate import frame_multiply_adds
 from stages.frozen.shapes import FrameShape, can_be_had, frame_shape
 from stages.frozen.stand_ins import with_stand_ins
 from stages.gpus import Gpu
-from stages.networks.memory_law import ClipShape, Parts
+from stages.networks.memory_law import ASSUMED_TEXT, ASSUMED_WORDS, ClipShape, Parts
 from stages.networks.tokens import Tokenizers
 from stages.train.estimate import TrainingEstimate, estimate_training, num_steps, num_validations
 from stages.weights.instructblip import instructblip_config
 from stages.weights.repository import Repository
-
-# Tokens of a question, and of the language model's sequence beside the queries, where the tokenizers are not here:
-# LVU's prompts and answers have fewer.
-_WORDS, _PROMPT_AND_ANSWER = 16, 32
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,10 @@ def plan_training(config: PipelineConfig, manifest: Manifest | None) -> Training
     card, shape = locations.card_of(config), frame_shape(config)
     counts, samples = ({}, {}) if manifest is None else _counted(manifest)
     from_card = _add_published(card, locations.tasks_of(config, card) or list(card.tasks), counts, samples)
-    tokenizers = _tokenizers(config)
+    try:
+        tokenizers = Tokenizers.load(config)
+    except UserError:  # not on this machine
+        tokenizers = None
     sources = dict.fromkeys((config.qformer.source, config.language.source))
     with with_stand_ins(config, ("qformer", "language")) as dressed:
         estimates: dict[ClipShape, TrainingEstimate] = {}
@@ -122,6 +121,11 @@ def plan_training(config: PipelineConfig, manifest: Manifest | None) -> Training
         widest = max(estimates, key=lambda clip: estimates[clip].step_multiply_adds)
         smaller = dressed.language.model_copy(update={"quantize": "nf4"})
         in_4_bits = _estimate(dressed.model_copy(update={"language": smaller}), widest, shape)
+    try:
+        with with_stand_ins(config, ("encoder", "teacher")) as dressed:
+            frame: int | None = frame_multiply_adds(dressed)
+    except UserError:
+        frame = None
     return TrainingPlan(
         config,
         shape,
@@ -130,7 +134,7 @@ def plan_training(config: PipelineConfig, manifest: Manifest | None) -> Training
         assumed=tuple(source for source in sources if not can_be_had(source)),
         are_tokens_assumed=tokenizers is None,
         in_4_bits=in_4_bits,
-        frame_multiply_adds=_of_a_frame(config),
+        frame_multiply_adds=frame,
     )
 
 
@@ -189,14 +193,6 @@ def _examples(card: Card, task: str) -> list[Sample]:
     return [example.model_copy(update={"answer": label}) for label in asked.labels or ("?",)]
 
 
-def _tokenizers(config: PipelineConfig) -> Tokenizers | None:
-    """None where they are not on this machine."""
-    try:
-        return Tokenizers.load(config)
-    except UserError:
-        return None
-
-
 def _num_frames(sample: Sample) -> int:
     return sample.num_frames or len(sample.times_s or ())
 
@@ -208,7 +204,7 @@ def _clip(
     frames = max(map(_num_frames, samples))
     queries = instructblip_config(Repository(config.qformer.source)).num_query_tokens
     if tokenizers is None:
-        return ClipShape(frames, shape.tokens, _WORDS, queries + _PROMPT_AND_ANSWER)
+        return ClipShape(frames, shape.tokens, ASSUMED_WORDS, queries + ASSUMED_TEXT)
     prompts, answers = zip(*dict.fromkeys((one.prompt_text, one.answer) for one in samples), strict=True)
     words = tokenizers.question(prompts).ids.shape[1]
     sequence = tokenizers.training(prompts, answers).ids.shape[1]
@@ -240,11 +236,3 @@ def _task_plan(
         "test": counts.get("test", 0) * estimate.answer_multiply_adds,
     }
     return TaskPlan(task, counts, max(samples, key=lambda one: len(one.answer)), steps, batch, estimate, multiply_adds)
-
-
-def _of_a_frame(config: PipelineConfig) -> int | None:
-    try:
-        with with_stand_ins(config, ("encoder", "teacher")) as dressed:
-            return frame_multiply_adds(dressed)
-    except UserError:
-        return None

@@ -97,8 +97,11 @@ def show_training(plan: TrainingPlan, frames: int | None, measured: MeasuredStep
         (part.name, "trained" if part.is_trained else "frozen", f"{part.parameters:,}", byte_size(part.num_bytes))
         for part in widest.estimate.parts
     ]
-    table("networks while training; trained ones with gradients and moments", _PARTS, rows)
-    table(_FITS, _COLUMNS_OF_FITS, [_fits_row(plan, gpu) for gpu in _gpus()])
+    columns: tuple[str, ...] = ("part", "", "parameters", "bytes")
+    table("networks while training; trained ones with gradients and moments", columns, rows)
+    columns = ("GPU", "memory", "clips", "frames at once", "clips with nf4", "a step")
+    title = f"the part of a batch that fits; times by arithmetic at {ASSUMED_SHARE:.0%} of the GPU's peak (assumed)"
+    table(title, columns, [_fits_row(plan, gpu) for gpu in _gpus()])
     _show_hours(plan, frames, measured)
     if isinstance(measured, str):
         print_answer(f"hours on this machine: not measured: {measured}")
@@ -108,11 +111,6 @@ def show_training(plan: TrainingPlan, frames: int | None, measured: MeasuredStep
             f"measured on {measured.device}: a part of {counted(measured.clips, 'clip')}, "
             f"{counted(measured.frames, 'frame')} at once: {rough_time(measured.seconds)}{peak}"
         )
-
-
-_PARTS = ("part", "", "parameters", "bytes")
-_FITS = f"the part of a batch that fits; times by arithmetic at {ASSUMED_SHARE:.0%} of the GPU's peak (assumed)"
-_COLUMNS_OF_FITS = ("GPU", "memory", "clips", "frames at once", "clips with nf4", "a step")
 
 
 def _fits_row(plan: TrainingPlan, gpu: Gpu) -> tuple[str, ...]:
@@ -134,14 +132,8 @@ def _show_hours(plan: TrainingPlan, frames: int | None, measured: MeasuredStep |
 
     def row(name: str, samples: str, steps: str, total: int) -> tuple[str, ...]:
         times = [_time(_seconds(plan, gpu, total)) for gpu in gpus]
-        return (
-            name,
-            samples,
-            steps,
-            large_count(total),
-            *times,
-            *([] if own is None else [_time(own.seconds_for(total))]),
-        )
+        times += [] if own is None else [_time(own.seconds_for(total))]
+        return name, samples, steps, large_count(total), *times
 
     splits = [split for split in SPLITS if any(split in task.samples for task in plan.tasks)]
     rows = [

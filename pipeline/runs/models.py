@@ -33,7 +33,7 @@ _MOST_NAMED = 3
 def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Sample) -> LoadedModel:
     """Build the model as training starts it; widths are read off one cached frame.
 
-    What was taken from which checkpoint is told.
+    What was taken from which checkpoint is printed.
 
     Raises:
         UserError: the networks do not fit each other, the cache or the sample.
@@ -43,7 +43,7 @@ def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Samp
     assert frame.features is not None
     assert frame.targets is not None
     card = locations.card_of(config)
-    words, told = Tokenizers.load(config).longest([sample.prompt_text], [sample.answer])
+    words, sequence = Tokenizers.load(config).longest([sample.prompt_text], [sample.answer])
     queries = instructblip_config(Repository(config.qformer.source)).num_query_tokens
     loaded = LoadedModel.start(
         about_of(config, card),
@@ -51,7 +51,7 @@ def build_for_training(config: PipelineConfig, cache: FeatureCache, sample: Samp
         target_width=frame.targets.shape[1],
         seed=config.train.seed,
         shard_language=config.train.shard_language == "fsdp",
-        clip=ClipShape(len(sample.frame_times_s()), frame.features.shape[1], words, queries + told),
+        clip=ClipShape(len(sample.frame_times_s()), frame.features.shape[1], words, queries + sequence),
     )
     for report in loaded.loading:
         say(report.summary())

@@ -21,7 +21,7 @@ from stages.device import usable_cores
 from stages.errors import UserError
 from stages.networks.checkpoint import Checkpoints
 from stages.process_tree import end_descendants
-from stages.signals import StopRequest, leave_line_to_another, telling
+from stages.signals import StopRequest, interruption_note, leave_line_to_another
 from stages.train.processes import TrainingProcess, met, place_in, variables_of_slurm
 from stages.wording import counted
 
@@ -129,7 +129,7 @@ def run_together(config: PipelineConfig, path: Path, *, resume: bool, request: S
     with (
         TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as scratch,
         request.listening(),
-        telling(how_far),
+        interruption_note(how_far),
         _ended_with_the_command(),
     ):
         for restart in range(RESTARTS + 1):

@@ -1,35 +1,26 @@
 """What a rehearsal works on: stand-ins for the networks, one short video with one question, and what they will need."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from model.language import SpecialTokens
 from pipeline.settings import locations
 from pipeline.settings.config import PipelineConfig, overlay
 from stages.data.card_schema import AnnotationFiles, VideoFiles
 from stages.data.synthetic.generator import write_video
 from stages.data.synthetic.plan import LABELS, VideoSpec
-from stages.device import pick_device, pick_dtype
+from stages.device import Compute, pick_device, pick_dtype
 from stages.free_memory import free_memory
-from stages.frozen.load import teacher_sources
 from stages.frozen.shapes import frame_shape
-from stages.networks.build import new_diff_lmm
-from stages.networks.memory_law import ClipShape, StepMemory, frozen_bytes, step_memory
-from stages.weights.instructblip import language_config
-from stages.weights.repository import Repository
-from stages.weights.stand_in import write_stand_in
+from stages.frozen.stand_ins import put_stand_ins
+from stages.networks.memory_law import ASSUMED_TEXT, ASSUMED_WORDS, ClipShape, on_meta
+from stages.networks.room import needed_bytes
 
 _VIDEO, _SECONDS = "rehearsal", 1
 _CARD, _SAMPLES = "card.yaml", "samples.jsonl"
 _OPEN = "what is a man doing?", "walking"
-# Tokens of a question and of the language model's sequence; LVU's have fewer.
-_WORDS, _SEQUENCE = 16, 64
-_FLOAT32_BYTES = 4
 _LESS = ({"train.precision": "bfloat16"}, {"train.frames_per_chunk": 10}, {"language.quantize": "nf4"})
 """What makes a training step smaller, to be tried one after the other."""
 
@@ -48,14 +39,7 @@ def dress(config: PipelineConfig, folder: Path, *, language_layers: int | None) 
         UserError: a checkpoint is neither on this machine nor known, or there is no such task.
     """
     task = _write_data(config, folder)
-    sources = {f"{part}.source": getattr(config, part).source for part in ("encoder", "qformer", "language")}
-    sources |= {f"teacher.{name}": source for name, source in teacher_sources(config.teacher).items()}
-    places = {source: folder / f"network-{number}" for number, source in enumerate(dict.fromkeys(sources.values()))}
-    for source, place in places.items():
-        write_stand_in(source, place, language_layers=language_layers)
     own: dict[str, Any] = {
-        **{key: str(places[source]) for key, source in sources.items()},
-        "qformer.start": None,
         "data.dataset": str(folder / _CARD),
         "data.annotations": str(folder),
         "data.videos": str(folder),
@@ -71,12 +55,10 @@ def dress(config: PipelineConfig, folder: Path, *, language_layers: int | None) 
         "train.loader_workers": 0,
         "train.trackers": [],
     }
-    dressed = overlay(config, own, "rehearsal")
-    if (
-        needed(dressed).of("train") > free_memory(torch.device("cpu"))
-        and config.train.precision == "auto"
-        and pick_device().type == "cpu"
-    ):
+    networks = ("encoder", "teacher", "qformer", "language")
+    dressed = overlay(put_stand_ins(config, folder, networks, language_layers=language_layers), own, "rehearsal")
+    device = pick_device()
+    if config.train.precision == "auto" and device.type == "cpu" and needed(dressed, "train") > free_memory(device):
         return overlay(dressed, {"train.precision": "bfloat16"}, "rehearsal")
     return dressed
 
@@ -110,58 +92,24 @@ def _write_data(config: PipelineConfig, folder: Path) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Bytes of Stage 2 on this machine's device, by arithmetic; see `stages.networks.memory_law`.
-
-    Attributes:
-        step: a training step's.
-        answer: those of the weights that answer.
-        at_start: of the CPU's memory, for a language model that is quantised, which is read whole first.
-    """
-
-    step: StepMemory
-    answer: int
-    at_start: int
-
-    def of(self, stage: str) -> int:
-        """Of a training step of one clip (`train`), or of an answer."""
-        return max(self.step.total(1) if stage == "train" else self.answer, self.at_start)
-
-
-def needed(config: PipelineConfig) -> Needs:
-    """What a configuration's Stage 2 takes; its networks' configurations are here."""
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
+def needed(config: PipelineConfig, stage: str) -> int:
+    """Bytes of Stage 2 on this machine's device, by arithmetic: of a training step, or of the weights that answer."""
     frame, device = frame_shape(config), pick_device()
-    bytes_each = pick_dtype(config.train.precision, device).itemsize
-    with torch.device("meta"), no_init_weights():
-        language = AutoModelForCausalLM.from_config(language_config(Repository(config.language.source)))
-        language.tie_weights()
-        model = new_diff_lmm(
-            config,
-            language=language,
-            special=SpecialTokens(0, 0),
-            visual_width=frame.width,
-            target_width=frame.teacher_width,
-            seed=0,
-        )
-    trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
-    quantize, frames = config.language.quantize, locations.card_of(config).frame_rule.num_frames
-    frozen = frozen_bytes(language, quantize, bytes_each=bytes_each)
-    step = step_memory(
-        model.qformer,
-        ClipShape(frames, frame.tokens, _WORDS, _SEQUENCE),
-        language_config=language.config,
-        language_bytes=frozen,
-        trained=trained,
-        bytes_each=bytes_each,
-        quantize=quantize,
+    model = on_meta(config, target_width=frame.teacher_width)
+    clip = ClipShape(
+        locations.card_of(config).frame_rule.num_frames,
+        frame.tokens,
+        ASSUMED_WORDS,
+        model.qformer.num_queries + ASSUMED_TEXT,
+    )
+    return needed_bytes(
+        model,
+        Compute(device, pick_dtype(config.train.precision, device)),
+        config.language.quantize,
+        clip if stage == "train" else None,
+        clips=config.train.batch_size,
         frames_per_chunk=config.train.frames_per_chunk,
     )
-    at_start = frozen_bytes(language, "none", bytes_each=bytes_each) if device.type == "cpu" else 0
-    return Needs(step, frozen + _FLOAT32_BYTES * trained, at_start)
 
 
 def smaller(config: PipelineConfig, budget: int) -> tuple[dict[str, Any], int]:
@@ -170,10 +118,9 @@ def smaller(config: PipelineConfig, budget: int) -> tuple[dict[str, Any], int]:
     If none does, all of them.
     """
     given: dict[str, Any] = {}
-    need = needed(config).of("train")
     for change in _LESS:
         given |= change
-        need = needed(overlay(config, given, "rehearsal")).of("train")
+        need = needed(overlay(config, given, "rehearsal"), "train")
         if need <= budget:
             break
     return given, need

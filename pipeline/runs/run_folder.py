@@ -63,7 +63,7 @@ class RunFolder:
 
         Raises:
             UserError: a run is there already.
-            OSError: its folder cannot be made: told before minutes are spent on what comes first.
+            OSError: its folder cannot be made: raised before minutes are spent on what comes first.
         """
         if (path / CONFIG).exists():
             raise UserError(

@@ -18,7 +18,7 @@ from stages.batches.windows import WindowDataset
 from stages.data.leakage import leakage_sentence
 from stages.errors import UserError
 from stages.networks.checkpoint import Checkpoints, Position
-from stages.signals import StopRequest, telling
+from stages.signals import StopRequest, interruption_note
 from stages.train.group import Group
 from stages.train.profile import TRACE, Breakdown, StepProfile
 from stages.train.run_lock import training as locked
@@ -90,7 +90,7 @@ def begin(path: Path, config: PipelineConfig, loaded: LoadedModel, stamp: dict[s
     RunFolder.create(path, config, stamp)
 
 
-def prepare(
+def prepare_training(
     config: PipelineConfig, path: Path, stop: Callable[[], bool], group: Group | None = None
 ) -> tuple[Trainer, LoadedModel, dict[str, object]]:
     """Look at the data, build the model; and what the run is stamped with."""
@@ -166,7 +166,7 @@ def train(
         profile: measure a few steps.
         group: the processes that train it together; the first of them is the only one that writes.
     """
-    trainer, loaded, stamp = prepare(config, path, request, group)
+    trainer, loaded, stamp = prepare_training(config, path, request, group)
     is_first = group is None or group.rank == 0
     with locked(path) if is_first else nullcontext():
         if is_first:
@@ -174,7 +174,7 @@ def train(
         # In a group the first process finds the checkpoint for all.
         if (resume or group is not None) and trainer.resume(lambda line: say(f"warning: {line}")):
             say(f"resuming {path} after step {trainer.position.step} of {trainer.total_steps}")
-        with request.listening(), telling(lambda: f"; {again}"):
+        with request.listening(), interruption_note(lambda: f"; {again}"):
             ending = _fit(trainer, config, StepProfile(path / "profile", loaded.compute.device) if profile else None)
     return Outcome(ending, trainer.total_steps, loaded.trained_count)
 

@@ -16,7 +16,7 @@ from pipeline.studies.plot import write_plots
 from pipeline.studies.record import StudyRecord, TrainingState, read_failures, record_of, write_record
 from pipeline.studies.trial import Trial, run_trial
 from stages.errors import UserError
-from stages.signals import telling
+from stages.signals import interruption_note
 from stages.train.run_lock import training
 from stages.wording import counted
 
@@ -215,7 +215,7 @@ def _train(progress: _Progress, resources: Resources, address: str | None, *, re
     total = len(progress.trainings)
     with (
         progress_bar("ablate", total, "training", done=total - len(trials)) as bar,
-        telling(
+        interruption_note(
             lambda: (
                 f"; {progress.count('done')} of {counted(total, 'training is', 'trainings are')} done, "
                 "run the same command again to go on"

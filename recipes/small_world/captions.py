@@ -6,7 +6,7 @@ from torch import Tensor
 from stages.data.synthetic.plan import LABELS
 
 # In the order of the labels of `stages.data.synthetic.plan.LABELS`.
-_SAID: dict[str, tuple[str, ...]] = {
+_PHRASES: dict[str, tuple[str, ...]] = {
     "scene": ("teal office", "brown hotel", "striped green prison", "violet restaurant"),
     "genre": ("bright warm", "harsh", "pale", "dark"),
     "year": ("grey film", "sepia film", "dark rims", "black bars"),
@@ -17,9 +17,9 @@ _SAID: dict[str, tuple[str, ...]] = {
 ALWAYS_NAMED = ("scene", "genre", "year")
 DETAILS = ("writer", "director", "way_speaking")
 _PAD = 0
-WORDS = tuple(dict.fromkeys(word for phrases in _SAID.values() for phrase in phrases for word in phrase.split()))
+WORDS = tuple(dict.fromkeys(word for phrases in _PHRASES.values() for phrase in phrases for word in phrase.split()))
 NUM_WORDS = len(WORDS) + 1
-_LONGEST = sum(max(len(phrase.split()) for phrase in phrases) for phrases in _SAID.values())
+_LONGEST = sum(max(len(phrase.split()) for phrase in phrases) for phrases in _PHRASES.values())
 
 
 def captions(labels: Tensor, *, names_detail: float, draw: torch.Generator) -> Tensor:
@@ -32,6 +32,6 @@ def captions(labels: Tensor, *, names_detail: float, draw: torch.Generator) -> T
     tasks = list(LABELS)
     for row, (shown, details) in enumerate(zip(labels.tolist(), named.tolist(), strict=True)):
         mentioned = [*ALWAYS_NAMED, *(task for task, wanted in zip(DETAILS, details, strict=True) if wanted)]
-        words = [word for task in mentioned for word in _SAID[task][shown[tasks.index(task)]].split()]
+        words = [word for task in mentioned for word in _PHRASES[task][shown[tasks.index(task)]].split()]
         ids[row, : len(words)] = torch.tensor([WORDS.index(word) + 1 for word in words])
     return ids

@@ -26,7 +26,7 @@ class FramePlan:
 
     def of_shard(self, shard: Shard) -> "FramePlan":
         """The videos of one shard; all shards have about as many frames."""
-        own = shard.share_of({video: len(times) for video, times in self.times_s.items()})
+        own = shard.own_keys({video: len(times) for video, times in self.times_s.items()})
         return FramePlan({video: times for video, times in self.times_s.items() if video in own})
 
 

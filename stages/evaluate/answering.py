@@ -28,7 +28,7 @@ Scored = tuple[tuple[str, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What the language model is told: queries [B, Q, W], prompt [B, L'] and its mask."""
+    """What the language model is asked with: queries [B, Q, W], prompt [B, L'] and its mask."""
 
     queries: Tensor
     prompt: Tensor

@@ -33,8 +33,8 @@ def clip_shape(data: WindowDataset, samples: Sequence[Sample], tokenizers: Token
     """The largest clip of some samples that a data set serves: frames, patches, and the tokens of the longest texts."""
     frames, patches, _ = data[0].features.shape
     prompts = [sample.prompt_text for sample in samples]
-    words, told = tokenizers.longest(prompts, [sample.answer for sample in samples])
-    return ClipShape(frames, patches, words, queries + told)
+    words, sequence = tokenizers.longest(prompts, [sample.answer for sample in samples])
+    return ClipShape(frames, patches, words, queries + sequence)
 
 
 @dataclass

@@ -120,7 +120,7 @@ class TypeScore(_Score):
 
 
 class TaskScore(_Score):
-    """How one task went, counted over samples (windows, questions) unless said otherwise.
+    """How one task went, counted over samples (windows, questions) unless stated otherwise.
 
     Attributes:
         split: which split was answered.

@@ -33,8 +33,8 @@ def process_all(
 
     Args:
         tasks: what to extract.
-        job: what the worker is told.
-        on_encoded: told now and then of each video in work how many of its frames have been through the networks.
+        job: what the worker is to do.
+        on_encoded: called now and then with the frames of each video in work that have been through the networks.
 
     Raises:
         UserError: a checkpoint or the cache cannot be opened.

@@ -23,6 +23,7 @@ from stages.cache.storage import refuse_unstorable
 from stages.cache.stores.commit import CommitRecord, load_record
 from stages.config import ExtractConfig
 from stages.decode import Attempts, DecodeChild, DecodedVideo, DecodeError, FrameRequest
+from stages.device import usable_cores
 from stages.errors import UserError
 from stages.extract.frozen_pair import ExtractionJob, FrozenPair
 from stages.extract.packing import FramePacker
@@ -303,8 +304,8 @@ def internal_error(video: str, error: BaseException) -> VideoOutcome:
 
 
 def num_decode_children(config: ExtractConfig, cores: int | None = None) -> int:
-    """Decode children of one worker: as set, else one for each of its CPU cores (None: all of this machine)."""
-    return config.decode_workers or cores or os.cpu_count() or 1
+    """Decode children of one worker: as set, else one for each of its CPU cores (None: all that it may use)."""
+    return config.decode_workers or cores or usable_cores()
 
 
 def _shown(text: str, task: VideoTask, path: Path) -> str:

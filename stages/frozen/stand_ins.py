@@ -13,27 +13,38 @@ from stages.weights.stand_in import write_stand_in
 Config = TypeVar("Config", bound=ModelConfig)
 
 
-@contextmanager
-def with_stand_ins(config: Config, branches: Sequence[str]) -> Iterator[Config]:
+def put_stand_ins(
+    config: Config, folder: Path, branches: Sequence[str], *, language_layers: int | None = None
+) -> Config:
     """Put a stand-in (`stages.weights.stand_in`) in the place of every checkpoint that these branches name.
 
-    They lie in a temporary folder, which is removed after the block.
+    The Q-Former's is all that it starts from.
+
+    Args:
+        config: of the networks.
+        folder: where the stand-ins are written.
+        branches: of `config`: encoder, teacher, qformer, language.
+        language_layers: layers that are kept of a language model; None: all.
 
     Raises:
         UserError: a checkpoint is neither on this machine nor a published one whose shapes are known.
     """
+    places: dict[str, str] = {}
+    changed = {}
+    for name in branches:
+        branch = getattr(config, name)
+        sources = teacher_sources(branch) if name == "teacher" else {"source": branch.source}
+        for source in sources.values():
+            if source not in places:
+                places[source] = str(folder / f"network-{len(places)}")
+                write_stand_in(source, Path(places[source]), language_layers=language_layers)
+        start = {"start": None} if name == "qformer" else {}
+        changed[name] = branch.model_copy(update={key: places[source] for key, source in sources.items()} | start)
+    return config.model_copy(update=changed)
+
+
+@contextmanager
+def with_stand_ins(config: Config, branches: Sequence[str]) -> Iterator[Config]:
+    """`put_stand_ins` in a temporary folder, which is removed after the block."""
     with tempfile.TemporaryDirectory(prefix="diff-lmm-shapes-") as folder:
-        written: dict[str, str] = {}
-
-        def stand_in(source: str) -> str:
-            if source not in written:
-                written[source] = str(Path(folder) / str(len(written)))
-                write_stand_in(source, Path(written[source]))
-            return written[source]
-
-        changed = {}
-        for name in branches:
-            branch = getattr(config, name)
-            named = teacher_sources(branch) if name == "teacher" else {"source": branch.source}
-            changed[name] = branch.model_copy(update={key: stand_in(source) for key, source in named.items()})
-        yield config.model_copy(update=changed)
+        yield put_stand_ins(config, Path(folder), branches)

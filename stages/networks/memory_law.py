@@ -2,7 +2,7 @@
 
 In one process, at the moment when most is held, which is the backward pass of a clip's last chunk of frames:
 
-    frozen language model     `frozen_bytes`; `sharded_bytes` where its layers lie in pieces
+    frozen language model     `frozen_bytes`; `sharded_bytes` where its layers are sharded
     trained parameters        16 bytes each: value, gradient and AdamW's two moments, all float32; under autocast 2
                               more, for the copy that it computes with
     per clip of a part:
@@ -25,7 +25,6 @@ from torch import nn
 
 from model.config import ModelConfig, Quantization
 from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
-from stages.config import TrainConfig
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 from stages.weights.instructblip import instructblip_config, language_config
 from stages.weights.repository import Repository
@@ -37,6 +36,8 @@ TRAINED_BYTES = 16
 # Under autocast some of what is kept is bfloat16; float32 is the most.
 _KEPT_BYTES = 4
 _FLOAT32_BYTES = 4
+ASSUMED_WORDS, ASSUMED_TEXT = 16, 32
+"""Tokens of a question, and of prompt and answer, where none are at hand to be counted: LVU's have fewer."""
 # nf4: the blocks' scales are stored in a byte each, and so many of them share a scale of their own. Each matrix has the
 # tables of the 16 and 256 values that these bits and bytes stand for, and one float32 more.
 _SCALES_BLOCK = 256
@@ -116,46 +117,40 @@ def parts_that_fit(memory_of: Callable[[int], StepMemory], budget: int, whole: P
 
 
 def training_memory(
-    config: ModelConfig,
-    train: TrainConfig,
+    model: "DiffLMM",
     clip: ClipShape,
     *,
-    target_width: int,
-    dtype: torch.dtype = torch.bfloat16,
-    feature_bytes: int = 2,
+    quantize: Quantization,
+    dtype: torch.dtype,
+    frames_per_chunk: int | None,
+    shards: int | None = None,
 ) -> StepMemory:
-    """Add up a training step's memory from the networks' configuration files alone.
+    """Add up a training step's memory from the networks' shapes alone.
 
     Args:
-        config: the networks.
-        train: of the recipe, `frames_per_chunk`, `processes` and `shard_language`.
+        model: it may be on the meta device.
         clip: one clip.
-        target_width: D of the teacher targets.
-        dtype: of the frozen language model.
-        feature_bytes: per number in the cache.
-
-    Raises:
-        UserError: a configuration that cannot be had.
+        quantize: how the frozen language model's matrices are held.
+        dtype: of what is not quantised.
+        frames_per_chunk: as in `train.frames_per_chunk`.
+        shards: processes over which the language model's layers are sharded; None: each has them whole.
     """
-    model = on_meta(config, target_width=target_width)
     language = model.language.model
-    quantize = config.language.quantize
     weights = frozen_bytes(language, quantize, bytes_each=dtype.itemsize)
-    if train.shard_language == "fsdp":
+    if shards is not None:
         from stages.networks.sharding import decoder_layers
 
         layers = [dtype.itemsize * sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(language)]
-        weights = sharded_bytes(weights, layers, train.processes)
+        weights = sharded_bytes(weights, layers, shards)
     return step_memory(
         model.qformer,
         clip,
         language_config=language.config,
         language_bytes=weights,
         trained=sum(parameter.numel() for parameter in model.trained_parameters().values()),
-        feature_bytes=feature_bytes,
         bytes_each=dtype.itemsize,
         quantize=quantize,
-        frames_per_chunk=train.frames_per_chunk,
+        frames_per_chunk=frames_per_chunk,
     )
 
 
@@ -265,18 +260,18 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
         bytes_each: b.
         quantize: how its layers' matrices are held.
     """
-    width, inner, head_width = config.hidden_size, _inner_width(config), _head_width(config)
+    width, inner, head = config.hidden_size, _inner_width(config), head_width(config)
     heads = config.num_attention_heads
     of_keys = getattr(config, "num_key_value_heads", None) or heads
     norm = _FLOAT32_BYTES * width
-    layer = 2 * norm + (2 * (heads + of_keys) * head_width + 3 * inner) * bytes_each
+    layer = 2 * norm + (2 * (heads + of_keys) * head + 3 * inner) * bytes_each
     if quantize == "int8":
         layer += (2 * width + inner) * bytes_each
     return config.num_hidden_layers * layer + norm
 
 
 def qformer_bytes(
-    qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None, longest: int, told: int = 0
+    qformer: MemoryQFormer, shape: ClipShape, frames_per_chunk: int | None, longest: int, language_bytes: int = 0
 ) -> int:
     """Most bytes that one clip holds in the Q-Former, and beside it in the language model.
 
@@ -287,7 +282,7 @@ def qformer_bytes(
         shape: of the clip.
         frames_per_chunk: as in `train.frames_per_chunk`.
         longest: most frames in a row that carry a loss; 0 where nothing is learned.
-        told: bytes that the language model keeps, which has gone back when the Q-Former does.
+        language_bytes: that the language model keeps until it has gone back, which is before the Q-Former does.
     """
     slots, widths = qformer.config.memory_slots, qformer.qformer.config
     chunk = min(frames_per_chunk or frames_per_chunk_of(slots), shape.frames)
@@ -303,7 +298,7 @@ def qformer_bytes(
     scores = 8 * widths.num_attention_heads * qformer.num_queries * shape.patches * (slots + 1)
 
     pages = scores + 4 * shape.patches * hidden * (slots + 1 + 2 * with_loss)
-    back = _KEPT_BYTES * (kept + carried + dropout) + max(told, _KEPT_BYTES * pages)
+    back = _KEPT_BYTES * (kept + carried + dropout) + max(language_bytes, _KEPT_BYTES * pages)
     by = 2 * carried + chunk * (3 * shape.patches * visual + tokens * (8 * hidden + 2 * inner))
     by += scores + 2 * shape.patches * hidden * (2 * (slots + 1) + chunk)
     return max(back if with_loss else 0, _KEPT_BYTES * by if with_loss < chunk else 0)
@@ -340,8 +335,8 @@ def step_memory(
     """
     features = shape.frames * shape.patches * qformer.qformer.config.encoder_hidden_size * feature_bytes
     features *= 1 + read_ahead
-    told = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
-    clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames, told)
+    language_kept = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
+    clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames, language_kept)
     cast = bytes_each if bytes_each < _FLOAT32_BYTES else 0
     return StepMemory(language_bytes, trained * (TRAINED_BYTES + cast), clip)
 
@@ -358,7 +353,7 @@ def row_bytes(config: Any, sequence: int, *, bytes_each: int) -> int:
     """
     width, inner = config.hidden_size, _inner_width(config)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    kept = 2 * config.num_hidden_layers * heads * _head_width(config) * bytes_each
+    kept = 2 * config.num_hidden_layers * heads * head_width(config) * bytes_each
     layer = (4 * width + 3 * inner) * bytes_each + 2 * _FLOAT32_BYTES * width
     return sequence * (kept + layer + config.vocab_size * bytes_each) + 4 * config.vocab_size * _FLOAT32_BYTES
 
@@ -369,7 +364,8 @@ def watch_bytes(qformer: MemoryQFormer, shape: ClipShape, *, feature_bytes: int 
     return features + qformer_bytes(qformer, shape, None, 0)
 
 
-def _head_width(config: Any) -> int:
+def head_width(config: Any) -> int:
+    """Of a transformers LLaMA or a model with the same layers."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -379,7 +375,7 @@ def _inner_width(config: Any) -> int:
 
 
 def sharded_bytes(total: int, layers: Sequence[int], processes: int) -> int:
-    """Most bytes of frozen weights in one process where each layer lies in pieces on all of them.
+    """Most bytes of frozen weights in one process where each layer is sharded over all of them.
 
     Two layers are whole at the same time: one computes while the next is gathered.
 

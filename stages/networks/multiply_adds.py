@@ -13,6 +13,7 @@ from torch import nn
 from model.alignment import Alignment
 from model.qformer.parts import QFormerParts
 from model.qformer.qformer import frames_per_chunk_of, split_runs
+from stages.networks.memory_law import head_width
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ def language_multiply_adds(model: nn.Module, config: Any, tokens: int, *, backwa
         backward: whether a gradient goes back to its inputs, too: as much again, and twice the attention's products.
     """
     linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    scores = 2 * config.num_hidden_layers * config.num_attention_heads * head_width * tokens**2
+    scores = 2 * config.num_hidden_layers * config.num_attention_heads * head_width(config) * tokens**2
     return tokens * linear * (2 if backward else 1) + scores * (3 if backward else 1)
 
 

@@ -10,7 +10,7 @@ from stages.device import Compute, pick_device, pick_dtype
 from stages.errors import LackOfMemoryError
 from stages.free_memory import usable_memory
 from stages.networks.exported import Precision
-from stages.networks.memory_law import ClipShape, frozen_bytes, on_meta, step_memory
+from stages.networks.memory_law import ClipShape, frozen_bytes, on_meta, training_memory
 
 _GB = 1e9
 _FLOAT32_BYTES = 4
@@ -42,17 +42,21 @@ def compute_for(
     model, free = on_meta(networks, target_width=target_width), usable_memory(device)
     types = [torch.float32, torch.bfloat16] if precision == "auto" else [dtype]
     quantize = networks.language.quantize
+
+    def needed(dtype: torch.dtype, quantize: Quantization, clip: ClipShape | None) -> int:
+        return needed_bytes(model, Compute(device, dtype), quantize, clip)
+
     for frozen in types:
-        if _needed(model, frozen, quantize, clip) <= free:
+        if needed(frozen, quantize, clip) <= free:
             return compute, frozen
-    least = _needed(model, types[-1], quantize, clip)
+    least = needed(types[-1], quantize, clip)
     others = {
-        "train.precision=bfloat16": _needed(model, torch.bfloat16, quantize, clip),
-        "language.quantize=int8": _needed(model, types[-1], "int8", clip),
-        "language.quantize=nf4": _needed(model, types[-1], "nf4", clip),
+        "train.precision=bfloat16": needed(torch.bfloat16, quantize, clip),
+        "language.quantize=int8": needed(types[-1], "int8", clip),
+        "language.quantize=nf4": needed(types[-1], "nf4", clip),
     }
     if clip is not None:
-        others["fewer frames (num_frames of the card)"] = _needed(model, types[-1], quantize, replace(clip, frames=1))
+        others["fewer frames (num_frames of the card)"] = needed(types[-1], quantize, replace(clip, frames=1))
     enough = [f"{name} ({size / _GB:.1f} GB)" for name, size in others.items() if size <= free]
     raise LackOfMemoryError(
         f"the networks{' and a training step of one sample' if clip else ''} need {least / _GB:.1f} GB of memory, "
@@ -62,23 +66,31 @@ def compute_for(
     )
 
 
-def _needed(model: DiffLMM, dtype: torch.dtype, quantize: Quantization, clip: ClipShape | None) -> int:
-    """Bytes of the model, and of a step of one clip with one frame at a time."""
-    language = model.language.model
+def needed_bytes(
+    model: DiffLMM,
+    compute: Compute,
+    quantize: Quantization,
+    clip: ClipShape | None,
+    *,
+    clips: int = 1,
+    frames_per_chunk: int | None = 1,
+) -> int:
+    """Bytes of a model, and of a training step on top.
+
+    Args:
+        model: it may be on the meta device.
+        compute: device, and the type in which the frozen language model is read.
+        quantize: how it is held.
+        clip: one clip of the step; None: there is none.
+        clips: how many go through the networks at once.
+        frames_per_chunk: as in `train.frames_per_chunk`.
+    """
+    bytes_each = compute.dtype.itemsize
+    # On a CPU it is read whole before its matrices are quantised, and only then comes what else there is.
+    on_cpu = compute.device.type == "cpu"
+    read = frozen_bytes(model.language.model, "none", bytes_each=bytes_each) if on_cpu else 0
+    if clip is not None:
+        step = training_memory(model, clip, quantize=quantize, dtype=compute.dtype, frames_per_chunk=frames_per_chunk)
+        return max(read, step.total(clips))
     trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
-    # It is read whole before its matrices are quantised, and only then comes what else there is.
-    read = frozen_bytes(language, "none", bytes_each=dtype.itemsize)
-    held = frozen_bytes(language, quantize, bytes_each=dtype.itemsize)
-    if clip is None:
-        return max(read, held + trained * _FLOAT32_BYTES)
-    step = step_memory(
-        model.qformer,
-        clip,
-        language_config=language.config,
-        language_bytes=held,
-        trained=trained,
-        bytes_each=dtype.itemsize,
-        quantize=quantize,
-        frames_per_chunk=1,
-    )
-    return max(read, step.total(1))
+    return max(read, frozen_bytes(model.language.model, quantize, bytes_each=bytes_each) + trained * _FLOAT32_BYTES)

@@ -143,9 +143,9 @@ class Tokenizers:
         Prompts that are too long count as cut.
         """
         words = min(self.max_question, max(map(len, self._question_ids(list(dict.fromkeys(prompts))))))
-        pairs = list(dict.fromkeys(zip(prompts, answers, strict=True)))
-        told = zip(self._prompt_ids([one for one, _ in pairs]), self._plain_ids([one for _, one in pairs]), strict=True)
-        return words, max(min(self.max_prompt, len(prompt)) + len(answer) + 1 for prompt, answer in told)
+        prompts, answers = zip(*dict.fromkeys(zip(prompts, answers, strict=True)), strict=True)
+        ids = zip(self._prompt_ids(prompts), self._plain_ids(answers), strict=True)
+        return words, max(min(self.max_prompt, len(prompt)) + len(answer) + 1 for prompt, answer in ids)
 
     def decode(self, ids: Tensor) -> list[list[str]]:
         """Generated ids [B, K, S] -> texts, special tokens and surrounding spaces removed."""

@@ -62,34 +62,24 @@ def run_trials(
     """
     # Ray prints about processes that die on stdout, which belongs to results.
     with redirect_stdout(sys.stderr):
-        _hand_out(trials, run, share, on_start, on_end)
-
-
-def _hand_out(
-    trials: Mapping[str, T],
-    run: Callable[[T], str | None],
-    share: Share,
-    on_start: Callable[[str], None],
-    on_end: Callable[[str, str | None, float], None],
-) -> None:
-    actor_of = ray.remote(TrialActor).options(num_cpus=share.cpus, num_gpus=share.gpus)
-    code, waiting = own_code.digest(), deque(trials)
-    idle: list[Any] = []
-    running: dict[Any, _Running] = {}
-    while waiting or running:
-        while waiting and len(running) < share.parallel:
-            name, actor = waiting.popleft(), idle.pop() if idle else actor_of.remote(run, share.cpus, code)
-            running[actor.run.remote(trials[name])] = _Running(name, actor, time.monotonic())
-            on_start(name)
-        (reference, *_), _ = ray.wait(list(running), num_returns=1)
-        one = running.pop(reference)
-        try:
-            reason = ray.get(reference)
-            idle.append(one.actor)
-        except RayError as error:
-            reason = _why(error)
-            ray.kill(one.actor)
-        on_end(one.name, reason, time.monotonic() - one.began_s)
+        actor_of = ray.remote(TrialActor).options(num_cpus=share.cpus, num_gpus=share.gpus)
+        code, waiting = own_code.digest(), deque(trials)
+        idle: list[Any] = []
+        running: dict[Any, _Running] = {}
+        while waiting or running:
+            while waiting and len(running) < share.parallel:
+                name, actor = waiting.popleft(), idle.pop() if idle else actor_of.remote(run, share.cpus, code)
+                running[actor.run.remote(trials[name])] = _Running(name, actor, time.monotonic())
+                on_start(name)
+            (reference, *_), _ = ray.wait(list(running), num_returns=1)
+            one = running.pop(reference)
+            try:
+                reason = ray.get(reference)
+                idle.append(one.actor)
+            except RayError as error:
+                reason = _why(error)
+                ray.kill(one.actor)
+            on_end(one.name, reason, time.monotonic() - one.began_s)
 
 
 def _why(error: RayError) -> str:

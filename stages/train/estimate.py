@@ -102,9 +102,15 @@ def estimate_training(
     at_once = Parts(1, min(train.frames_per_chunk or frames_per_chunk_of(config.qformer.memory_slots), clip.frames))
     memory: dict[int, StepMemory] = {}
     parts: Parts | None = at_once
-    while parts is not None:  # now, since configuration files may be gone later
-        recipe = train.model_copy(update={"frames_per_chunk": parts.frames})
-        memory[parts.frames] = training_memory(config, recipe, clip, target_width=target_width, dtype=dtype)
+    while parts is not None:
+        memory[parts.frames] = training_memory(
+            model,
+            clip,
+            quantize=config.language.quantize,
+            dtype=dtype,
+            frames_per_chunk=parts.frames,
+            shards=train.processes if train.shard_language == "fsdp" else None,
+        )
         parts = parts.halved()
     language, described = model.language.model, model.language.model.config
     shape = {"frames": clip.frames, "patches": clip.patches, "words": clip.words}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.lock import ProcessLock
 
-LOCK = "training.lock"
+RUN_LOCK = "training.lock"
 
 
 @contextmanager
@@ -20,13 +20,13 @@ def training(run: Path) -> Iterator[None]:
     """
     run.mkdir(parents=True, exist_ok=True)
     hint = "wait until it has ended, or give another --name"
-    lock = ProcessLock(run / LOCK, purpose="training this run", hint=hint)
+    lock = ProcessLock(run / RUN_LOCK, purpose="training this run", hint=hint)
     lock.acquire()
     try:
         yield
     finally:
         with suppress(OSError):  # a disk that refuses it was reported by what was written there
-            if [entry.name for entry in run.iterdir()] == [LOCK]:
-                (run / LOCK).unlink()
+            if [entry.name for entry in run.iterdir()] == [RUN_LOCK]:
+                (run / RUN_LOCK).unlink()
                 run.rmdir()
         lock.release()

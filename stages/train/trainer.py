@@ -111,7 +111,7 @@ class Trainer:
         compute: device and arithmetic.
         stop: asked after every step whether to stop there; the state is saved then.
         group: the processes that share every batch; the first of them writes, all stop where one is asked to.
-        on_parts: told how much goes through the networks at once, at the start and when it has become less.
+        on_parts: called with how much goes through the networks at once, at the start and when it has become less.
 
     Raises:
         UserError: a batch cannot be shared out equally.
@@ -165,7 +165,7 @@ class Trainer:
         """Go back to the newest whole checkpoint; False if there is none.
 
         Args:
-            on_damaged: is told of each checkpoint that is passed over.
+            on_damaged: called with a line on each checkpoint that is passed over.
 
         Raises:
             UserError: the newest is of another model.
@@ -389,7 +389,7 @@ class Trainer:
     def _validation_is_shared(self) -> bool:
         """Whether each process takes its part of the validation samples.
 
-        With a language model that lies in pieces on all, everyone has to ask it equally often, and so all do the same.
+        With a sharded language model everyone has to ask it equally often, and so all do the same.
         """
         return self.config.shard_language == "none"
 

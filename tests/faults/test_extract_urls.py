@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from tests.cached import records_of
 
 from pipeline.doctor.data import check_data
 from pipeline.settings.config import resolve
 from stages.cache.feature_cache import FeatureCache
 from stages.errors import UserError
+from tests.cached import records_of
 from tests.conftest import run_pipeline
 from tests.faults.extract_corpus import VIDEOS, checksums, prepare, run_here
 from tests.film_server import serving

@@ -73,7 +73,7 @@ def fit(group, resolved, stop_at=None):
 
     path = locations.run_folder(config)
     try:
-        trainer, loaded, stamp = training.prepare(config, path, stop, group)
+        trainer, loaded, stamp = training.prepare_training(config, path, stop, group)
         if group.rank == 0:
             training.begin(path, config, loaded, stamp, resume=False)
         ending = trainer.fit(taken.append)
@@ -119,7 +119,7 @@ def test_one_of_two_that_runs_out_of_memory_takes_its_share_in_smaller_parts_whi
 
 def weights_of(group, resolved, counts):
     """What the answer tokens of this process's share of the samples weigh."""
-    trainer, _, _ = training.prepare(resolved.config, locations.run_folder(resolved.config), bool, group)
+    trainer, _, _ = training.prepare_training(resolved.config, locations.run_folder(resolved.config), bool, group)
     own = len(counts) // group.size
     masks = torch.arange(9) < torch.tensor(counts[group.rank * own : (group.rank + 1) * own])[:, None]
     stored = SimpleNamespace(answer=SimpleNamespace(answer_mask=masks), targets=None)
@@ -139,7 +139,7 @@ def test_with_the_language_model_in_pieces_the_losses_and_answers_are_the_same(w
     resolved = settings(world, "pieces", "train.shard_language=fsdp")
     found = together(fit, 2, tmp_path, resolved)
     near(run_of(world, "pieces"), alone)
-    _, loaded, _ = training.prepare(settings(world, "other").config, run_of(world, "other"), bool)
+    _, loaded, _ = training.prepare_training(settings(world, "other").config, run_of(world, "other"), bool)
     whole = kept_numbers(loaded.model.language)
     layers = sum(p.numel() for p in loaded.model.language.model.model.layers.parameters())
     assert [answer[-1] for answer in found] == [whole - layers // 2] * 2
@@ -164,7 +164,7 @@ def counted_fit(group, resolved):
         setattr(dist, name, lambda *args, real=real, **more: (calls.append(real.__name__), real(*args, **more))[1])
     config = resolved.config
     path = locations.run_folder(config)
-    trainer, loaded, stamp = training.prepare(config, path, bool, group)
+    trainer, loaded, stamp = training.prepare_training(config, path, bool, group)
     if group.rank == 0:
         training.begin(path, config, loaded, stamp, resume=False)
     trainer.fit(lambda _: at_steps.append(len(calls)))

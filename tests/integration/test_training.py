@@ -76,7 +76,7 @@ def test_without_a_terminal_lines_show_how_far_it_is(resolved, capsys, monkeypat
 
 
 def stepper(resolved):
-    trainer, loaded, _ = training.prepare(resolved.config, config_path(resolved), StopRequest())
+    trainer, loaded, _ = training.prepare_training(resolved.config, config_path(resolved), StopRequest())
     # The parts of a batch draw other numbers than the batch does.
     for module in loaded.model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -167,7 +167,7 @@ def test_a_run_that_is_resumed_in_other_parts_has_the_losses_of_one_that_was_not
     assert rows_of(whole)[0]["loss"] != pytest.approx(rows_of(undropped)[0]["loss"], rel=10 * FLOAT32_LOSS)
     config = resolved(dropout, "train.micro_batch_size=1", "train.frames_per_chunk=2")
     path = config_path(config)
-    trainer, loaded, stamp = training.prepare(config.config, path, StopRequest())
+    trainer, loaded, stamp = training.prepare_training(config.config, path, StopRequest())
     training.begin(path, config.config, loaded, stamp, resume=False)
     trainer.stop = lambda: trainer.position.step == 3
     trainer.fit(lambda _row: None)
@@ -187,7 +187,7 @@ def test_the_validation_loss_is_that_of_all_answer_tokens_however_many_samples_a
 
 def test_how_many_samples_a_validation_answers_at_once_leaves_room_for_gradients_and_moments(resolved, monkeypatch):
     config = resolved("train.epochs=1", "evaluate.batch_size=auto")
-    trainer, loaded, stamp = training.prepare(config.config, config_path(config), StopRequest())
+    trainer, loaded, stamp = training.prepare_training(config.config, config_path(config), StopRequest())
     training.begin(config_path(config), config.config, loaded, stamp, resume=False)
     gradients_and_moments = 12 * loaded.trained_count
 
@@ -225,7 +225,7 @@ def test_trying_how_much_fits_changes_nothing_that_follows(resolved, target, cap
     whole = trained(resolved(*settings, name="whole"))
     config = resolved(*settings)
     path = config_path(config)
-    trainer, loaded, stamp = training.prepare(config.config, path, StopRequest())
+    trainer, loaded, stamp = training.prepare_training(config.config, path, StopRequest())
     training.begin(path, config.config, loaded, stamp, resume=False)
     before, drawn = loaded.model.trained_tensors(), torch.get_rng_state()
     before = {name: tensor.clone() for name, tensor in before.items()}
@@ -312,7 +312,7 @@ def test_nan_in_a_validation_video_is_found_by_name_and_what_was_learned_is_kept
 
 
 def test_a_checkpoint_of_another_model_is_one_line(resolved):
-    trainer, _, _ = training.prepare(resolved().config, config_path(resolved()), StopRequest())
+    trainer, _, _ = training.prepare_training(resolved().config, config_path(resolved()), StopRequest())
     tensors = trainer.model.trained_tensors()
     wrong = next(name for name in sorted(tensors) if name.startswith("alignment.heads."))
     for changed, line in [
@@ -347,7 +347,7 @@ def test_the_first_step_that_overflows_is_kept_until_it_is_asked_for_and_its_sam
 def test_a_step_that_overflows_between_rows_ends_the_training_at_the_next_and_nothing_is_saved(resolved):
     config = resolved("train.log_every=3", "train.save_every_steps=2").config
     path = config_path(resolved())
-    trainer, loaded, stamp = training.prepare(config, path, bool)
+    trainer, loaded, stamp = training.prepare_training(config, path, bool)
     training.begin(path, config, loaded, stamp, resume=False)
     with torch.no_grad():
         trainer.model.language_projection.weight.fill_(float("inf"))
@@ -373,7 +373,7 @@ def test_asked_to_stop_before_a_validation_it_validates_first_when_resumed(resol
     whole = trained(resolved(name="whole"))
     config = resolved(name="stopped")
     path = config_path(config)
-    trainer, _, stamp = training.prepare(config.config, path, StopRequest())
+    trainer, _, stamp = training.prepare_training(config.config, path, StopRequest())
     RunFolder.create(path, config.config, stamp)
     trainer.stop = lambda: trainer.position.step == 8
     ending = trainer.fit(lambda _row: None)
@@ -396,7 +396,7 @@ def test_asked_to_stop_before_a_validation_it_validates_first_when_resumed(resol
     ],
 )
 def test_of_equals_the_other_number_decides_or_the_first_is_the_best(resolved, settings, expected):
-    trainer, _, _ = training.prepare(resolved(*settings).config, config_path(resolved()), StopRequest())
+    trainer, _, _ = training.prepare_training(resolved(*settings).config, config_path(resolved()), StopRequest())
     judged = []
     for step, (top1, loss) in enumerate([(0.5, 1.0), (0.9, 2.0), (0.5, 1.0), (0.1, 0.5), (0.9, 1.5)], start=1):
         position = replace(trainer.position, epoch=step, step=step, val_top1=top1, val_loss=loss)
@@ -406,7 +406,7 @@ def test_of_equals_the_other_number_decides_or_the_first_is_the_best(resolved, s
 
 
 def test_without_validation_the_last_is_the_best_whatever_decides_between_equals(resolved):
-    trainer, _, _ = training.prepare(
+    trainer, _, _ = training.prepare_training(
         resolved("train.best_of_equals=first").config, config_path(resolved()), StopRequest()
     )
     for step in (1, 2):
@@ -421,7 +421,7 @@ def test_a_training_says_once_how_many_questions_it_cuts_and_reads_them_as_evalu
     world, resolved, tmp_path, capfd
 ):
     config = resolved("language.max_prompt_tokens=14")
-    trainer, loaded, _ = training.prepare(config.config, config_path(config), StopRequest())
+    trainer, loaded, _ = training.prepare_training(config.config, config_path(config), StopRequest())
     assert "too long" not in capfd.readouterr().err
     window = trainer.data.train[0]
     long = window.sample.model_copy(update={"prompt": "what is the {} of the movie?", "question": "scene and the year"})
@@ -440,14 +440,14 @@ def test_a_training_says_once_how_many_questions_it_cuts_and_reads_them_as_evalu
     lines = (world.folder / "samples.jsonl").read_text(encoding="utf-8")
     (tmp_path / "samples.jsonl").write_text(lines.replace('"scene", "a', '"scene and scene and scene", "a', 3))
     longer = resolved("language.max_prompt_tokens=10", f"data.annotations={tmp_path}")
-    training.prepare(longer.config, config_path(longer), StopRequest())
+    training.prepare_training(longer.config, config_path(longer), StopRequest())
     told = capfd.readouterr().err
     assert told.count("too long") == 1
     assert "warning: 3 of 40 questions are too long for qformer.max_text_tokens=32 or language.max_prompt_" in told
 
     tight = resolved("language.max_prompt_tokens=7")
     with pytest.raises(UserError, match="the text around a question is too long by itself"):
-        training.prepare(tight.config, config_path(tight), StopRequest())
+        training.prepare_training(tight.config, config_path(tight), StopRequest())
 
 
 # --- one name, one run

@@ -28,10 +28,10 @@ def test_a_shard_is_written_as_it_is_read(text):
 def test_shards_are_disjoint_and_together_everything_whatever_the_order(count):
     chance = random.Random(count)
     sizes = {f"v{number}": chance.randint(1, 400) for number in range(60)}
-    shares = [Shard(index, count).share_of(sizes) for index in range(1, count + 1)]
+    shares = [Shard(index, count).own_keys(sizes) for index in range(1, count + 1)]
     assert sorted(key for share in shares for key in share) == sorted(sizes)
     shuffled = dict(chance.sample(list(sizes.items()), len(sizes)))
-    assert [Shard(index, count).share_of(shuffled) for index in range(1, count + 1)] == shares
+    assert [Shard(index, count).own_keys(shuffled) for index in range(1, count + 1)] == shares
 
 
 def test_shards_have_about_as_many_frames_not_as_many_videos():

@@ -56,7 +56,7 @@ def test_it_cleans_up_prints_one_line_and_exits_with_the_code(number, code, line
 def test_the_line_says_how_far_the_work_was_whatever_the_interruption_became(tmp_path):
     program = """
         def command():
-            with stop.telling(lambda: "; 3 of 7 done"):
+            with stop.interruption_note(lambda: "; 3 of 7 done"):
                 try:
                     is_here()
                     time.sleep(60)

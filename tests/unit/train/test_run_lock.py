@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from stages.errors import UserError
-from stages.train.run_lock import LOCK, training
+from stages.train.run_lock import RUN_LOCK, training
 
 HOLD = "\n".join(
     [
@@ -25,7 +25,7 @@ def test_another_process_is_named_and_what_it_has_stays(tmp_path):
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=rf"process \({holder.pid} on .*\) is training this run"), training(run):
             raise AssertionError("two at once")
-        assert (run / LOCK).exists()
+        assert (run / RUN_LOCK).exists()
         holder.communicate("")
     with training(run):
         pass
@@ -41,14 +41,14 @@ def test_a_training_that_is_refused_before_it_has_begun_leaves_no_folder(tmp_pat
 def test_what_is_written_stays_with_its_lock(tmp_path):
     with training(tmp_path / "mine"):
         (tmp_path / "mine" / "config.yaml").write_text("{}")
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["config.yaml", LOCK]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["config.yaml", RUN_LOCK]
 
 
 def test_a_killed_holder_holds_nothing(tmp_path):
     run = tmp_path / "mine"
     command = [sys.executable, "-c", HOLD + "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", str(run)]
     assert subprocess.run(command, check=False).returncode == -9
-    assert (run / LOCK).exists()
+    assert (run / RUN_LOCK).exists()
     with training(run):
         pass
     assert not run.exists()
