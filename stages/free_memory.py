@@ -28,7 +28,12 @@ def free_memory(device: torch.device) -> int:
 def usable_memory(device: torch.device) -> int:
     """`free_memory` less a margin for what no arithmetic sees; on a CPU, shared by the processes that train here."""
     share = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return int(_USABLE * free_memory(device)) // share
+    return usable_of(free_memory(device)) // share
+
+
+def usable_of(free: int) -> int:
+    """So many free bytes less that margin."""
+    return int(_USABLE * free)
 
 
 def _host_limits(proc: Path, cgroups: Path) -> Iterator[int]:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stages.free_memory import usable_of
+
 ASSUMED_SHARE = 0.4
 """The part of its peak that a GPU is taken to reach where nothing was measured: an assumption, not a measurement."""
 
 GB = 10**9
-# CUDA itself and the holes in the allocator's memory.
-_RESERVED_BYTES = 2 * GB
+# CUDA itself and its libraries, about.
+_CUDA_BYTES = GB
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,9 @@ class Gpu:
     memory_bytes: int
     peak: float | None
 
-    @property
-    def budget_bytes(self) -> int:
-        """What is left of its memory for networks and batches."""
-        return self.memory_bytes - _RESERVED_BYTES
+    def budget(self, loaded: int) -> int:
+        """What training, once so many bytes of weights are loaded, reckons with for them and its steps."""
+        return loaded + usable_of(max(0, self.memory_bytes - _CUDA_BYTES - loaded))
 
     def seconds(self, multiply_adds: float) -> float | None:
         """How long so many take at the assumed share of the peak."""

@@ -87,7 +87,7 @@ class TrainingPlan:
     def fit(self, gpu: Gpu, *, in_4_bits: bool = False) -> Parts | None:
         """The part of a batch that fits on a GPU, whichever task; also with the language model in 4 bits (nf4)."""
         estimate = self.in_4_bits if in_4_bits else self.widest.estimate
-        return estimate.largest_part(gpu.budget_bytes, self.widest.batch)
+        return estimate.largest_part(gpu.budget(estimate.loaded_bytes), self.widest.batch)
 
 
 def plan_training(config: PipelineConfig, manifest: Manifest | None) -> TrainingPlan:

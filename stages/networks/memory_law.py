@@ -123,6 +123,7 @@ def training_memory(
     quantize: Quantization,
     dtype: torch.dtype,
     frames_per_chunk: int | None,
+    longest: int | None = None,
     shards: int | None = None,
 ) -> StepMemory:
     """Add up a training step's memory from the networks' shapes alone.
@@ -133,6 +134,7 @@ def training_memory(
         quantize: how the frozen language model's matrices are held.
         dtype: of what is not quantised.
         frames_per_chunk: as in `train.frames_per_chunk`.
+        longest: most frames in a row that carry a loss; None: all of a clip's.
         shards: processes over which the language model's layers are sharded; None: each has them whole.
     """
     language = model.language.model
@@ -151,6 +153,7 @@ def training_memory(
         bytes_each=dtype.itemsize,
         quantize=quantize,
         frames_per_chunk=frames_per_chunk,
+        longest=longest,
     )
 
 

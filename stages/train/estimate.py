@@ -23,6 +23,9 @@ from stages.networks.memory_law import (
     training_memory,
 )
 from stages.networks.multiply_adds import alignment_multiply_adds, language_multiply_adds, qformer_multiply_adds
+from stages.train.parts import frames_with_loss
+
+_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class TrainingEstimate:
     loss_multiply_adds: int
     memory: dict[int, StepMemory]
     frames_per_chunk: int
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Of all weights, before the first step: trained ones are float32."""
+        return sum(_FLOAT32_BYTES * part.parameters if part.is_trained else part.num_bytes for part in self.parts)
 
     def largest_part(self, budget: int, batch_size: int) -> Parts | None:
         """The largest part of a batch that fits into so many bytes, as training chooses it; None if none does."""
@@ -109,6 +117,7 @@ def estimate_training(
             quantize=config.language.quantize,
             dtype=dtype,
             frames_per_chunk=parts.frames,
+            longest=frames_with_loss(train, clip.frames, distils=model.alignment is not None),
             shards=train.processes if train.shard_language == "fsdp" else None,
         )
         parts = parts.halved()

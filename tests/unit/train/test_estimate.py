@@ -13,13 +13,15 @@ from pipeline.settings import locations
 from pipeline.settings.config import resolve
 from stages.data.manifest import Sample
 from stages.extract.estimate import frame_multiply_adds
+from stages.free_memory import usable_of
 from stages.frozen.load import load_encoder, load_teacher
 from stages.frozen.shapes import frame_shape
 from stages.frozen.stand_ins import with_stand_ins
-from stages.gpus import ASSUMED_SHARE, COMMON_GPUS, GB
+from stages.gpus import ASSUMED_SHARE, COMMON_GPUS, GB, Gpu
 from stages.networks.memory_law import ClipShape, Parts
 from stages.networks.pretrained import LoadedModel
 from stages.train.estimate import estimate_training, num_steps, num_validations
+from stages.train.parts import parts_for
 from stages.train.trial import random_batch
 
 FRAMES = 7  # more than the memory has slots
@@ -104,6 +106,24 @@ def test_the_largest_part_has_fewer_frames_at_once_only_where_no_clip_fits():
     assert found.largest_part(whole.total(3), 2) == Parts(2, chunk)
     assert found.largest_part(less.total(1), 64) == Parts(1, half)
     assert found.largest_part(whole.total(0), 64) is None
+
+
+@pytest.mark.parametrize("megabytes", [0, 5, 9, 20, 60])
+def test_what_is_said_to_fit_on_a_gpu_is_what_training_chooses_there(loaded, monkeypatch, megabytes):
+    """With so many megabytes free beside the weights; from one frame at a time to several clips."""
+    config, shape = config_of("train.loader_workers=0"), frame_shape(config_of())
+    clip = ClipShape(FRAMES, shape.tokens, 5, 20)
+    with with_stand_ins(config, ("qformer", "language")) as dressed:
+        found = estimate_training(dressed, config.train, clip, target_width=shape.teacher_width, dtype=torch.float32)
+    assert found.loaded_bytes == sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    free = megabytes * 10**6
+    gpu = Gpu("any", GB + found.loaded_bytes + free, None)
+    monkeypatch.setattr("stages.train.parts.usable_memory", lambda _device: usable_of(free))
+    chosen = parts_for(
+        config.train, loaded.model, clip, loaded.compute, samples=64, quantize="none", with_moments=False
+    )
+    said = found.largest_part(gpu.budget(found.loaded_bytes), 64)
+    assert said == chosen or (said is None and chosen == Parts(1, 1))
 
 
 def test_times_are_the_stated_share_of_the_peak():
