@@ -25,6 +25,7 @@ from torch import nn
 
 from model.config import ModelConfig, Quantization
 from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
+from stages.config import TrainConfig
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 from stages.weights.instructblip import instructblip_config, language_config
 from stages.weights.repository import Repository
@@ -118,30 +119,28 @@ def parts_that_fit(memory_of: Callable[[int], StepMemory], budget: int, whole: P
 
 def training_memory(
     model: "DiffLMM",
+    train: TrainConfig,
     clip: ClipShape,
     *,
     quantize: Quantization,
     dtype: torch.dtype,
-    frames_per_chunk: int | None,
-    shards: int | None = None,
 ) -> StepMemory:
     """Add up a training step's memory from the networks' shapes alone.
 
     Args:
         model: it may be on the meta device.
+        train: of the recipe, `frames_per_chunk`, `processes` and `shard_language`.
         clip: one clip.
         quantize: how the frozen language model's matrices are held.
         dtype: of what is not quantised.
-        frames_per_chunk: as in `train.frames_per_chunk`.
-        shards: processes over which the language model's layers are sharded; None: each has them whole.
     """
     language = model.language.model
     weights = frozen_bytes(language, quantize, bytes_each=dtype.itemsize)
-    if shards is not None:
+    if train.shard_language == "fsdp":
         from stages.networks.sharding import decoder_layers
 
         layers = [dtype.itemsize * sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(language)]
-        weights = sharded_bytes(weights, layers, shards)
+        weights = sharded_bytes(weights, layers, train.processes)
     return step_memory(
         model.qformer,
         clip,
@@ -150,7 +149,7 @@ def training_memory(
         trained=sum(parameter.numel() for parameter in model.trained_parameters().values()),
         bytes_each=dtype.itemsize,
         quantize=quantize,
-        frames_per_chunk=frames_per_chunk,
+        frames_per_chunk=train.frames_per_chunk,
     )
 
 

@@ -105,11 +105,10 @@ def estimate_training(
     while parts is not None:
         memory[parts.frames] = training_memory(
             model,
+            train.model_copy(update={"frames_per_chunk": parts.frames}),
             clip,
             quantize=config.language.quantize,
             dtype=dtype,
-            frames_per_chunk=parts.frames,
-            shards=train.processes if train.shard_language == "fsdp" else None,
         )
         parts = parts.halved()
     language, described = model.language.model, model.language.model.config
