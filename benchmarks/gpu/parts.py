@@ -193,9 +193,9 @@ def _parts(machine):
 def _step_row(machine, stepper, parts):
     """Steps of as many clips as go through the networks at once."""
     row = {"micro_batch_size": parts.clips, "frames_per_chunk": parts.frames}
-    row["bytes_by_law"] = training_memory(
-        stepper.model, _clip(machine.shapes), quantize="none", dtype=LOWER, frames_per_chunk=parts.frames
-    ).total(parts.clips)
+    recipe = TrainConfig(frames_per_chunk=parts.frames)
+    law = training_memory(stepper.model, recipe, _clip(machine.shapes), quantize="none", dtype=LOWER)
+    row["bytes_by_law"] = law.total(parts.clips)
     batch = published.batch(machine.shapes, machine.device, parts.clips)
     stepper.parts = parts
 

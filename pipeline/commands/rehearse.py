@@ -46,7 +46,7 @@ def run(resolved: Resolved, *, language_layers: int | None, as_json: bool) -> No
         for stage in STAGES:
             bar.move_to(bar.done, stage)
             costs[stage] = _run(stage, folder)
-            if not costs[stage].fits or costs[stage].error is not None:
+            if not costs[stage].passed:
                 break
             bar.advance(note="")
         failure = failure_of(stage, costs[stage], config)
@@ -103,7 +103,8 @@ def failure_of(stage: str, cost: Cost, config: PipelineConfig) -> UserError | No
 def _show(
     resolved: Resolved, config: PipelineConfig, costs: dict[str, Cost], *, language_layers: int | None, as_json: bool
 ) -> None:
-    passed = len(costs) == len(STAGES) and all(cost.fits and cost.error is None for cost in costs.values())
+    done = {stage: cost for stage, cost in costs.items() if cost.passed}
+    passed = len(done) == len(STAGES)
     content: dict[str, Any] = {
         "preset": resolved.config.preset,
         "precision": {"extract": config.extract.precision, "train": config.train.precision},
@@ -113,7 +114,6 @@ def _show(
     }
     if as_json:
         emit_json(content)
-    done = {stage: cost for stage, cost in costs.items() if cost.fits and cost.error is None}
     on_gpu = any(cost.gpu_bytes is not None for cost in done.values())
     rows = [
         (
@@ -127,15 +127,8 @@ def _show(
         )
         for stage, cost in done.items()
     ]
-    columns = (
-        "stage",
-        "work",
-        "loading s",
-        "seconds",
-        "CPU s",
-        "peak memory",
-        *(("peak of the GPU",) if on_gpu else ()),
-    )
+    of_gpu = ("peak of the GPU",) if on_gpu else ()
+    columns = ("stage", "work", "loading s", "seconds", "CPU s", "peak memory", *of_gpu)
     with beside_json(as_json):
         if rows:
             cut = "" if language_layers is None else f", {language_layers} layers of the language model"

@@ -48,6 +48,11 @@ class Cost:
     fits: bool = True
     error: str | None = None
 
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was wrong."""
+        return self.fits and self.error is None
+
 
 # What a stage did, and the seconds that it took once its networks were ready.
 _Done = tuple[str, float]

@@ -1,7 +1,7 @@
 """What an extraction will take: counts and bytes exactly, times measured with the real worker."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -227,8 +227,7 @@ def show_extraction(survey: Survey, measured: Calibration | None, why_not: str) 
     )
     shape = survey.shape
     print_answer(f"frame:  features {shape.tokens} x {shape.width}, y* {shape.teacher_width}")
-    if shape.assumed:
-        print_answer(f"  published sizes, because this machine has no {' and no '.join(shape.assumed)} yet")
+    show_assumed(shape.assumed)
     show_downloads(survey.downloads)
     _show_bytes(survey)
     if measured is None:
@@ -236,6 +235,12 @@ def show_extraction(survey: Survey, measured: Calibration | None, why_not: str) 
     else:
         _show_times(measured, plan.num_frames, survey.frames_left)
     _show_disk(survey)
+
+
+def show_assumed(checkpoints: Sequence[str]) -> None:
+    """Whose published sizes were taken, for people."""
+    if checkpoints:
+        print_answer(f"  published sizes, because this machine has no {' and no '.join(checkpoints)} yet")
 
 
 def show_downloads(downloads: Mapping[str, int | None]) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.planning.extraction import show_assumed
 from pipeline.planning.measured_step import MeasuredStep
 from pipeline.planning.training import TaskPlan, TrainingPlan
 from pipeline.screen.console import print_answer, table
@@ -88,8 +89,7 @@ def show_training(plan: TrainingPlan, frames: int | None, measured: MeasuredStep
     if plan.from_card:
         splits = ", ".join(plan.from_card)
         print_answer(f"  samples of {splits} as the card counts them, because their annotations are not here")
-    if plan.assumed:
-        print_answer(f"  published sizes, because this machine has no {' and no '.join(plan.assumed)} yet")
+    show_assumed(plan.assumed)
     if plan.are_tokens_assumed:
         clip = widest.estimate.clip
         print_answer(f"  {clip.words} tokens of a question and {clip.sequence} of the whole sequence are assumed")

@@ -106,9 +106,8 @@ def needed(config: PipelineConfig, stage: str) -> int:
         model,
         Compute(device, pick_dtype(config.train.precision, device)),
         config.language.quantize,
+        config.train,
         clip if stage == "train" else None,
-        clips=config.train.batch_size,
-        frames_per_chunk=config.train.frames_per_chunk,
     )
 
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from model.config import ModelConfig, Quantization
 from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
+from stages.config import TrainConfig
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 from stages.weights.instructblip import instructblip_config, language_config
 from stages.weights.repository import Repository
@@ -116,34 +117,37 @@ def parts_that_fit(memory_of: Callable[[int], StepMemory], budget: int, whole: P
     return Parts(max(1, min(parts.clips, clips)), parts.frames)
 
 
+def frames_with_loss(config: TrainConfig, frames: int, *, distils: bool) -> int:
+    """Most frames in a row of a clip that carry a loss; the last one always does, for the answer."""
+    if not distils or config.kd_frames == "last":
+        return 1
+    return frames if config.kd_frames == "all" else min(frames, config.kd_frames + 1)
+
+
 def training_memory(
     model: "DiffLMM",
+    train: TrainConfig,
     clip: ClipShape,
     *,
     quantize: Quantization,
     dtype: torch.dtype,
-    frames_per_chunk: int | None,
-    longest: int | None = None,
-    shards: int | None = None,
 ) -> StepMemory:
     """Add up a training step's memory from the networks' shapes alone.
 
     Args:
         model: it may be on the meta device.
+        train: the recipe.
         clip: one clip.
         quantize: how the frozen language model's matrices are held.
         dtype: of what is not quantised.
-        frames_per_chunk: as in `train.frames_per_chunk`.
-        longest: most frames in a row that carry a loss; None: all of a clip's.
-        shards: processes over which the language model's layers are sharded; None: each has them whole.
     """
     language = model.language.model
     weights = frozen_bytes(language, quantize, bytes_each=dtype.itemsize)
-    if shards is not None:
+    if train.shard_language == "fsdp":
         from stages.networks.sharding import decoder_layers
 
         layers = [dtype.itemsize * sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(language)]
-        weights = sharded_bytes(weights, layers, shards)
+        weights = sharded_bytes(weights, layers, train.processes)
     return step_memory(
         model.qformer,
         clip,
@@ -152,8 +156,8 @@ def training_memory(
         trained=sum(parameter.numel() for parameter in model.trained_parameters().values()),
         bytes_each=dtype.itemsize,
         quantize=quantize,
-        frames_per_chunk=frames_per_chunk,
-        longest=longest,
+        frames_per_chunk=train.frames_per_chunk,
+        longest=frames_with_loss(train, clip.frames, distils=model.alignment is not None),
     )
 
 

@@ -6,6 +6,7 @@ import torch
 
 from model.config import ModelConfig, Quantization
 from model.diff_lmm import DiffLMM
+from stages.config import TrainConfig
 from stages.device import Compute, pick_device, pick_dtype
 from stages.errors import LackOfMemoryError
 from stages.free_memory import usable_memory
@@ -44,7 +45,7 @@ def compute_for(
     quantize = networks.language.quantize
 
     def needed(dtype: torch.dtype, quantize: Quantization, clip: ClipShape | None) -> int:
-        return needed_bytes(model, Compute(device, dtype), quantize, clip)
+        return needed_bytes(model, Compute(device, dtype), quantize, TrainConfig(frames_per_chunk=1), clip)
 
     for frozen in types:
         if needed(frozen, quantize, clip) <= free:
@@ -67,30 +68,22 @@ def compute_for(
 
 
 def needed_bytes(
-    model: DiffLMM,
-    compute: Compute,
-    quantize: Quantization,
-    clip: ClipShape | None,
-    *,
-    clips: int = 1,
-    frames_per_chunk: int | None = 1,
+    model: DiffLMM, compute: Compute, quantize: Quantization, train: TrainConfig, clip: ClipShape | None
 ) -> int:
-    """Bytes of a model, and of a training step on top.
+    """Bytes of a model, and of a training step of one clip with it.
 
     Args:
         model: it may be on the meta device.
         compute: device, and the type in which the frozen language model is read.
         quantize: how it is held.
-        clip: one clip of the step; None: there is none.
-        clips: how many go through the networks at once.
-        frames_per_chunk: as in `train.frames_per_chunk`.
+        train: the recipe, as in `training_memory`.
+        clip: the clip; None: there is no step.
     """
     bytes_each = compute.dtype.itemsize
     # On a CPU it is read whole before its matrices are quantised, and only then comes what else there is.
     on_cpu = compute.device.type == "cpu"
     read = frozen_bytes(model.language.model, "none", bytes_each=bytes_each) if on_cpu else 0
     if clip is not None:
-        step = training_memory(model, clip, quantize=quantize, dtype=compute.dtype, frames_per_chunk=frames_per_chunk)
-        return max(read, step.total(clips))
+        return max(read, training_memory(model, train, clip, quantize=quantize, dtype=compute.dtype).total(1))
     trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
     return max(read, frozen_bytes(model.language.model, quantize, bytes_each=bytes_each) + trained * _FLOAT32_BYTES)

@@ -23,7 +23,6 @@ from stages.networks.memory_law import (
     training_memory,
 )
 from stages.networks.multiply_adds import alignment_multiply_adds, language_multiply_adds, qformer_multiply_adds
-from stages.train.parts import frames_with_loss
 
 _FLOAT32_BYTES = 4
 
@@ -113,12 +112,10 @@ def estimate_training(
     while parts is not None:
         memory[parts.frames] = training_memory(
             model,
+            train.model_copy(update={"frames_per_chunk": parts.frames}),
             clip,
             quantize=config.language.quantize,
             dtype=dtype,
-            frames_per_chunk=parts.frames,
-            longest=frames_with_loss(train, clip.frames, distils=model.alignment is not None),
-            shards=train.processes if train.shard_language == "fsdp" else None,
         )
         parts = parts.halved()
     language, described = model.language.model, model.language.model.config

@@ -8,7 +8,15 @@ from model.qformer.qformer import frames_per_chunk_of
 from stages.config import TrainConfig
 from stages.device import Compute
 from stages.free_memory import usable_memory
-from stages.networks.memory_law import TRAINED_BYTES, ClipShape, Parts, StepMemory, parts_that_fit, step_memory
+from stages.networks.memory_law import (
+    TRAINED_BYTES,
+    ClipShape,
+    Parts,
+    StepMemory,
+    frames_with_loss,
+    parts_that_fit,
+    step_memory,
+)
 
 _FLOAT32_BYTES = 4
 
@@ -63,10 +71,3 @@ def bytes_to_come(model: DiffLMM, *, with_moments: bool) -> int:
     """What a first step adds for good: gradients and, where the optimizer has none yet, AdamW's two moments."""
     trained = sum(p.numel() for p in model.trained_parameters().values())
     return trained * _FLOAT32_BYTES * (1 if with_moments else 3)
-
-
-def frames_with_loss(config: TrainConfig, frames: int, *, distils: bool) -> int:
-    """Most frames in a row of a clip that carry a loss; the last one always does, for the answer."""
-    if not distils or config.kd_frames == "last":
-        return 1
-    return frames if config.kd_frames == "all" else min(frames, config.kd_frames + 1)
