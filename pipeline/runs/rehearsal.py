@@ -12,7 +12,6 @@ from stages.data.card_schema import AnnotationFiles, VideoFiles
 from stages.data.synthetic.generator import write_video
 from stages.data.synthetic.plan import LABELS, VideoSpec
 from stages.device import Compute, pick_device, pick_dtype
-from stages.free_memory import free_memory
 from stages.frozen.shapes import frame_shape
 from stages.frozen.stand_ins import put_stand_ins
 from stages.networks.memory_law import ASSUMED_TEXT, ASSUMED_WORDS, ClipShape, on_meta
@@ -56,11 +55,7 @@ def dress(config: PipelineConfig, folder: Path, *, language_layers: int | None) 
         "train.trackers": [],
     }
     networks = ("encoder", "teacher", "qformer", "language")
-    dressed = overlay(put_stand_ins(config, folder, networks, language_layers=language_layers), own, "rehearsal")
-    device = pick_device()
-    if config.train.precision == "auto" and device.type == "cpu" and needed(dressed, "train") > free_memory(device):
-        return overlay(dressed, {"train.precision": "bfloat16"}, "rehearsal")
-    return dressed
+    return overlay(put_stand_ins(config, folder, networks, language_layers=language_layers), own, "rehearsal")
 
 
 def _write_data(config: PipelineConfig, folder: Path) -> str:
