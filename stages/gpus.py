@@ -46,6 +46,8 @@ COMMON_GPUS: Sequence[Gpu] = (
     Gpu("H100", 80 * GB, 989e12),
     Gpu("H200", 141 * GB, 989e12),
 )
+# Cards of the same names with fewer cores or a lower clock; of the A100, both forms are alike.
+_OTHER_FORMS = ("H100 PCIe", "NVL", "Laptop", "4090 D")
 
 
 def this_gpu() -> Gpu | None:
@@ -55,5 +57,6 @@ def this_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_properties(0)
-    peak = next((gpu.peak for gpu in COMMON_GPUS if gpu.name in found.name), None)
+    is_other = any(form in found.name for form in _OTHER_FORMS)
+    peak = next((gpu.peak for gpu in COMMON_GPUS if gpu.name in found.name and not is_other), None)
     return Gpu(found.name, found.total_memory, peak)
