@@ -74,7 +74,8 @@ def variables_of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
     A batch script has SLURM_PROCID, too; only tasks of `srun` have SLURM_STEP_NUM_TASKS. MASTER_ADDR is the first node
     of the step, and MASTER_PORT a number that all tasks work out from the ids of job and step, unless they are set. A
-    task that was given GPUs of its own (--gpus-per-task) sees no others: it is the only one of its machine.
+    task that was given GPUs of its own (--gpus-per-task, --ntasks-per-gpu) sees no others: it is the only one of its
+    machine.
     """
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
     if "RANK" in environment or "SLURM_PROCID" not in environment or tasks == 1:
@@ -82,7 +83,7 @@ def variables_of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", 1))
     ids = int(environment.get("SLURM_JOB_ID", 0)) + int(environment.get("SLURM_STEP_ID", 0))
     first = first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")) if nodes > 1 else "127.0.0.1"
-    is_alone = "SLURM_GPUS_PER_TASK" in environment
+    is_alone = not environment.keys().isdisjoint(("SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"))
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": str(tasks),

@@ -97,8 +97,9 @@ def test_a_task_of_srun_is_given_torchs_variables():
     assert (here["MASTER_ADDR"], here["LOCAL_WORLD_SIZE"]) == ("127.0.0.1", "8")
 
 
-def test_a_task_with_gpus_of_its_own_takes_the_first_of_them():
-    given = variables_of_slurm(SRUN | {"SLURM_GPUS_PER_TASK": "1"})
+@pytest.mark.parametrize("given_by", ["SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"])
+def test_a_task_with_gpus_of_its_own_takes_the_first_of_them(given_by):
+    given = variables_of_slurm(SRUN | {given_by: "1"})
     assert (given["RANK"], given["LOCAL_RANK"], given["LOCAL_WORLD_SIZE"]) == ("5", "0", "1")
 
 
