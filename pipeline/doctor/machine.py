@@ -73,7 +73,11 @@ def check_devices(config: PipelineConfig) -> Iterator[Finding]:
         device = torch.cuda.get_device_properties(index)
         # The same question as stages.device.pick_dtype asks, of each device.
         with torch.cuda.device(index):
-            bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16, so float32 is used"
+            bfloat16 = (
+                "bfloat16"
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else "no bfloat16, so float32 is used"
+            )
         yield Finding(
             "devices", f"GPU {index}", "ok", f"{device.name}, {device.total_memory / GIB:.0f} GiB, {bfloat16}"
         )
