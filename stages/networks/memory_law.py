@@ -26,6 +26,7 @@ from torch import nn
 from model.config import ModelConfig, Quantization
 from model.qformer.qformer import MemoryQFormer, frames_per_chunk_of
 from stages.config import TrainConfig
+from stages.errors import UserError
 from stages.networks.quantization import BLOCK, layer_matrices, shape_of
 from stages.weights.instructblip import instructblip_config, language_config
 from stages.weights.repository import Repository
@@ -169,7 +170,7 @@ def on_meta(config: ModelConfig, *, target_width: int | None) -> "DiffLMM":
         target_width: D of the teacher targets; None to leave out the alignment heads.
 
     Raises:
-        UserError: a configuration that cannot be had.
+        UserError: a configuration that cannot be had, or networks and settings do not fit each other.
     """
     from transformers import AutoModelForCausalLM
 
@@ -180,14 +181,18 @@ def on_meta(config: ModelConfig, *, target_width: int | None) -> "DiffLMM":
     width = instructblip_config(Repository(config.qformer.source)).qformer_config.encoder_hidden_size
     # Making a network seeds and moves torch's generator.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return new_diff_lmm(
-            config,
-            language=AutoModelForCausalLM.from_config(described),
-            special=SpecialTokens(0, 0),
-            visual_width=width,
-            target_width=target_width,
-            seed=0,
-        )
+        language = AutoModelForCausalLM.from_config(described)
+        try:
+            return new_diff_lmm(
+                config,
+                language=language,
+                special=SpecialTokens(0, 0),
+                visual_width=width,
+                target_width=target_width,
+                seed=0,
+            )
+        except ValueError as error:
+            raise UserError(str(error), where="configuration") from error
 
 
 def kept_numbers(model: MemoryQFormer, *, batch: int, frames: int, patches: int, words: int) -> int:
