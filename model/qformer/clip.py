@@ -16,7 +16,7 @@ from torch import Tensor
 from model.qformer.dropout import Draws, Place
 from model.qformer.memory import MergePlan, plan_merges
 from model.qformer.paged_attention import PagedAttention, Remembered, project
-from model.qformer.parts import QFormerMemory, QFormerParts, TextTokens
+from model.qformer.parts import QFormerMemory, QFormerParts, TextTokens, without_graph
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Carried:
     slots: tuple[LayerSlots, ...]
 
 
-@torch.no_grad()
+@without_graph()
 def carry(model: QFormerParts, memory: QFormerMemory) -> Carried:
     """Project what was seen before a clip."""
     pairs = zip(model.layers, memory.layers, strict=True)
@@ -131,7 +131,8 @@ def _paged(
 ) -> PagedAttention:
     inner = attention.attention
     heads = inner.num_attention_heads
-    return PagedAttention(plan, heads, valid, draws.of_attention(plan, heads, queries, inner.attention_dropout, place))
+    rate = inner.config.attention_probs_dropout_prob
+    return PagedAttention(plan, heads, valid, draws.of_attention(plan, heads, queries, rate, place))
 
 
 def _attend(

@@ -1,5 +1,7 @@
 """What both forms of the memory-bank Q-Former share: its weights, embeddings, temporal table and feed-forwards."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -16,9 +18,21 @@ from model.qformer.memory import MemoryBank
 # cross-attention and of each attention.
 _MODEL_PARTS = "embeddings.word_embeddings embeddings.position_embeddings embeddings.layernorm embeddings.dropout"
 _LAYER_PARTS = "has_cross_attention feed_forward_chunk feed_forward_chunk_query intermediate intermediate_query"
-_ATTENTION_PARTS = "query key value num_attention_heads attention_dropout"
+_ATTENTION_PARTS = "query key value num_attention_heads config.attention_probs_dropout_prob"
 # And of what ends each attention and each feed-forward.
 _CLOSING_PARTS = "dense dropout LayerNorm"
+
+
+@contextmanager
+def without_graph() -> Iterator[None]:
+    """No graph in the block, and no use of the block's casts where there is one.
+
+    Before torch 2.11, autocast remembers a weight that it has cast without a graph, and gives it to whoever builds one.
+    """
+    with torch.no_grad():
+        yield
+    if torch.is_grad_enabled():
+        torch.clear_autocast_cache()
 
 
 @dataclass(frozen=True)

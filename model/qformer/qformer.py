@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.qformer import clip
 from model.qformer.memory import append
-from model.qformer.parts import QFormerChunk, QFormerMemory, QFormerOutput, QFormerParts, TextTokens
+from model.qformer.parts import QFormerChunk, QFormerMemory, QFormerOutput, QFormerParts, TextTokens, without_graph
 
 
 class MemoryQFormer(QFormerParts):
@@ -130,7 +130,7 @@ class MemoryQFormer(QFormerParts):
         for start, stop, needed in split_runs(
             wanted, frames, frames_per_chunk or frames_per_chunk_of(self.config.memory_slots)
         ):
-            with nullcontext() if needed else torch.no_grad():
+            with nullcontext() if needed else without_graph():
                 levels, carried = clip.forward_chunk(
                     self, carried, features[:, start:stop], text, seeds=seeds, feed_only=not needed
                 )
@@ -188,7 +188,7 @@ def _attend(inner: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor 
     `inner` is an `InstructBlipQFormerMultiHeadAttention`, asked only for its dropout. The mask is boolean, True where
     a key is seen, and broadcasts to [B, heads, N, K].
     """
-    dropout = inner.attention_dropout if inner.training else 0.0
+    dropout = inner.config.attention_probs_dropout_prob if inner.training else 0.0
     context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return context.transpose(1, 2).flatten(2)
 

@@ -24,8 +24,8 @@ def model():
     for part in built.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = RATE
-        elif hasattr(part, "attention_dropout"):
-            part.attention_dropout = RATE
+        elif hasattr(part, "attention_head_size"):
+            part.config.attention_probs_dropout_prob = RATE
     return built
 
 

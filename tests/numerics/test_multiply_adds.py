@@ -66,7 +66,10 @@ def test_a_frozen_language_model_takes_what_is_counted(backward):
         if backward:
             logits.sum().backward()
 
-    assert language_multiply_adds(model, model.config, 20, backward=backward) == counted(work)
+    # Older versions of transformers work out the angles of the rotary embedding by a product.
+    angles = 20 * model.config.head_dim // 2
+    found = language_multiply_adds(model, model.config, 20, backward=backward)
+    assert counted(work) in (found, found + angles)
 
 
 @pytest.mark.parametrize("pooling", ["before", "after", "loss"])

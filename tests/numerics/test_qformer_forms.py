@@ -129,8 +129,8 @@ def dropping_out():
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.5
-        elif hasattr(part, "attention_dropout"):
-            part.attention_dropout = 0.5
+        elif hasattr(part, "attention_head_size"):
+            part.config.attention_probs_dropout_prob = 0.5
     return model
 
 

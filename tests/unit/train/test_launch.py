@@ -156,7 +156,7 @@ print(torch.get_num_threads())
     environment |= {} if given is None else {"OMP_NUM_THREADS": given}
     words = [sys.executable, "-c", program, str(tmp_path / "store")]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == str(threads), done.stderr
+    assert done.stdout.split()[-1] == str(threads), done.stderr  # gloo of torch 2.9 prints there, too
 
 
 def test_of_processes_that_fail_one_goes_on_with_its_error(tmp_path, monkeypatch):
