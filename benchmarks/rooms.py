@@ -14,7 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HOUSE = ("model", "stages", "pipeline")
+PACKAGES = ("model", "stages", "pipeline")
 
 
 def imports_of(root: Path, package: str) -> Iterator[tuple[str, str, int]]:
@@ -66,9 +66,11 @@ def floors_of(arrows: dict[str, set[str]]) -> int | None:
 
 def main() -> None:
     root = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else ROOT
-    folders = [".".join(p.parent.relative_to(root).parts) for top in HOUSE for p in (root / top).rglob("__init__.py")]
+    folders = [
+        ".".join(p.parent.relative_to(root).parts) for top in PACKAGES for p in (root / top).rglob("__init__.py")
+    ]
     print(f"{'folder':<28}{'rooms':>6}{'floors':>8}{'arrows':>8}{'lines':>8}")
-    for folder in sorted(folders, key=lambda name: (HOUSE.index(name.split(".")[0]), name)):
+    for folder in sorted(folders, key=lambda name: (PACKAGES.index(name.split(".")[0]), name)):
         arrows = arrows_of(root, folder)
         lines = sum(len(p.read_text("utf-8").splitlines()) for p in (root / folder.replace(".", "/")).rglob("*.py"))
         floors = floors_of(arrows) if arrows else 0

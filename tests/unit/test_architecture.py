@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rooms import HOUSE, arrows_of, floors_of, imports_of
+from benchmarks.rooms import PACKAGES, arrows_of, floors_of, imports_of
 
 ROOT = Path(__file__).parents[2]
 # From the ground up. A room imports rooms of lower floors only; rooms of one floor do not know each other.
@@ -47,11 +47,11 @@ def test_the_model_imports_networks_and_nothing_of_the_house():
 
 def test_imports_lead_to_lower_floors():
     wrong = []
-    for package in HOUSE:
+    for package in PACKAGES:
         found = list(imports_of(ROOT, package))
         assert found
         for module, imported, line in found:
-            if imported.split(".")[0] in HOUSE:
+            if imported.split(".")[0] in PACKAGES:
                 (room, floor), (other, other_floor) = place_of(module), place_of(imported)
                 if room != other and other_floor >= floor:
                     wrong.append(f"{module}:{line} imports {imported}")
@@ -59,7 +59,7 @@ def test_imports_lead_to_lower_floors():
 
 
 def test_no_rooms_import_each_other_in_a_circle():
-    folders = [path.parent for package in HOUSE for path in (ROOT / package).rglob("__init__.py")]
+    folders = [path.parent for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")]
     for folder in folders:
         name = ".".join(folder.relative_to(ROOT).parts)
         assert floors_of(arrows_of(ROOT, name)) is not None, f"{name} has a circle: {arrows_of(ROOT, name)}"
@@ -67,7 +67,7 @@ def test_no_rooms_import_each_other_in_a_circle():
 
 def test_nothing_in_the_house_imports_its_tests_benchmarks_or_recipes():
     strangers = {"tests", "benchmarks", "recipes", "experiments"}
-    for package in HOUSE:
+    for package in PACKAGES:
         assert [where for where in imports_of(ROOT, package) if where[1].split(".")[0] in strangers] == []
 
 
