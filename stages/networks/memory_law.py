@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 TRAINED_BYTES = 16
 # Under autocast some of what is kept is bfloat16; float32 is the most.
 _KEPT_BYTES = 4
-_FLOAT32_BYTES = 4
+FLOAT32_BYTES = 4
 ASSUMED_WORDS, ASSUMED_TEXT = 16, 32
 """Tokens of a question, and of prompt and answer, where none are at hand to be counted: LVU's have fewer."""
 # nf4: the blocks' scales are stored in a byte each, and so many of them share a scale of their own. Each matrix has the
@@ -244,14 +244,14 @@ def frozen_bytes(model: nn.Module, quantize: Quantization, *, bytes_each: int = 
 
 def _int8_bytes(outputs: int, inputs: int) -> int:
     """A byte per number, and a float32 scale per row."""
-    return outputs * inputs + outputs * _FLOAT32_BYTES
+    return outputs * inputs + outputs * FLOAT32_BYTES
 
 
 def _nf4_bytes(outputs: int, inputs: int) -> int:
     """Half a byte per number, a byte per block, a float32 per `_SCALES_BLOCK` blocks, and the tables."""
     numbers = outputs * inputs
     blocks = -(-numbers // BLOCK)
-    return -(-numbers // 2) + blocks + (-(-blocks // _SCALES_BLOCK) + _NF4_TABLES) * _FLOAT32_BYTES
+    return -(-numbers // 2) + blocks + (-(-blocks // _SCALES_BLOCK) + _NF4_TABLES) * FLOAT32_BYTES
 
 
 def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization = "none") -> int:
@@ -275,7 +275,7 @@ def language_kept_bytes(config: Any, *, bytes_each: int, quantize: Quantization 
     width, inner, head = config.hidden_size, _inner_width(config), head_width(config)
     heads = config.num_attention_heads
     of_keys = getattr(config, "num_key_value_heads", None) or heads
-    norm = _FLOAT32_BYTES * width
+    norm = FLOAT32_BYTES * width
     layer = 2 * norm + (2 * (heads + of_keys) * head + 3 * inner) * bytes_each
     if quantize == "int8":
         layer += (2 * width + inner) * bytes_each
@@ -349,7 +349,7 @@ def step_memory(
     features *= 1 + read_ahead
     language_kept = shape.sequence * language_kept_bytes(language_config, bytes_each=bytes_each, quantize=quantize)
     clip = features + qformer_bytes(qformer, shape, frames_per_chunk, longest or shape.frames, language_kept)
-    cast = bytes_each if bytes_each < _FLOAT32_BYTES else 0
+    cast = bytes_each if bytes_each < FLOAT32_BYTES else 0
     return StepMemory(language_bytes, trained * (TRAINED_BYTES + cast), clip)
 
 
@@ -366,8 +366,8 @@ def row_bytes(config: Any, sequence: int, *, bytes_each: int) -> int:
     width, inner = config.hidden_size, _inner_width(config)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     kept = 2 * config.num_hidden_layers * heads * head_width(config) * bytes_each
-    layer = (4 * width + 3 * inner) * bytes_each + 2 * _FLOAT32_BYTES * width
-    return sequence * (kept + layer + config.vocab_size * bytes_each) + 4 * config.vocab_size * _FLOAT32_BYTES
+    layer = (4 * width + 3 * inner) * bytes_each + 2 * FLOAT32_BYTES * width
+    return sequence * (kept + layer + config.vocab_size * bytes_each) + 4 * config.vocab_size * FLOAT32_BYTES
 
 
 def watch_bytes(qformer: MemoryQFormer, shape: ClipShape, *, feature_bytes: int = 2) -> int:

@@ -11,10 +11,9 @@ from stages.device import Compute, pick_device, pick_dtype
 from stages.errors import LackOfMemoryError
 from stages.free_memory import usable_memory
 from stages.networks.exported import Precision
-from stages.networks.memory_law import ClipShape, frozen_bytes, on_meta, training_memory
+from stages.networks.memory_law import FLOAT32_BYTES, ClipShape, frozen_bytes, on_meta, training_memory
 
 _GB = 1e9
-_FLOAT32_BYTES = 4
 _NOTHING_HELPS = "neither language.quantize nor bfloat16 nor fewer frames make it fit"
 
 
@@ -86,4 +85,4 @@ def needed_bytes(
     if clip is not None:
         return max(read, training_memory(model, train, clip, quantize=quantize, dtype=compute.dtype).total(1))
     trained = sum(parameter.numel() for parameter in model.trained_parameters().values())
-    return max(read, frozen_bytes(model.language.model, quantize, bytes_each=bytes_each) + trained * _FLOAT32_BYTES)
+    return max(read, frozen_bytes(model.language.model, quantize, bytes_each=bytes_each) + trained * FLOAT32_BYTES)

@@ -9,6 +9,7 @@ from stages.config import TrainConfig
 from stages.device import Compute
 from stages.free_memory import usable_memory
 from stages.networks.memory_law import (
+    FLOAT32_BYTES,
     TRAINED_BYTES,
     ClipShape,
     Parts,
@@ -17,8 +18,6 @@ from stages.networks.memory_law import (
     parts_that_fit,
     step_memory,
 )
-
-_FLOAT32_BYTES = 4
 
 
 def parts_for(
@@ -70,4 +69,4 @@ def parts_for(
 def bytes_to_come(model: DiffLMM, *, with_moments: bool) -> int:
     """What a first step adds for good: gradients and, where the optimizer has none yet, AdamW's two moments."""
     trained = sum(p.numel() for p in model.trained_parameters().values())
-    return trained * _FLOAT32_BYTES * (1 if with_moments else 3)
+    return trained * FLOAT32_BYTES * (1 if with_moments else 3)
